@@ -1,0 +1,1 @@
+"""Conan engine: trains text-embedding language models from scratch (Conan-embedding-v2, arXiv 2509.12892)."""

@@ -1,0 +1,67 @@
+"""Attention over a packed batch, by the fastest way the device has: the Triton kernel on CUDA, bucketed SDPA on a CPU."""
+
+import torch
+import torch.nn.functional as F
+
+import conan_kernels
+
+
+class Attention:
+    """How every layer of one forward pass attends: made once a batch, called once a layer.
+
+    cu_seqlens: int32 [B+1] on the device. alpha in [0, 1] opens the future: 0 is causal, 1 bidirectional; between, the
+    weights of future tokens are multiplied by M_ij of `mask` ("column", "row", "uniform"; arXiv 2509.12892 section 3.2).
+    """
+
+    def __init__(self, cu_seqlens, alpha, mask="column"):
+        self.cu_seqlens, self.alpha, self.mask = cu_seqlens, alpha, mask
+        self.buckets = None if cu_seqlens.is_cuda else self._buckets()
+
+    def __call__(self, q, k, v):
+        """q [T, H, D], k and v [T, G, D] -> [T, H, D]; H is a multiple of G (grouped-query attention)."""
+        if self.buckets is None:
+            return conan_kernels.soft_mask_attention(q, k, v, self.cu_seqlens, self.alpha, mask=self.mask)
+        repeat = q.shape[1] // k.shape[1]
+        k, v = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (k, v))
+        outputs = []
+        for rows, own, bias in self.buckets:
+            heads = [x[rows].view(*own.shape, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # [b, H, L, D]
+            out = F.scaled_dot_product_attention(*heads, attn_mask=bias, is_causal=bias is None)
+            outputs.append(out.transpose(1, 2)[own])
+        return torch.cat(outputs)[self.back]
+
+    def _buckets(self):
+        """Sequences of like length share one padded SDPA call, so that little of it is padding: up to 8 tokens, then up
+        to 1.5 times the shorter bucket. A bucket is (rows int64 [b*L] of the packed batch, own bool [b, L], bias)."""
+        starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
+        order = lengths.argsort(stable=True)
+        order = order[lengths[order] > 0]
+        buckets, gathered, first = [], [], 0
+        while first < len(order):
+            longest = max(8, int(lengths[order[first]] * 1.5))
+            last = first + int((lengths[order[first:]] <= longest).sum())
+            ids = order[first:last]
+            length = lengths[ids]
+            column = torch.arange(int(length.max()))
+            own = column < length[:, None]  # [b, L]
+            rows = starts[ids, None] + torch.where(own, column, 0)
+            gathered.append(rows[own])
+            buckets.append((rows.flatten(), own, self._bias(length, own)))
+            first = last
+        if gathered:
+            order = torch.cat(gathered)
+            self.back = torch.empty_like(order)
+            self.back[order] = torch.arange(len(order))
+        return buckets
+
+    def _bias(self, length, own):
+        """log M, float [b, 1, L, L], -inf where a query may not look; None when plain causal attention says the same
+        (padding stands after every query, so a causal mask hides it)."""
+        if self.alpha == 0:
+            return None
+        position = torch.arange(1, own.shape[1] + 1)
+        i, j, l = position[:, None], position[None, :], length[:, None, None]
+        axis = {"column": j, "row": i, "uniform": l}[self.mask]
+        future = (self.alpha * l / axis).clamp(max=1).log().expand(len(length), len(position), len(position))
+        bias = torch.where(j <= i, 0.0, future).masked_fill(~own[:, None, :], -torch.inf)
+        return bias[:, None]

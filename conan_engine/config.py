@@ -1,0 +1,224 @@
+"""Every setting and its default, once. Defaults are the paper's (arXiv 2509.12892) where it gives one; "ours" marks
+our own decisions. A TOML file overrides them, and `--section.key=value` overrides the file."""
+
+import dataclasses
+import difflib
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from conan_engine.errors import UserError
+
+
+@dataclass
+class Model:
+    layers: int = 8  # wide and shallow on purpose: the embedding width of a 7B model at 1.5B parameters
+    width: int = 3584
+    ffn: int = 8192
+    heads: int = 32
+    kv_heads: int = 8
+    context: int = 32768  # tokens
+    rope_theta: float = 1e6  # ours: the usual base for a 32k context
+    pooling: str = "mean"  # "mean" over the sequence's own tokens, or "last" token (ours)
+
+
+@dataclass
+class Tokenizer:
+    path: str = ""  # an existing .model file; empty: train one from the pretrain and weak data
+    vocab_size: int = 150_000
+    train_bytes: int = 2_000_000_000  # ours: at most this much text, evenly sampled (the paper: about 400k texts)
+
+
+@dataclass
+class Stage:
+    """What all four stages share."""
+
+    data: dict[str, float] = field(default_factory=dict)  # source -> weight; steps are shared out in proportion
+    steps: int = 0
+    batch: int = 64  # sequences (LM) or queries (contrastive) a step, over all ranks
+    chunk: int = 0  # sequences embedded at a time on one rank; 0 = all at once. Same result, less memory
+    max_tokens: int = 512  # a longer text is cut (contrastive) or split (pretrain)
+    lr: float = 1e-4
+    warmup: float = 0.05  # share of the steps
+    final_lr: float = 0.1  # ours: linear decay to this share of lr
+    weight_decay: float = 1e-3
+    clip: float = 1.0  # ours: gradient norm
+
+
+@dataclass
+class Pretrain(Stage):
+    batch: int = 256
+    max_tokens: int = 32768
+
+
+@dataclass
+class Sft(Stage):
+    lr: float = 2e-5
+    warmup: float = 0.02
+    max_tokens: int = 32768
+
+
+@dataclass
+class Weak(Stage):
+    temperature: float = 0.02  # ours: the paper writes none
+    alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"
+    mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
+    teacher: str = ""  # "module:function" that scores (queries, documents); empty: the data's own "score" column
+    min_score: float = 0.4  # pairs that the teacher scores below this are dropped
+
+
+@dataclass
+class Supervised(Stage):
+    batch: int = 4
+    temperature: float = 0.02  # ours
+    dims: list[int] = field(default_factory=lambda: [256, 512, 1024, 1536, 2048, 3072, 3584])  # Matryoshka
+    sts: dict[str, float] = field(default_factory=dict)  # sources of scored sentence pairs
+    sts_batch: int = 32
+    sts_temperature: float = 0.05  # the usual CoSENT scale of 20
+    beta: float = 0.8  # L = L_InfoNCE + beta * L_CoSENT (Conan-embedding-v1)
+
+
+@dataclass
+class Negatives:
+    count: int = 7  # hard negatives in use a query
+    pool: int = 32  # ours: candidates mined a query, best first
+    index: str = "Flat"  # ours: faiss index factory string
+    max_ratio: float = 0.95  # ours: a candidate scoring above this share of the positive is a false negative
+    low: float = 0.4  # dynamic replacement: replace if S_0 < low, or ...
+    factor: float = 1.2  # ... if factor * S_i < S_0 and S_i < bound
+    bound: float = 0.7
+
+
+@dataclass
+class Config:
+    run: str = "runs/demo"
+    stages: list[str] = field(default_factory=lambda: ["pretrain", "sft", "weak", "supervised"])
+    start: str = ""  # a run whose newest weights to start from; empty: random weights
+    seed: int = 1
+    device: str = "auto"  # "cuda" where there is one, else "cpu"
+    plan_only: bool = False  # print the model's size and the memory a device needs, then stop
+    save_every: int = 1000  # steps between checkpoints
+    keep: int = 2  # checkpoints kept a stage; the newest is never the only one
+    max_skips: int = 10  # non-finite steps in a row before the run stops
+    model: Model = field(default_factory=Model)
+    tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    pretrain: Pretrain = field(default_factory=Pretrain)
+    sft: Sft = field(default_factory=Sft)
+    weak: Weak = field(default_factory=Weak)
+    supervised: Supervised = field(default_factory=Supervised)
+    negatives: Negatives = field(default_factory=Negatives)
+
+
+def load(path, overrides=()):
+    """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`.
+
+    Returns a Config. Raises UserError for a missing or broken file, an unknown key (naming the nearest one), a value of
+    the wrong type or out of range.
+    """
+    config = Config()
+    try:
+        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise UserError(f"{path}: cannot read this config: {error}") from None
+    _assign(config, tree, "", str(path))
+    for text in overrides:
+        key, equals, value = text.removeprefix("--").partition("=")
+        if not text.startswith("--") or not equals:
+            raise UserError(f"argument {text!r}: expected --section.key=value")
+        try:
+            parsed = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            parsed = value  # a bare word is a string
+        *sections, last = key.split(".")
+        tree = {last: parsed}
+        for section in reversed(sections):
+            tree = {section: tree}
+        _assign(config, tree, "", f"argument {text!r}")
+    _check(config, str(path))
+    return config
+
+
+def from_dict(tree, where):
+    """The Config that `dataclasses.asdict` of a saved run gave. Raises UserError as `load` does."""
+    config = Config()
+    _assign(config, tree, "", where)
+    _check(config, where)
+    return config
+
+
+def _assign(node, tree, prefix, where):
+    hints = typing.get_type_hints(type(node))
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in hints:
+            near = difflib.get_close_matches(name, _all_keys(Config()), n=1, cutoff=0)
+            raise UserError(f"{where}: unknown key {name!r}; the nearest is {near[0]!r}")
+        hint, current = hints[key], getattr(node, key)
+        if dataclasses.is_dataclass(current):
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {name} is a section: set one of its keys, such as {name}.{next(iter(vars(current)))}")
+            _assign(current, value, f"{name}.", where)
+        elif isinstance(hint, types.GenericAlias) and hint.__origin__ is dict:
+            if not isinstance(value, dict) or not all(type(v) in (int, float) and v > 0 for v in value.values()):
+                raise UserError(f"{where}: {name} is {value!r}; expected a table of source = weight, weights above 0")
+            # an override of one source (--weak.data.docstrings=2) keeps the others; a file's table replaces the default
+            setattr(node, key, {**(current if where.startswith("argument") else {}), **{k: float(v) for k, v in value.items()}})
+        elif isinstance(hint, types.GenericAlias):
+            item = hint.__args__[0]
+            if not isinstance(value, list) or not all(type(v) is item for v in value):
+                raise UserError(f"{where}: {name} is {value!r}; expected a list of {item.__name__}")
+            setattr(node, key, value)
+        else:
+            if hint is float and type(value) is int:
+                value = float(value)
+            if type(value) is not hint:
+                raise UserError(f"{where}: {name} is {value!r}; expected {hint.__name__}")
+            setattr(node, key, value)
+
+
+def _all_keys(node, prefix=""):
+    for key, value in vars(node).items():
+        yield f"{prefix}{key}"
+        if dataclasses.is_dataclass(value):
+            yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def _check(config, where):
+    """The rules that a type does not say."""
+
+    def require(holds, key, value, expected):
+        if not holds:
+            raise UserError(f"{where}: {key} is {value!r}; expected {expected}")
+
+    def one_of(key, value, *allowed):
+        require(value in allowed, key, value, " or ".join(map(repr, allowed)))
+
+    model = config.model
+    for key in ("layers", "width", "ffn", "heads", "kv_heads", "context"):
+        require(getattr(model, key) > 0, f"model.{key}", getattr(model, key), "a number above 0")
+    require(model.width % model.heads == 0, "model.heads", model.heads, f"a divisor of model.width = {model.width}")
+    require(model.width // model.heads % 2 == 0, "model.heads", model.heads, "an even head size (RoPE turns pairs)")
+    require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}")
+    one_of("model.pooling", model.pooling, "mean", "last")
+    one_of("device", config.device, "auto", "cpu", "cuda")
+    one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating")
+    one_of("weak.mask", config.weak.mask, "column", "row", "uniform")
+    for name in config.stages:
+        one_of("stages", name, "pretrain", "sft", "weak", "supervised")
+        stage = getattr(config, name)
+        require(stage.steps > 0, f"{name}.steps", stage.steps, "at least 1")
+        require(stage.batch > 0, f"{name}.batch", stage.batch, "at least 1")
+        require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
+        require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
+        require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
+    require(len(set(config.stages)) == len(config.stages) > 0, "stages", config.stages, "each stage at most once, and one at least")
+    for key in ("save_every", "keep", "max_skips"):
+        require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
+    dims = config.supervised.dims
+    require(dims and dims == sorted(set(dims)) and dims[0] > 0, "supervised.dims", dims, "increasing numbers")
+    if "supervised" in config.stages:
+        require(dims[-1] == model.width, "supervised.dims", dims, f"the last to be model.width = {model.width}")
+        require(config.negatives.pool >= config.negatives.count >= 0, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
+        require(config.supervised.sts_batch > 0, "supervised.sts_batch", config.supervised.sts_batch, "at least 1")

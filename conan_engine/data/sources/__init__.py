@@ -1,0 +1,1 @@
+"""Where text comes from: installed documentation, message catalogues, the user's own files."""

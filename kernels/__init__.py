@@ -1,0 +1,1 @@
+"""Hand-written Triton kernels, importable as `conan_kernels`."""
