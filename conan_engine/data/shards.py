@@ -1,0 +1,218 @@
+"""Token shards: written once, mapped for reading. The Python face of csrc/; the format is csrc/FORMAT.md."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from conan_engine import _loader
+from conan_engine.errors import UserError
+
+# What the fields of a record mean.
+FIELDS = {
+    "text": ("text",),
+    "instruction": ("instruction", "input", "output"),
+    "pairs": ("query", "positive", "negative ..."),
+    "sts": ("sentence1", "sentence2"),
+}
+MANIFEST = "manifest.json"
+FORMAT_VERSION = 1
+
+
+class ShardWriter:
+    """Writes a folder of shards; `close`, or the end of a `with` block, makes it whole. After an exception it stays
+    unfinished: there is no manifest, and Shards refuses it.
+
+    directory: made if missing; leftovers of an unfinished writer in it are deleted.
+    kind: a key of FIELDS. tokenizer_hash: SHA-256 of the tokenizer's file, in hex. vocab_size: 1 to 2^24.
+    shard_bytes: a file grows to at most this size, unless a single record is larger.
+    Raises ValueError for bad arguments, UserError if the folder is finished already or cannot be written.
+    """
+
+    def __init__(self, directory, *, kind, tokenizer_hash, vocab_size, shard_bytes=256 * 2**20):
+        if kind not in FIELDS:
+            raise ValueError(f"kind: expected one of {', '.join(FIELDS)}, got {kind!r}")
+        self.directory = Path(directory)
+        self.kind, self.tokenizer_hash, self.vocab_size, self.shard_bytes = kind, tokenizer_hash.lower(), vocab_size, shard_bytes
+        self._tokenizer = bytes.fromhex(tokenizer_hash)
+        self._finished = []  # the manifest's line for each whole shard
+        self._shard = None
+        self._closed = False
+        if (self.directory / MANIFEST).exists():
+            raise UserError(f"{self.directory}: already holds finished shards; delete it or choose another folder")
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            for leftover in self.directory.glob("shard-*"):
+                leftover.unlink()
+        except OSError as error:
+            raise UserError(f"{self.directory}: cannot write here: {error.strerror}; choose another folder") from None
+        self._shard = self._open()
+
+    def add(self, fields, score=float("nan"), group=0):
+        """Append a record.
+
+        fields: at most 65,535 sequences of token ids, 0 <= id < vocab_size; lists of int or integer arrays, may be empty.
+        score: kept as float32, NaN when there is none. group: int64. Raises ValueError.
+        """
+        arrays = [_ids(field) for field in fields]
+        tokens = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
+        if self._shard.records and self._shard.bytes_with(1, len(arrays), len(tokens)) > self.shard_bytes:
+            self._finish()
+            self._shard = self._open()
+        self._shard.add(tokens, [len(array) for array in arrays], score, group)
+
+    def close(self):
+        """Finish the last shard, then write the manifest. Raises UserError if no record was added."""
+        if self._closed:
+            return
+        if not self._shard.records:
+            raise UserError(f"{self.directory}: the source gave no records, nothing was written; check the source")
+        self._finish()
+        self._closed = True
+        manifest = {
+            "version": FORMAT_VERSION,
+            "kind": self.kind,
+            "tokenizer": self.tokenizer_hash,
+            "vocab_size": self.vocab_size,
+            "records": sum(shard["records"] for shard in self._finished),
+            "tokens": sum(shard["tokens"] for shard in self._finished),
+            "shards": self._finished,
+        }
+        partial = self.directory / f"{MANIFEST}.partial"
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                json.dump(manifest, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync(self.directory)  # the shards' names are on disk before the manifest that counts on them
+            partial.rename(self.directory / MANIFEST)
+            _sync(self.directory)
+        except OSError as error:
+            raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if kind is None:
+            self.close()
+        self._shard = None  # closes the file
+
+    def _open(self):
+        return _loader.ShardWriter(str(self.directory / _name(len(self._finished))), self.kind, self._tokenizer, self.vocab_size)
+
+    def _finish(self):
+        bytes_, records, tokens = self._shard.bytes_with(0, 0, 0), self._shard.records, self._shard.tokens
+        crc = self._shard.finish()
+        self._finished.append({"name": _name(len(self._finished)), "bytes": bytes_, "records": records, "tokens": tokens, "crc32c": crc})
+
+
+class Shards:
+    """The records of a finished folder, mapped; len() is their number. Any thread may call any method.
+
+    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number). tokenizer_hash: the tokenizer that the caller
+    will read the ids with; None accepts any.
+
+    Sizes, headers and indexes are checked here, each 16 KiB block of tokens when it is first touched. Whatever is
+    damaged, unfinished or of another tokenizer raises UserError. The files must not change while they are mapped.
+    """
+
+    def __init__(self, directory, tokenizer_hash=None):
+        self.directory = Path(directory)
+        manifest = self._manifest()
+        if tokenizer_hash is not None and manifest["tokenizer"] != tokenizer_hash.lower():
+            raise UserError(
+                f"{self.directory}: written with tokenizer {manifest['tokenizer'][:12]}, but the one in use is {tokenizer_hash[:12].lower()}; "
+                "use that tokenizer, or delete the folder and run again: it is rebuilt from the source"
+            )
+        self._set = _loader.ShardSet([str(self.directory / _name(i)) for i in range(len(manifest["shards"]))])
+        self._compare(manifest, self._set.describe())
+        self.kind, self.vocab_size, self.tokens = manifest["kind"], manifest["vocab_size"], manifest["tokens"]
+
+    def __len__(self):
+        return len(self._set)
+
+    def gather(self, records, fields, limit=None):
+        """The tokens of field fields[i] of record records[i], end to end: (tokens int32 [T], cu_seqlens int32 [n+1]).
+
+        records: int64 [n]. fields: int64 [n], or an int for all. limit: each is cut to its first `limit` tokens.
+        Raises IndexError for a record or field that does not exist, ValueError for more than 2^31 - 1 tokens in all.
+        """
+        return self._set.gather(records, np.broadcast_to(fields, np.shape(records)), limit)
+
+    def lengths(self, records, fields):
+        """Tokens in each field, int32 [n]; arguments and errors as for `gather`."""
+        return self._set.lengths(records, np.broadcast_to(fields, np.shape(records)))
+
+    def field_counts(self, records):
+        """Fields of each record, int32 [n]. records: int64 [n]. Raises IndexError."""
+        return self._set.field_counts(records)
+
+    def scores(self, records):
+        """float32 [n], NaN where the record has none. records: int64 [n]. Raises IndexError."""
+        return self._set.scores(records)
+
+    def groups(self, records):
+        """int64 [n]. records: int64 [n]. Raises IndexError."""
+        return self._set.groups(records)
+
+    def _manifest(self):
+        """The manifest as written, its keys and names in order but its facts not yet held against the shards."""
+        path = self.directory / MANIFEST
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+            if manifest["version"] != FORMAT_VERSION:
+                self._rebuild(path, f"is of format version {manifest['version']!r}, this program reads {FORMAT_VERSION}")
+            names = [shard["name"] for shard in manifest["shards"]]
+            if manifest["kind"] not in FIELDS or not isinstance(manifest["tokenizer"], str) or names != [_name(i) for i in range(len(names))]:
+                raise ValueError
+        except FileNotFoundError:
+            self._rebuild(path, "is missing, so the shards are unfinished")
+        except OSError as error:
+            self._rebuild(path, f"cannot be read ({error.strerror})")
+        except (ValueError, KeyError, TypeError, RecursionError):
+            self._rebuild(path, "is damaged")
+        return manifest
+
+    def _compare(self, manifest, shards):
+        """Every fact in the manifest is said by the shards too; shards of two data sets are not mixed."""
+        for i, (listed, shard) in enumerate(zip(manifest["shards"], shards)):
+            shared = {"kind": shard.pop("kind").decode("latin-1"), "tokenizer": shard.pop("tokenizer").hex(), "vocab_size": shard.pop("vocab_size")}
+            if {**shard, "name": _name(i)} != listed or any(manifest.get(key) != value for key, value in shared.items()):
+                self._rebuild(self.directory / _name(i), f"is not the shard that {MANIFEST} describes")
+        totals = {key: sum(shard[key] for shard in shards) for key in ("records", "tokens")}
+        if not shards or any(manifest.get(key) != value for key, value in totals.items()):
+            self._rebuild(self.directory / MANIFEST, "is damaged: its totals are not those of its shards")
+
+    def _rebuild(self, path, what):
+        raise UserError(f"{path}: {what}; delete {self.directory} and run again: it is rebuilt from the source") from None
+
+
+def order(seed, epoch, count, positions):
+    """Where a seeded permutation of [0, count) takes these positions, computed one by one: no array of `count` is built.
+
+    seed, epoch: any int. count: 1 to 2^62. positions: int64 [n], each in [0, count). Returns int64 [n].
+    Raises IndexError for a position outside, ValueError for such a count.
+    """
+    return _loader.order(seed % 2**64, epoch % 2**64, count, positions)
+
+
+def _ids(field):
+    """A field's tokens as int64 [n]."""
+    array = np.asarray(field)
+    if array.ndim != 1 or (array.dtype.kind not in "iu" and array.size):
+        raise ValueError(f"field: expected a flat sequence of int, got {array.dtype} of shape {list(array.shape)}")
+    return array.astype(np.int64, copy=False)
+
+
+def _name(i):
+    return f"shard-{i:05d}.tokens"
+
+
+def _sync(directory):
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
