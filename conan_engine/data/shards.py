@@ -34,11 +34,9 @@ class ShardWriter:
         if kind not in FIELDS:
             raise ValueError(f"kind: expected one of {', '.join(FIELDS)}, got {kind!r}")
         self.directory = Path(directory)
-        self.kind, self.tokenizer_hash, self.vocab_size, self.shard_bytes = kind, tokenizer_hash.lower(), vocab_size, shard_bytes
+        self.kind, self.vocab_size, self.shard_bytes = kind, vocab_size, shard_bytes
         self._tokenizer = bytes.fromhex(tokenizer_hash)
         self._finished = []  # the manifest's line for each whole shard
-        self._shard = None
-        self._closed = False
         if (self.directory / MANIFEST).exists():
             raise UserError(f"{self.directory}: already holds finished shards; delete it or choose another folder")
         try:
@@ -64,16 +62,16 @@ class ShardWriter:
 
     def close(self):
         """Finish the last shard, then write the manifest. Raises UserError if no record was added."""
-        if self._closed:
+        if self._shard is None:
             return
         if not self._shard.records:
             raise UserError(f"{self.directory}: the source gave no records, nothing was written; check the source")
         self._finish()
-        self._closed = True
+        self._shard = None
         manifest = {
             "version": FORMAT_VERSION,
             "kind": self.kind,
-            "tokenizer": self.tokenizer_hash,
+            "tokenizer": self._tokenizer.hex(),
             "vocab_size": self.vocab_size,
             "records": sum(shard["records"] for shard in self._finished),
             "tokens": sum(shard["tokens"] for shard in self._finished),
