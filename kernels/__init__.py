@@ -1,1 +1,3 @@
 """Hand-written Triton kernels, importable as `conan_kernels`."""
+
+from conan_kernels.info_nce import InfoNCE, Margin, info_nce  # noqa: F401

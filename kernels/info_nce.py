@@ -1,0 +1,93 @@
+"""Matryoshka InfoNCE without the N x M matrix: the public function, its checks, and the choice of the device's form."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from conan_kernels.info_nce_chunked import chunked_info_nce
+
+
+class Margin(NamedTuple):
+    """A candidate whose similarity exceeds positive + absolute + fraction * |positive| is taken for a false negative
+    (the positive-aware mining of arXiv 2407.15831, inside the loss)."""
+
+    absolute: float = 0.0
+    fraction: float = 0.0
+
+
+class InfoNCE(NamedTuple):
+    """What `info_nce` returns, all fp32. Only `loss` carries gradient. Similarities are cosines over the widest dim."""
+
+    loss: Tensor  # [] weighted sum of loss_per_dim
+    loss_per_dim: Tensor  # [len(dims)] mean over queries
+    positive: Tensor  # [N] of each query and its positive
+    hard: Tensor  # [N, K] of each query and its own hard negatives; K = 0 where none are given
+    accuracy: Tensor  # [] share of queries whose positive scores above every other candidate, over the widest dim
+
+
+def info_nce(
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None
+):
+    """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147) in one pass.
+
+        loss_d = mean_i( logsumexp_j(s_ij / T) - s_i,target(i) / T ),   s = cosine of the first d columns
+        loss   = sum_d weights_d * loss_d
+
+    queries [N, E] and documents [M, E]: fp32, bf16 or fp16, the same for both. target [N], int64: the row in documents
+    that is query i's positive. temperature T > 0: a float, or a scalar tensor, which receives a gradient if it asks.
+    dims: ascending prefix widths, default (E,). weights: a float each, default 1 / len(dims). hard [N, K, E]: negatives
+    that only their own query sees. query_group [N] and document_group [M], int64: a document whose id equals the query's
+    is no negative for it; ids below 0 belong to no group. margin: a float (absolute) or a `Margin`; at each dim, by that
+    dim's similarities, documents and hard negatives above it are left out. The positive itself never is.
+
+    Memory is O((N + M) * E). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero has
+    similarity 0 with everything there, and no gradient. Gradients: queries, documents, hard and temperature, once
+    (no double backward).
+
+    Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents (on CUDA the latter
+    is a device-side assertion, to save a synchronisation).
+    """
+    dims = (queries.shape[-1],) if dims is None else tuple(dims)
+    weights = (1.0 / max(1, len(dims)),) * len(dims) if weights is None else tuple(weights)
+    if not isinstance(margin, Margin):
+        margin = Margin(float("inf") if margin is None else margin)
+    _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group)
+    if not isinstance(temperature, Tensor):
+        temperature = torch.full((), temperature, dtype=torch.float32, device=queries.device)
+    if queries.is_cuda:
+        from conan_kernels.info_nce_triton import fused_info_nce as form  # here, because a CPU machine has no Triton
+    else:
+        form = chunked_info_nce
+    return InfoNCE(*form(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, margin))
+
+
+def _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group):
+    if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
+        raise ValueError(f"queries [N, E] and documents [M, E] expected, got {list(queries.shape)} and {list(documents.shape)}")
+    if 0 in queries.shape or 0 in documents.shape:
+        raise ValueError(f"at least one query, document and column expected, got {list(queries.shape)} and {list(documents.shape)}")
+    for name, vectors in (("queries", queries), ("documents", documents), ("hard", hard)):
+        if vectors is None:
+            continue
+        if vectors.dtype not in (torch.float32, torch.bfloat16, torch.float16) or vectors.dtype != queries.dtype:
+            raise ValueError(f"fp32, bf16 or fp16 expected, the same for all; queries are {queries.dtype}, {name} {vectors.dtype}")
+        if vectors.device != queries.device:
+            raise ValueError(f"one device expected; queries are on {queries.device}, {name} on {vectors.device}")
+    N, E = queries.shape
+    if hard is not None and (hard.ndim != 3 or hard.shape[0] != N or hard.shape[2] != E):
+        raise ValueError(f"hard [N, K, E] = [{N}, K, {E}] expected, got {list(hard.shape)}")
+    if (query_group is None) != (document_group is None):
+        raise ValueError("query_group and document_group expected together, got only one")
+    for name, ids, rows in (("target", target, N), ("query_group", query_group, N), ("document_group", document_group, len(documents))):
+        if ids is not None and (ids.dtype != torch.int64 or list(ids.shape) != [rows] or ids.device != queries.device):
+            raise ValueError(f"{name}: int64 [{rows}] on {queries.device} expected, got {ids.dtype} {list(ids.shape)} on {ids.device}")
+    if not dims or any(a >= b for a, b in zip((0, *dims), dims)) or dims[-1] > E:
+        raise ValueError(f"dims ascending in 1..{E} expected, got {list(dims)}")
+    if len(weights) != len(dims):
+        raise ValueError(f"a weight for each of {len(dims)} dims expected, got {len(weights)}")
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1 or temperature.dtype != torch.float32:
+            raise ValueError(f"temperature: a float or an fp32 scalar expected, got {temperature.dtype} {list(temperature.shape)}")
+    elif not temperature > 0:
+        raise ValueError(f"temperature above 0 expected, got {temperature}")

@@ -1,0 +1,198 @@
+"""InfoNCE on the CPU, in plain PyTorch: chunks of queries against all documents, the gradient in the same pass.
+
+The math, per query i, candidate j, Matryoshka dim k with prefix width d_k and inverse prefix norms rq_ik, rd_jk:
+
+    dot_k = dot_{k-1} + q[d_{k-1}:d_k] . d[d_{k-1}:d_k]         a running sum: all dims for one matrix product
+    z_k   = dot_k * rq_k * rd_k / T                             the cosine over T
+    u_k   = dLoss/dz_k = weight_k / N * (softmax_j(z_k) - [j is the positive])
+    dLoss/dq[block b] = sum_j (sum_{k>=b} u_k rq_k rd_k / T) d[block b]  -  (sum_{k>=b} rq_k^2 sum_j u_k z_k) q[block b]
+
+The first term goes through the dot products, again one matrix product for all dims; the second through the norm.
+Documents likewise, with sums over i. dLoss/dT = -sum(u z) / T.
+
+A chunk sees its whole rows, so the gradient needs no second computation of the similarities: three matrix products in
+all, where an online softmax takes four. The workspace, len(dims) x chunk x M, is kept within the size of the documents.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# Similarities of one chunk and dim that should fit the cache beside each other: 2 MiB in fp32.
+TILE = 1 << 19
+# Left out of the softmax. Finite, so that 0 * LEFT_OUT is 0; its exponential after subtracting any maximum is 0 too.
+LEFT_OUT, LOWEST = -1e30, -1e20
+
+
+def chunked_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, margin):
+    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors."""
+    differentiable = any(x is not None and x.requires_grad for x in (queries, documents, hard, temperature))
+    loss, *rest = _op(
+        queries,
+        documents,
+        target,
+        temperature,
+        queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard,
+        query_group,
+        document_group,
+        list(dims),
+        list(weights),
+        margin.absolute,
+        margin.fraction,
+        differentiable and torch.is_grad_enabled(),
+    )
+    return loss, *(x.detach() for x in rest[:4])
+
+
+def inverse_norms(vectors, blocks):
+    """[..., E] -> [k, ...]: 1 / norm of each prefix that ends with a block; 0 for a zero prefix, so its cosines are 0."""
+    squares = torch.stack([vectors[..., block].square().sum(-1) for block in blocks]).cumsum(0)
+    return torch.where(squares > 0, squares, torch.inf).rsqrt()
+
+
+def blocks_of(dims):
+    """The column slices between one prefix width and the next."""
+    return [slice(a, b) for a, b in zip((0, *dims), dims)]
+
+
+def suffix_sum(x):
+    """Sums over dims k >= b, for every b: [k, ...] -> [k, ...]."""
+    return x.flip(0).cumsum(0).flip(0)
+
+
+def chunk_rows(N, M, E, k):
+    """Queries a chunk: enough for an efficient matrix product, and a workspace k x chunk x M no larger than M x E."""
+    return max(1, min(N, E // k, max(256, TILE // M)))
+
+
+@torch.library.custom_op("conan::info_nce_chunked", mutates_args=(), device_types="cpu")
+def _op(
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: Tensor,
+    hard: Tensor,
+    query_group: Tensor | None,
+    document_group: Tensor | None,
+    dims: list[int],
+    weights: list[float],
+    absolute: float,
+    fraction: float,
+    gradients: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, loss_per_dim, positive, hard, accuracy, then fp32 gradients of the loss (empty unless asked for)."""
+    if not 0 <= target.min() <= target.max() < len(documents):
+        raise ValueError(f"target in 0..{len(documents) - 1} expected, got {target.min()}..{target.max()}")
+    T = temperature.item()
+    if not T > 0:
+        raise ValueError(f"temperature above 0 expected, got {T}")
+    with torch.autocast("cpu", enabled=False):
+        q, d = queries.float(), documents.float()
+        (N, E), M, K = q.shape, len(d), hard.shape[1]
+        blocks = blocks_of(dims)
+        rq, rd = inverse_norms(q, blocks), inverse_norms(d, blocks)  # [k, N], [k, M]
+        loss_per_dim, positive, hard_similarity = torch.zeros(len(dims)), torch.empty(N), torch.empty(N, K)
+        correct, uz_total = torch.zeros(()), torch.zeros(())
+        if gradients:
+            dq, dd, dhard = torch.zeros_like(q), torch.zeros_like(d), torch.zeros_like(hard, dtype=torch.float32)
+            uz_columns = torch.zeros_like(rd)  # [k, M]
+
+        chunk = chunk_rows(N, M, E, len(dims))
+        weighted = torch.empty(len(dims) if gradients else 1, chunk, M)
+        for first in range(0, N, chunk):
+            rows = slice(first, min(N, first + chunk))
+            n = rows.stop - first
+            # A query's own candidates, its positive and its hard negatives: [n, 1+K, E]. The positive is left out of the
+            # matrix: it enters the softmax with one and the same value as it is compared with, so no loss is below 0.
+            own = torch.cat((d[target[rows], None], hard[rows].float()), dim=1)
+            r_own = inverse_norms(own, blocks)  # [k, n, 1+K]
+            dot_own = torch.stack([torch.bmm(own[..., b], q[rows, b, None])[..., 0] for b in blocks]).cumsum(0)
+            similarity_own = dot_own * r_own * rq[:, rows, None]
+            positive[rows], hard_similarity[rows] = similarity_own[-1, :, 0], similarity_own[-1, :, 1:]
+            z_own = similarity_own / T
+            limit = (similarity_own[..., 0] + absolute + fraction * similarity_own[..., 0].abs()) / T  # [k, n]
+            z_own[..., 1:].masked_fill_(z_own[..., 1:] > limit[..., None], LEFT_OUT)
+            u_own, uz_rows = torch.empty_like(z_own), torch.empty(len(dims), n)
+
+            left_out = torch.zeros(n, M, dtype=torch.bool)
+            if query_group is not None:
+                left_out = (query_group[rows, None] == document_group) & (document_group >= 0)
+            left_out[torch.arange(n), target[rows]] = True
+            dot, z = torch.zeros(n, M), torch.empty(n, M)
+            for k, block in enumerate(blocks):
+                dot.addmm_(q[rows, block], d[:, block].T)
+                torch.mul(dot, rd[k], out=z).mul_((rq[k, rows] / T)[:, None])
+                if absolute != torch.inf:
+                    z.masked_fill_(z > limit[k, :, None], LEFT_OUT)
+                z.masked_fill_(left_out, LEFT_OUT)
+                top = z.amax(1).clamp_(min=LOWEST)  # [n]
+                p = torch.sub(z, top[:, None], out=weighted[k if gradients else 0, :n]).exp_()  # [n, M], times a row's factor
+                others = torch.logsumexp(torch.cat(((top + p.sum(1).log())[:, None], z_own[k, :, 1:]), dim=1), dim=1)
+                # -log softmax of the positive, in a form that keeps its digits when the others hardly count
+                loss_of_row = F.softplus(others - z_own[k, :, 0])
+                loss_per_dim[k] += loss_of_row.sum() / N
+                if gradients:
+                    lse = z_own[k, :, 0] + loss_of_row
+                    u_own[k, :, 1:] = torch.exp(z_own[k, :, 1:] - lse[:, None])
+                    u_own[k, :, 0] = -torch.sigmoid(others - z_own[k, :, 0])
+                    u_own[k] *= weights[k] / N
+                    factor = torch.exp(top - lse) * (weights[k] / N)  # [n]: u = p * factor
+                    z.mul_(p)
+                    uz_rows[k] = factor * z.sum(1) + (u_own[k] * z_own[k]).sum(1)
+                    uz_columns[k].addmv_(z.T, factor)
+                    p.mul_(rd[k]).mul_((factor * rq[k, rows] / T)[:, None])
+            correct += (z_own[-1, :, 0] > torch.maximum(top, z_own[-1, :, 1:].amax(1) if K else top)).sum()
+
+            if gradients:
+                uz_total += uz_rows.sum()
+                weighted_own = suffix_sum(u_own * rq[:, rows, None] * r_own / T)  # [k, n, 1+K]
+                radial_own = suffix_sum(u_own * z_own * r_own.square())
+                radial = suffix_sum(uz_rows * rq[:, rows].square())  # [k, n]
+                for b in reversed(range(len(blocks))):
+                    block = blocks[b]
+                    w = weighted[b, :n] if b + 1 == len(blocks) else weighted[b, :n].add_(weighted[b + 1, :n])
+                    dq[rows, block] = w @ d[:, block] - radial[b, :, None] * q[rows, block]
+                    dq[rows, block] += torch.bmm(weighted_own[b, :, None], own[..., block])[:, 0]
+                    dd[:, block].addmm_(w.T, q[rows, block])
+                    d_own = weighted_own[b, ..., None] * q[rows, None, block] - radial_own[b, ..., None] * own[..., block]
+                    dd[:, block].index_add_(0, target[rows], d_own[:, 0])
+                    dhard[rows, :, block] = d_own[:, 1:]
+
+        loss = (loss_per_dim * torch.tensor(weights)).sum()
+        if not gradients:
+            return loss, loss_per_dim, positive, hard_similarity, correct / N, *(q.new_empty(0) for _ in range(4))
+        radial = suffix_sum(uz_columns * rd.square())  # [k, M]
+        for b, block in enumerate(blocks):
+            dd[:, block].addcmul_(radial[b, :, None], d[:, block], value=-1)
+        return loss, loss_per_dim, positive, hard_similarity, correct / N, dq, dd, dhard, -uz_total / T
+
+
+@_op.register_fake
+def _(queries, documents, target, temperature, hard, query_group, document_group, dims, weights, absolute, fraction, gradients):
+    def fp32(*shape):
+        return queries.new_empty(shape, dtype=torch.float32)
+
+    results = fp32(), fp32(len(dims)), fp32(len(queries)), fp32(*hard.shape[:2]), fp32()
+    if not gradients:
+        return *results, *(fp32(0) for _ in range(4))
+    return *results, fp32(*queries.shape), fp32(*documents.shape), fp32(*hard.shape), fp32()
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*output[5:])
+    ctx.dtype = inputs[0].dtype
+    ctx.temperature_shape = inputs[3].shape
+    ctx.set_materialize_grads(False)  # the other outputs are detached: no zeros of their size
+
+
+def _backward(ctx, gradient, *_):
+    if gradient is None:
+        return (None,) * 12
+    dq, dd, dhard, dtemperature = ctx.saved_tensors
+    # scaled before rounding to the input's dtype: a loss scaler's factor must not come too late for fp16
+    vectors = [(x * gradient).to(ctx.dtype) for x in (dq, dd, dhard)]
+    dtemperature = (dtemperature * gradient).reshape(ctx.temperature_shape)
+    return vectors[0], vectors[1], None, dtemperature, vectors[2], *(None,) * 7
+
+
+_op.register_autograd(_backward, setup_context=_setup_context)

@@ -1,0 +1,44 @@
+"""InfoNCE as the textbook writes it: a loop over dims, the full N x M matrix. What the other forms are tested against."""
+
+import torch
+
+from conan_kernels.info_nce import InfoNCE, Margin
+
+
+def info_nce_reference(
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None
+):
+    """As `conan_kernels.info_nce`, in the inputs' own dtype: fp64 for a reference. Memory is O(N * (M + K))."""
+    dims = dims or (queries.shape[1],)
+    weights = weights or (1.0 / len(dims),) * len(dims)
+    margin = margin if isinstance(margin, Margin) or margin is None else Margin(margin)
+    hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
+    is_positive = torch.arange(len(documents), device=target.device) == target[:, None]  # [N, M]
+    left_out = torch.zeros_like(is_positive)
+    if query_group is not None:
+        left_out = (query_group[:, None] == document_group) & (document_group >= 0) & ~is_positive
+    is_positive = torch.nn.functional.pad(is_positive, (0, hard.shape[1]))  # [N, M+K]
+    left_out = torch.nn.functional.pad(left_out, (0, hard.shape[1]))
+
+    losses = []
+    for dim in dims:
+        q, d, h = unit(queries[:, :dim]), unit(documents[:, :dim]), unit(hard[..., :dim])
+        similarity = torch.cat((q @ d.T, (h @ q[..., None])[..., 0]), dim=1)  # [N, M+K]
+        positive = similarity[is_positive]  # [N]
+        hidden = left_out
+        if margin is not None:
+            limit = positive + margin.absolute + margin.fraction * positive.abs()
+            hidden = hidden | ((similarity > limit[:, None]) & ~is_positive)
+        logits = (similarity / temperature).masked_fill(hidden, -torch.inf)
+        losses.append((logits.logsumexp(1) - positive / temperature).mean())
+    others = logits.masked_fill(is_positive, -torch.inf).amax(1)
+    accuracy = (logits[is_positive] > others).to(queries.dtype).mean()
+    loss_per_dim = torch.stack(losses)
+    loss = (loss_per_dim * loss_per_dim.new_tensor(weights)).sum()
+    return InfoNCE(loss, loss_per_dim.detach(), positive.detach(), similarity[:, len(documents) :].detach(), accuracy)
+
+
+def unit(x):
+    """x over its norm; a zero vector stays zero and gets no gradient."""
+    square = x.square().sum(-1, keepdim=True)
+    return x * torch.where(square > 0, square, torch.inf).rsqrt()

@@ -1,0 +1,73 @@
+"""Random inputs for the InfoNCE tests, and the rule by which a form is right."""
+
+import torch
+
+from conan_kernels import Margin
+from conan_kernels.reference_info_nce import info_nce_reference, unit
+
+NAMES = ("loss", "loss_per_dim", "positive", "hard", "accuracy", "dqueries", "ddocuments", "dtemperature", "dhard")
+
+
+def batch(N, M, E, K=0, groups=False, temperature=0.05, dtype=torch.float32, seed=0, device="cpu"):
+    """Arguments of `info_nce` by name: queries near their positives, some documents twice, some the positive of several."""
+    generator = torch.Generator().manual_seed(seed)
+    documents = torch.randn(M, E, generator=generator) * torch.rand(M, 1, generator=generator).add(0.1)
+    target = torch.randint(M, (N,), generator=generator)
+    if M > 8:  # the twins are nobody's positive: whether a positive beats its own twin is a matter of rounding
+        documents[M // 2 :: 7] = documents[0]
+        target[(target == 0) | ((target >= M // 2) & ((target - M // 2) % 7 == 0))] = 1
+    queries = documents[target] + 0.6 * torch.randn(N, E, generator=generator)
+    arguments = {"queries": queries.to(dtype), "documents": documents.to(dtype), "target": target}
+    arguments["temperature"] = torch.tensor(temperature)
+    if K:
+        arguments["hard"] = (queries[:, None] + 1.5 * torch.randn(N, K, E, generator=generator)).to(dtype)
+    if groups:
+        arguments["query_group"] = torch.randint(-1, 5, (N,), generator=generator)
+        arguments["document_group"] = torch.randint(-1, 5, (M,), generator=generator)
+    return {name: value.to(device) for name, value in arguments.items()}
+
+
+def clear_margin(arguments, dims, fraction=False):
+    """A margin in the widest gap between the similarities' distances from the positives', so that no rounding crosses it."""
+    distances = []
+    for dim in dims:
+        q, d = (unit(arguments[name][:, :dim].double()) for name in ("queries", "documents"))
+        positive = (q * d[arguments["target"]]).sum(1)
+        distance = q @ d.T - positive[:, None]
+        distances.append(distance / positive.abs()[:, None] if fraction else distance)
+    found = torch.cat([x.flatten() for x in distances]).sort().values
+    found = found[(found > -0.6) & (found < -0.2)]  # well below 0: a margin that leaves something out
+    widest = found.diff().argmax()
+    middle = found[widest : widest + 2].mean().item()
+    return Margin(fraction=middle) if fraction else Margin(absolute=middle)
+
+
+def results_and_gradients(form, arguments, dtype=None, **options):
+    """The five results, then the gradients of 1.7 * loss; vectors and temperature in `dtype` where given."""
+    arguments = dict(arguments)
+    leaves = [name for name in ("queries", "documents", "temperature", "hard") if name in arguments]
+    for name in leaves:
+        arguments[name] = arguments[name].detach().to(dtype or arguments[name].dtype).requires_grad_()
+    result = form(**arguments, **options)
+    gradients = torch.autograd.grad(1.7 * result.loss, [arguments[name] for name in leaves])
+    return dict(zip(NAMES, (*result, *gradients)))
+
+
+def assert_as_exact_as_textbook(form, arguments, times=4.0, **options):
+    """The form's error against the fp64 textbook form is at most `times` that of the textbook form in fp32, plus what
+    rounding a cosine once makes of a probability (eps / T), plus the rounding of the result to its own dtype."""
+    exact = results_and_gradients(info_nce_reference, arguments, torch.float64, **options)
+    plain = results_and_gradients(info_nce_reference, arguments, torch.float32, **options)
+    found = results_and_gradients(form, arguments, **options)
+    eps = torch.finfo(torch.float32).eps
+    for name, expected in exact.items():
+        if expected.numel() == 0:
+            continue
+        largest = expected.abs().max().item()
+        relative = 16 * eps + eps / arguments["temperature"].item()
+        if found[name].dtype != torch.float32:
+            relative += torch.finfo(found[name].dtype).eps
+        # 1e-10 is fp64's own rounding at T = 0.005
+        allowed = times * (plain[name] - expected).abs().max().item() + relative * largest + 1e-10
+        error = (found[name].double() - expected).abs().max().item()
+        assert error <= allowed, f"{name}: error {error:.2e}, allowed {allowed:.2e}, largest value {largest:.2e}"

@@ -1,0 +1,223 @@
+"""The CPU form of `conan_kernels.info_nce` against the textbook form in fp64."""
+
+import math
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import conan_kernels.info_nce_chunked
+from conan_kernels import Margin, info_nce
+from conan_kernels.reference_info_nce import info_nce_reference
+
+sys.path.insert(0, str(Path(__file__).parent))
+from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, results_and_gradients
+
+DIMS = (3, 7, 8, 20, 30, 40, 44)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_equals_textbook(data):
+    N, M, E = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70)), data.draw(st.integers(4, 48))
+    dims = sorted(data.draw(st.sets(st.integers(4, E), min_size=1, max_size=7)))
+    arguments = batch(
+        N, M, E, K=data.draw(st.sampled_from([0, 1, 7])), groups=data.draw(st.booleans()), seed=data.draw(st.integers(0, 2**32)),
+        temperature=data.draw(st.sampled_from([0.005, 0.02, 1.0])),
+    )  # fmt: skip
+    weights = data.draw(st.none() | st.lists(st.floats(0.1, 2), min_size=len(dims), max_size=len(dims)))
+    assert_as_exact_as_textbook(info_nce, arguments, dims=dims, weights=weights)
+
+
+def test_a_single_column_gives_signs():
+    arguments = batch(20, 30, 1)
+    found = results_and_gradients(info_nce, arguments)
+    sign = arguments["queries"].sign() * arguments["documents"].sign().T  # [N, M]
+    expected = torch.nn.functional.cross_entropy(sign / 0.05, arguments["target"])
+    torch.testing.assert_close(found["loss"], expected, rtol=1e-5, atol=1e-5)
+    assert found["dqueries"].abs().max() < 1e-4  # a cosine of single numbers cannot change but by rounding
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("K", [0, 7])
+def test_half_precision_equals_textbook(dtype, K):
+    assert_as_exact_as_textbook(info_nce, batch(37, 91, 48, K, groups=True, dtype=dtype), dims=DIMS)
+
+
+@pytest.mark.parametrize("fraction", [False, True])
+def test_margin_leaves_out_what_the_textbook_leaves_out(fraction):
+    arguments = batch(37, 91, 48, K=0, groups=True)
+    margin = clear_margin(arguments, DIMS, fraction)
+    assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS, margin=margin)
+    unfiltered = info_nce(**arguments, dims=DIMS).loss_per_dim
+    assert (info_nce(**arguments, dims=DIMS, margin=margin).loss_per_dim < unfiltered).all()
+
+
+def test_margin_leaves_out_hard_negatives():
+    arguments = batch(9, 20, 16, K=2)
+    arguments["hard"] = torch.stack((arguments["documents"][arguments["target"]] * 2, arguments["hard"][:, 0]), dim=1)
+    arguments["queries"] = arguments["documents"][arguments["target"]] + torch.randn(9, 16)
+    result = info_nce(**arguments, margin=-0.01)  # the first hard negative is the positive itself, scaled
+    without = info_nce(**(arguments | {"hard": arguments["hard"][:, 1:]}), margin=-0.01)
+    torch.testing.assert_close(result.loss, without.loss)
+    torch.testing.assert_close(result.hard[:, 0], result.positive)
+
+
+@pytest.mark.parametrize("chunk_of", ["tile", "one row"])
+def test_chunks_do_not_change_the_result(monkeypatch, chunk_of):
+    arguments = batch(530, 90, 24, K=2, groups=True)
+    whole = results_and_gradients(info_nce, arguments, dims=(8, 24))
+    chunks = conan_kernels.info_nce_chunked.chunk_rows
+    monkeypatch.setattr(conan_kernels.info_nce_chunked, "chunk_rows", lambda *shape: 1 if chunk_of == "one row" else chunks(*shape) * 3)
+    for name, value in results_and_gradients(info_nce, arguments, dims=(8, 24)).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("T", [1.0, 0.02, 0.005])
+def test_identical_vectors_neither_overflow_nor_go_negative(T):
+    one = torch.randn(1, 64) * 1e4
+    queries, documents = one.repeat(12, 1), torch.cat((one.repeat(12, 1), -one.repeat(12, 1)))
+    loss = info_nce(queries.requires_grad_(), documents, torch.arange(12), T).loss
+    loss.backward()
+    expected = math.log(12 + 12 * math.exp(-2 / T))
+    assert abs(loss.item() - expected) < 1e-4
+    assert queries.grad.isfinite().all()
+    alone = info_nce(one, torch.cat((one, -one)), torch.tensor([0]), T).loss
+    assert 0 <= alone.item() <= math.exp(-2 / T) + 1e-6
+
+
+def test_zero_vectors_have_similarity_zero_and_no_gradient():
+    arguments = batch(8, 11, 16, K=2)
+    for name in ("queries", "documents"):
+        arguments[name][3] = 0
+    arguments["queries"][4, :5] = 0
+    arguments["hard"][2, 1] = 0
+    arguments["target"][5] = 3
+    found = results_and_gradients(info_nce, arguments, dims=(5, 16))
+    for name, value in found.items():
+        assert value.isfinite().all(), name
+    assert found["positive"][5] == 0 and found["hard"][2, 1] == 0
+    assert (found["dqueries"][3] == 0).all() and (found["ddocuments"][3] == 0).all() and (found["dhard"][2, 1] == 0).all()
+    assert_as_exact_as_textbook(info_nce, arguments, dims=(5, 16))
+
+
+def test_same_group_is_no_negative_unless_the_id_is_below_zero():
+    arguments = batch(6, 6, 16) | {"target": torch.arange(6)}
+    alone = info_nce(**arguments, query_group=torch.zeros(6).long(), document_group=torch.zeros(6).long())
+    assert alone.loss == 0 and alone.accuracy == 1
+    ungrouped = info_nce(**arguments, query_group=torch.full((6,), -1), document_group=torch.full((6,), -1))
+    torch.testing.assert_close(ungrouped.loss, info_nce(**arguments).loss)
+    assert ungrouped.loss > 0
+
+
+def test_accuracy_counts_strict_winners():
+    documents = torch.eye(4)
+    queries = documents[[0, 1, 2, 3]] + 0.1
+    queries[3] = documents[0] + documents[1]
+    assert info_nce(queries, documents, torch.arange(4), 0.1).accuracy == 0.75
+    hard = documents[[0, 2, 3, 0]][:, None]  # query 0's hard negative is as good as its positive: no win
+    assert info_nce(queries, documents, torch.arange(4), 0.1, hard=hard).accuracy == 0.5
+
+
+def test_no_gradient_is_computed_where_none_is_asked():
+    arguments = batch(9, 12, 16)
+    with torch.no_grad():
+        arguments["queries"].requires_grad_()
+        assert not info_nce(**arguments).loss.requires_grad
+    result = info_nce(**arguments)
+    assert result.loss.requires_grad
+    assert not any(value.requires_grad for value in result[1:])
+
+
+def test_noncontiguous_inputs():
+    arguments = batch(9, 12, 16)
+    strided = arguments | {name: arguments[name].T.contiguous().T for name in ("queries", "documents")}
+    whole, found = (results_and_gradients(info_nce, a, dims=(5, 16)) for a in (arguments, strided))
+    torch.testing.assert_close(found, whole)
+
+
+def test_autocast_does_not_round_the_similarities():
+    arguments = batch(9, 12, 16)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = info_nce(**arguments)
+    torch.testing.assert_close(inside.loss, info_nce(**arguments).loss, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_opcheck(gradients):
+    for K, dtype in ((0, torch.float32), (2, torch.bfloat16)):
+        a = batch(9, 12, 16, K, groups=K > 0, dtype=dtype)
+        for name in ("queries", "documents"):
+            a[name].requires_grad_(gradients)
+        hard = a.get("hard", torch.empty(9, 0, 16, dtype=dtype))
+        arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"))
+        torch.library.opcheck(conan_kernels.info_nce_chunked._op, (*arguments, [4, 16], [0.5, 0.5], math.inf, 0.0, gradients))
+
+
+def test_compiles_without_graph_breaks():
+    arguments = batch(9, 12, 16, K=2, groups=True)
+
+    def form(**arguments):
+        return info_nce(**arguments, dims=(5, 16), margin=-0.3)
+
+    compiled = torch.compile(form, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(results_and_gradients(compiled, arguments), results_and_gradients(form, arguments))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"documents": torch.randn(12, 17)}, r"queries \[N, E\] and documents \[M, E\] expected, got \[9, 16\] and \[12, 17\]"),
+        ({"documents": torch.randn(0, 16)}, "at least one query, document and column expected"),
+        ({"documents": torch.randn(12, 16).bfloat16()}, "the same for all; queries are torch.float32, documents torch.bfloat16"),
+        ({"queries": torch.randn(9, 16).double()}, "fp32, bf16 or fp16 expected"),
+        ({"hard": torch.randn(9, 16)}, r"hard \[N, K, E\] = \[9, K, 16\] expected, got \[9, 16\]"),
+        ({"target": torch.zeros(9).int()}, r"target: int64 \[9\] on cpu expected, got torch.int32 \[9\]"),
+        ({"target": torch.full((9,), 12)}, r"target in 0..11 expected, got 12..12"),
+        ({"target": torch.full((9,), -1)}, r"target in 0..11 expected, got -1..-1"),
+        ({"query_group": torch.zeros(9).long()}, "query_group and document_group expected together"),
+        ({"dims": (8, 8)}, r"dims ascending in 1..16 expected, got \[8, 8\]"),
+        ({"dims": (8, 17)}, r"dims ascending in 1..16 expected, got \[8, 17\]"),
+        ({"dims": (8, 16), "weights": (1.0,)}, "a weight for each of 2 dims expected, got 1"),
+        ({"temperature": 0.0}, "temperature above 0 expected, got 0.0"),
+        ({"temperature": torch.tensor(-1.0)}, "temperature above 0 expected, got -1.0"),
+    ],
+)
+def test_wrong_arguments_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        info_nce(**(batch(9, 12, 16) | change))
+
+
+def test_reference_is_cross_entropy_of_cosines():
+    a = batch(9, 12, 16)
+    cosine = torch.nn.functional.cosine_similarity(a["queries"][:, None], a["documents"][None], dim=-1)
+    expected = torch.nn.functional.cross_entropy(cosine / a["temperature"], a["target"])
+    torch.testing.assert_close(info_nce_reference(**a).loss, expected)
+    assert Margin(0.1).fraction == 0
+
+
+def test_memory_never_holds_the_matrix():
+    N = M = 3000
+    arguments = batch(N, M, 32, K=1)
+    with LargestTensor() as largest:
+        results_and_gradients(info_nce, arguments, dims=(8, 16, 32))
+    assert largest.elements <= 3 * M * 32  # no tensor beyond a constant number of the inputs' size
+    with LargestTensor() as largest:
+        results_and_gradients(info_nce_reference, arguments)
+    assert largest.elements >= N * M  # the counter would have seen it
+
+
+class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts the elements of the largest tensor that any operation gives back."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for x in torch.utils._pytree.tree_leaves(result):
+            if isinstance(x, torch.Tensor):
+                self.elements = max(self.elements, x.untyped_storage().nbytes() // x.element_size())
+        return result
