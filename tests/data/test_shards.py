@@ -294,6 +294,20 @@ def test_nonsense_under_right_checksums_cannot_lead_outside_the_file(pristine, d
     damage(path, files[path])
 
 
+@pytest.mark.parametrize("more", [1, 2**20, 2**32 - 1, 2**61, 2**64 - 1])
+def test_a_footer_that_counts_more_than_the_file_holds_is_refused(pristine, damage, more):
+    folder, files = pristine
+    path = shard_files(folder)[0]
+    width = struct.unpack_from("<I", files[path], 12)[0]
+    for added in ((0, 1, 0, 0), (0, 0, 1, 0), (width, 0, 0, 1), (0, 0, 0, 1), (1, 0, 0, 0)):
+        data = bytearray(files[path])
+        counts = struct.unpack_from("<QQQQ", data, len(data) - 48)
+        struct.pack_into("<QQQQ", data, len(data) - 48, *((n + a * more) % 2**64 for n, a in zip(counts, added)))
+        damage(path, sign(data))
+        with pytest.raises(UserError, match="footer's counts"):
+            _loader.ShardSet([str(path)])
+
+
 def test_swapped_shards_are_refused(pristine, damage):
     folder, files = pristine
     first, second = shard_files(folder)[:2]
