@@ -15,8 +15,17 @@ all, where an online softmax takes four. The workspace, len(dims) x chunk x M, i
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+
+from conan_kernels.info_nce_own import (
+    add_hard_gradients,
+    blocks_of,
+    inverse_norms,
+    margin_limits,
+    own_similarities,
+    softmax_of_rows,
+    suffix_sum,
+)
 
 # Similarities of one chunk and dim that should fit the cache beside each other: 2 MiB in fp32.
 TILE = 1 << 19
@@ -42,22 +51,6 @@ def chunked_info_nce(queries, documents, target, temperature, dims, weights, har
         differentiable and torch.is_grad_enabled(),
     )
     return loss, *(x.detach() for x in rest[:4])
-
-
-def inverse_norms(vectors, blocks):
-    """[..., E] -> [k, ...]: 1 / norm of each prefix that ends with a block; 0 for a zero prefix, so its cosines are 0."""
-    squares = torch.stack([vectors[..., block].square().sum(-1) for block in blocks]).cumsum(0)
-    return torch.where(squares > 0, squares, torch.inf).rsqrt()
-
-
-def blocks_of(dims):
-    """The column slices between one prefix width and the next."""
-    return [slice(a, b) for a, b in zip((0, *dims), dims)]
-
-
-def suffix_sum(x):
-    """Sums over dims k >= b, for every b: [k, ...] -> [k, ...]."""
-    return x.flip(0).cumsum(0).flip(0)
 
 
 def chunk_rows(N, M, E, k):
@@ -91,80 +84,72 @@ def _op(
         (N, E), M, K = q.shape, len(d), hard.shape[1]
         blocks = blocks_of(dims)
         rq, rd = inverse_norms(q, blocks), inverse_norms(d, blocks)  # [k, N], [k, M]
-        loss_per_dim, positive, hard_similarity = torch.zeros(len(dims)), torch.empty(N), torch.empty(N, K)
-        correct, uz_total = torch.zeros(()), torch.zeros(())
+        similarity_own, r_own = own_similarities(q, d, target, hard, blocks, rq, rd)  # [k, N, 1+K]
+        limits = margin_limits(similarity_own, absolute, fraction) / T  # [k, N]
+        z_own = similarity_own / T
+        z_own[..., 1:].masked_fill_(z_own[..., 1:] > limits[..., None], LEFT_OUT)
+        loss_per_dim, correct = torch.zeros(len(dims)), torch.zeros(())
         if gradients:
             dq, dd, dhard = torch.zeros_like(q), torch.zeros_like(d), torch.zeros_like(hard, dtype=torch.float32)
-            uz_columns = torch.zeros_like(rd)  # [k, M]
+            uz_columns, uz_total = torch.zeros_like(rd), torch.zeros(())
 
         chunk = chunk_rows(N, M, E, len(dims))
         weighted = torch.empty(len(dims) if gradients else 1, chunk, M)
         for first in range(0, N, chunk):
             rows = slice(first, min(N, first + chunk))
             n = rows.stop - first
-            # A query's own candidates, its positive and its hard negatives: [n, 1+K, E]. The positive is left out of the
-            # matrix: it enters the softmax with one and the same value as it is compared with, so no loss is below 0.
-            own = torch.cat((d[target[rows], None], hard[rows].float()), dim=1)
-            r_own = inverse_norms(own, blocks)  # [k, n, 1+K]
-            dot_own = torch.stack([torch.bmm(own[..., b], q[rows, b, None])[..., 0] for b in blocks]).cumsum(0)
-            similarity_own = dot_own * r_own * rq[:, rows, None]
-            positive[rows], hard_similarity[rows] = similarity_own[-1, :, 0], similarity_own[-1, :, 1:]
-            z_own = similarity_own / T
-            limit = (similarity_own[..., 0] + absolute + fraction * similarity_own[..., 0].abs()) / T  # [k, n]
-            z_own[..., 1:].masked_fill_(z_own[..., 1:] > limit[..., None], LEFT_OUT)
-            u_own, uz_rows = torch.empty_like(z_own), torch.empty(len(dims), n)
-
+            positive = torch.arange(n), target[rows]
+            # The positive is left out of the matrix' softmax and added by softmax_of_rows.
             left_out = torch.zeros(n, M, dtype=torch.bool)
             if query_group is not None:
                 left_out = (query_group[rows, None] == document_group) & (document_group >= 0)
-            left_out[torch.arange(n), target[rows]] = True
+            left_out[positive] = True
             dot, z = torch.zeros(n, M), torch.empty(n, M)
+            u_own, uz_rows = torch.empty(len(dims), n, 1 + K), torch.empty(len(dims), n)
             for k, block in enumerate(blocks):
                 dot.addmm_(q[rows, block], d[:, block].T)
                 torch.mul(dot, rd[k], out=z).mul_((rq[k, rows] / T)[:, None])
                 if absolute != torch.inf:
-                    z.masked_fill_(z > limit[k, :, None], LEFT_OUT)
+                    z.masked_fill_(z > limits[k, rows, None], LEFT_OUT)
                 z.masked_fill_(left_out, LEFT_OUT)
                 top = z.amax(1).clamp_(min=LOWEST)  # [n]
                 p = torch.sub(z, top[:, None], out=weighted[k if gradients else 0, :n]).exp_()  # [n, M], times a row's factor
-                others = torch.logsumexp(torch.cat(((top + p.sum(1).log())[:, None], z_own[k, :, 1:]), dim=1), dim=1)
-                # -log softmax of the positive, in a form that keeps its digits when the others hardly count
-                loss_of_row = F.softplus(others - z_own[k, :, 0])
-                loss_per_dim[k] += loss_of_row.sum() / N
+                loss, lse, u = softmax_of_rows(top + p.sum(1).log(), z_own[k, rows])
+                loss_per_dim[k] += loss.sum() / N
                 if gradients:
-                    lse = z_own[k, :, 0] + loss_of_row
-                    u_own[k, :, 1:] = torch.exp(z_own[k, :, 1:] - lse[:, None])
-                    u_own[k, :, 0] = -torch.sigmoid(others - z_own[k, :, 0])
-                    u_own[k] *= weights[k] / N
-                    factor = torch.exp(top - lse) * (weights[k] / N)  # [n]: u = p * factor
+                    share = weights[k] / N
+                    u_own[k] = u * share
+                    uz_own = u_own[k] * z_own[k, rows]
+                    factor = torch.exp(top - lse) * share  # [n]: u = p * factor
                     z.mul_(p)
-                    uz_rows[k] = factor * z.sum(1) + (u_own[k] * z_own[k]).sum(1)
-                    uz_columns[k].addmv_(z.T, factor)
+                    uz_rows[k] = factor * z.sum(1) + uz_own.sum(1)
+                    uz_columns[k].addmv_(z.T, factor).index_add_(0, target[rows], uz_own[:, 0])
                     p.mul_(rd[k]).mul_((factor * rq[k, rows] / T)[:, None])
-            correct += (z_own[-1, :, 0] > torch.maximum(top, z_own[-1, :, 1:].amax(1) if K else top)).sum()
+                    p[positive] = u_own[k, :, 0] * rq[k, rows] * r_own[k, rows, 0] / T
+            best_other = torch.cat((top[:, None], z_own[-1, rows, 1:]), dim=1).amax(1)
+            correct += (z_own[-1, rows, 0] > best_other).sum()
 
             if gradients:
                 uz_total += uz_rows.sum()
-                weighted_own = suffix_sum(u_own * rq[:, rows, None] * r_own / T)  # [k, n, 1+K]
-                radial_own = suffix_sum(u_own * z_own * r_own.square())
                 radial = suffix_sum(uz_rows * rq[:, rows].square())  # [k, n]
                 for b in reversed(range(len(blocks))):
                     block = blocks[b]
                     w = weighted[b, :n] if b + 1 == len(blocks) else weighted[b, :n].add_(weighted[b + 1, :n])
-                    dq[rows, block] = w @ d[:, block] - radial[b, :, None] * q[rows, block]
-                    dq[rows, block] += torch.bmm(weighted_own[b, :, None], own[..., block])[:, 0]
+                    torch.mm(w, d[:, block], out=dq[rows, block]).addcmul_(radial[b, :, None], q[rows, block], value=-1)
                     dd[:, block].addmm_(w.T, q[rows, block])
-                    d_own = weighted_own[b, ..., None] * q[rows, None, block] - radial_own[b, ..., None] * own[..., block]
-                    dd[:, block].index_add_(0, target[rows], d_own[:, 0])
-                    dhard[rows, :, block] = d_own[:, 1:]
+                u_own, z_hard, r_hard = u_own[..., 1:], z_own[:, rows, 1:], r_own[:, rows, 1:]
+                weighted_hard = suffix_sum(u_own * rq[:, rows, None] * r_hard / T)  # [k, n, K]
+                radial_hard = suffix_sum(u_own * z_hard * r_hard.square())
+                add_hard_gradients(q[rows], hard[rows], weighted_hard, radial_hard, blocks, dq[rows], dhard[rows])
 
         loss = (loss_per_dim * torch.tensor(weights)).sum()
+        results = loss, loss_per_dim, similarity_own[-1, :, 0].clone(), similarity_own[-1, :, 1:].clone(), correct / N
         if not gradients:
-            return loss, loss_per_dim, positive, hard_similarity, correct / N, *(q.new_empty(0) for _ in range(4))
+            return *results, *(q.new_empty(0) for _ in range(4))
         radial = suffix_sum(uz_columns * rd.square())  # [k, M]
         for b, block in enumerate(blocks):
             dd[:, block].addcmul_(radial[b, :, None], d[:, block], value=-1)
-        return loss, loss_per_dim, positive, hard_similarity, correct / N, dq, dd, dhard, -uz_total / T
+        return *results, dq, dd, dhard, -uz_total / T
 
 
 @_op.register_fake

@@ -1,0 +1,72 @@
+"""What both forms of InfoNCE share: prefix norms, and a query's own candidates, its positive and its hard negatives, which
+are so few (N x (1+K)) that plain PyTorch does for them, on any device."""
+
+import torch
+import torch.nn.functional as F
+
+OWN_ELEMENTS = 1 << 25  # of own candidates widened to fp32 at a time: 128 MiB
+
+
+def blocks_of(dims):
+    """The column slices between one prefix width and the next."""
+    return [slice(a, b) for a, b in zip((0, *dims), dims)]
+
+
+def inverse_norms(vectors, blocks):
+    """[..., E] -> fp32 [k, ...]: 1 / norm of each prefix that ends with a block; 0 for a zero prefix, so its cosines are 0."""
+    norms = [torch.linalg.vector_norm(vectors[..., block], dim=-1, dtype=torch.float32) for block in blocks]
+    squares = torch.stack(norms).square().cumsum(0)
+    return torch.where(squares > 0, squares, torch.inf).rsqrt()
+
+
+def suffix_sum(x):
+    """Sums over dims k >= b, for every b: [k, ...] -> [k, ...]."""
+    return x.flip(0).cumsum(0).flip(0)
+
+
+def own_similarities(queries, documents, target, hard, blocks, rq, rd):
+    """Cosines and inverse norms, each fp32 [k, N, 1+K], of each query's positive (first) and hard negatives."""
+    inverse = torch.cat((rd[:, target, None], inverse_norms(hard, blocks)), dim=2)
+    N, K, E = hard.shape
+    similarity = torch.empty_like(inverse)
+    chunk = max(1, OWN_ELEMENTS // ((1 + K) * E))
+    for first in range(0, N, chunk):
+        rows = slice(first, first + chunk)
+        dot = 0
+        for b, block in enumerate(blocks):
+            own = torch.cat((documents[:, block][target[rows], None], hard[rows, :, block]), dim=1).float()
+            dot = dot + (own * queries[rows, None, block]).sum(2)
+            similarity[b, rows] = dot
+    return similarity.mul_(inverse).mul_(rq[..., None]), inverse
+
+
+def margin_limits(similarity_own, absolute, fraction):
+    """[k, N]: the similarity above which a candidate counts as a false negative."""
+    positive = similarity_own[..., 0]
+    return positive + absolute + fraction * positive.abs()
+
+
+def softmax_of_rows(others, z_own):
+    """The softmax over everything a query sees, of which the shared documents but the positive are known by `others`.
+
+    others [...]: log-sum-exp of those documents' z; z_own [..., 1+K]: the positive's and the hard negatives'.
+    -> loss [...] = -log softmax of the positive, lse [...], dloss/dz_own [..., 1+K]. As the positive enters the sum with
+    the value that it is compared with, the loss is never below 0; softplus keeps its digits where the others hardly count.
+    """
+    positive = z_own[..., 0]
+    others = torch.cat((others[..., None], z_own[..., 1:]), dim=-1).logsumexp(-1)
+    loss = F.softplus(others - positive)
+    lse = positive + loss
+    u_hard = torch.exp(z_own[..., 1:] - lse[..., None])
+    return loss, lse, torch.cat((-torch.sigmoid(others - positive)[..., None], u_hard), dim=-1)
+
+
+def add_hard_gradients(queries, hard, weighted, radial, blocks, dqueries, dhard):
+    """Add to dqueries (fp32 [N, E]) and write to dhard [N, K, E] what flows through the hard negatives' similarities.
+
+    weighted, radial: [k, N, K], what multiplies the other side and the own vector in each block.
+    """
+    for b, block in enumerate(blocks):
+        w, h, q = weighted[b, ..., None], hard[..., block].float(), queries[:, None, block]
+        dqueries[:, block] += (w * h).sum(1)
+        dhard[..., block] = w * q - radial[b, ..., None] * h
