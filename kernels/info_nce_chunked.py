@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from conan_kernels.info_nce_own import (
+    LEFT_OUT,
     add_hard_gradients,
     blocks_of,
     inverse_norms,
-    margin_limits,
+    own_logits,
     own_similarities,
     softmax_of_rows,
     suffix_sum,
@@ -29,8 +30,7 @@ from conan_kernels.info_nce_own import (
 
 # Similarities of one chunk and dim that should fit the cache beside each other: 2 MiB in fp32.
 TILE = 1 << 19
-# Left out of the softmax. Finite, so that 0 * LEFT_OUT is 0; its exponential after subtracting any maximum is 0 too.
-LEFT_OUT, LOWEST = -1e30, -1e20
+LOWEST = -1e20  # a row's maximum is taken from here, so that what is LEFT_OUT vanishes in a row that has nothing else
 
 
 def chunked_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, margin):
@@ -85,9 +85,7 @@ def _op(
         blocks = blocks_of(dims)
         rq, rd = inverse_norms(q, blocks), inverse_norms(d, blocks)  # [k, N], [k, M]
         similarity_own, r_own = own_similarities(q, d, target, hard, blocks, rq, rd)  # [k, N, 1+K]
-        limits = margin_limits(similarity_own, absolute, fraction) / T  # [k, N]
-        z_own = similarity_own / T
-        z_own[..., 1:].masked_fill_(z_own[..., 1:] > limits[..., None], LEFT_OUT)
+        z_own, limits = own_logits(similarity_own, T, absolute, fraction)
         loss_per_dim, correct = torch.zeros(len(dims)), torch.zeros(())
         if gradients:
             dq, dd, dhard = torch.zeros_like(q), torch.zeros_like(d), torch.zeros_like(hard, dtype=torch.float32)

@@ -4,6 +4,8 @@ are so few (N x (1+K)) that plain PyTorch does for them, on any device."""
 import torch
 import torch.nn.functional as F
 
+# The z of what the softmax leaves out. Finite, so that 0 * LEFT_OUT is 0; its exponential, less any maximum, is 0 too.
+LEFT_OUT = -1e30
 OWN_ELEMENTS = 1 << 25  # of own candidates widened to fp32 at a time: 128 MiB
 
 
@@ -40,10 +42,15 @@ def own_similarities(queries, documents, target, hard, blocks, rq, rd):
     return similarity.mul_(inverse).mul_(rq[..., None]), inverse
 
 
-def margin_limits(similarity_own, absolute, fraction):
-    """[k, N]: the similarity above which a candidate counts as a false negative."""
+def own_logits(similarity_own, T, absolute, fraction):
+    """z = similarity / T of a query's own candidates [k, N, 1+K], hard negatives above the margin left out; and the limit
+    [k, N], in z, above which any candidate is left out."""
     positive = similarity_own[..., 0]
-    return positive + absolute + fraction * positive.abs()
+    limit = (positive + absolute + fraction * positive.abs()) / T
+    z = similarity_own / T
+    hard = z[..., 1:]
+    hard.masked_fill_(hard > limit[..., None], LEFT_OUT)
+    return z, limit
 
 
 def softmax_of_rows(others, z_own):

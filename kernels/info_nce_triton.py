@@ -1,0 +1,378 @@
+"""InfoNCE on CUDA: similarities of all Matryoshka dims in one pass, never the N x M matrix.
+
+The math is that of info_nce_chunked.py, with dot, z, u as there; what differs is who keeps what:
+
+    forward   A program owns a tile of queries x documents. It walks the columns once; wherever a dim ends, the running dot
+              product is that dim's, and the tile's log-sum-exp of z goes to memory: one number a row, tile and dim.
+    backward  For a panel of 4,096 queries x 4,096 documents the same walk is done again; wherever a dim k ends,
+              G_k = u_k rq_k rd_k / T goes to memory, then the sums W_b = sum_{k>=b} G_k over it. With W of the panel,
+              dq[block b] += W_b @ d[block b] and dd[block b] += W_b.T @ q[block b], accumulated in fp32.
+
+So four matrix products of N x M x E altogether, however many dims: similarities twice, and the two gradients. A panel of
+documents at E = 3,584 in bf16 is 29 MB: it stays in the L2 cache (50 MB on an H100 or H200) while its tiles are worked on.
+Nothing is atomic, so the same inputs give the same bits.
+"""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from conan_kernels.info_nce_own import (
+    add_hard_gradients,
+    blocks_of,
+    inverse_norms,
+    own_logits,
+    own_similarities,
+    softmax_of_rows,
+    suffix_sum,
+)
+
+PANEL = 4096  # W of a panel and 7 dims: 235 MB in bf16
+LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is base 2
+
+
+@triton.jit
+def _add_block(dot, q_rows, d_rows, start, end, EVEN: tl.constexpr, PRECISION: tl.constexpr, BE: tl.constexpr):
+    """dot [BM, BN] += q[:, start:end] @ d[:, start:end].T; q_rows [BM, 1] and d_rows [1, BN] point at column 0."""
+    for first in range(start, end, BE):
+        columns = first + tl.arange(0, BE)
+        if EVEN:  # every block is a multiple of BE wide
+            q = tl.load(q_rows + columns[None, :])
+            d = tl.load(d_rows + columns[:, None])
+        else:
+            q = tl.load(q_rows + columns[None, :], mask=columns[None, :] < end, other=0.0)
+            d = tl.load(d_rows + columns[:, None], mask=columns[:, None] < end, other=0.0)
+        dot = tl.dot(q, d, dot, input_precision=PRECISION)
+    return dot
+
+
+@triton.jit
+def _tile(queries, documents, target, query_group, document_group, first_row, first_column, N, M, E, column_tiles, BM: tl.constexpr, BN: tl.constexpr):  # fmt: skip
+    """Which rows and columns this program owns, pointers to their vectors, and who may see whom.
+
+    Column tiles of one row tile are neighbours in time: together the programs in flight read a panel of documents from
+    the L2 cache and few queries. Rows and columns beyond the end repeat the last one; `counts` [BM, BN] leaves them out,
+    as it does documents of the query's own group. `is_positive` [BM, BN].
+    """
+    row_tile, column_tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
+    rows = first_row + row_tile * BM + tl.arange(0, BM)
+    columns = first_column + column_tile * BN + tl.arange(0, BN)
+    row = tl.minimum(rows, N - 1)
+    column = tl.minimum(columns, M - 1)
+    positive = tl.load(target + row)
+    counts = (rows < N)[:, None] & (columns < M)[None, :]
+    is_positive = counts & (positive[:, None] == columns[None, :])
+    if query_group is not None:
+        mine = tl.load(query_group + row)
+        theirs = tl.load(document_group + column)
+        counts = counts & ((mine[:, None] != theirs[None, :]) | (theirs < 0)[None, :])
+    q_rows = queries + row.to(tl.int64)[:, None] * E
+    d_rows = documents + column.to(tl.int64)[None, :] * E
+    return row_tile, column_tile, rows, columns, row, column, counts, is_positive, q_rows, d_rows
+
+
+@triton.jit
+def _forward_tile(
+    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, starts, lse, best,
+    first_column, N, M, E, K, column_tiles,
+    UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """lse [column tile, K dims, N]: log-sum-exp over the tile's documents, the positive left out; best [column tile, N]:
+    the largest z of the last dim. limits [K, N] in units of z, or None."""
+    _, column_tile, rows, columns, row, column, counts, is_positive, q_rows, d_rows = _tile(
+        queries, documents, target, query_group, document_group, 0, first_column, N, M, E, column_tiles, BM, BN
+    )
+    per_T = 1.0 / tl.load(temperature)
+    dot = tl.zeros((BM, BN), tl.float32)
+    for k in range(K):
+        start, end = tl.load(starts + k) * UNIT, tl.load(starts + k + 1) * UNIT  # the product tells Triton the alignment
+        dot = _add_block(dot, q_rows, d_rows, start, end, EVEN, PRECISION, BE)
+        z = dot * (tl.load(rq + k * N + row) * per_T)[:, None] * tl.load(rd + k * M + column)[None, :]
+        keep = counts & (is_positive == 0)
+        if limits is not None:
+            keep = keep & (z <= tl.load(limits + k * N + row)[:, None])
+        z = tl.where(keep, z, float("-inf"))
+        top = tl.max(z, axis=1)
+        finite = tl.where(top == float("-inf"), 0.0, top)
+        total = tl.sum(tl.exp2((z - finite[:, None]) * LOG2E), axis=1)
+        place = column_tile * N + rows
+        tl.store(lse + (column_tile * K + k) * N + rows, finite + tl.log2(total) / LOG2E, mask=rows < N)
+        if k == K - 1:
+            tl.store(best + place, top, mask=rows < N)
+
+
+@triton.jit
+def _weight_tile(
+    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, starts,
+    lse, share, u_positive, weighted, uz_rows, uz_columns,
+    first_row, first_column, N, M, E, K, R, C, column_tiles,
+    UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr,
+):  # fmt: skip
+    """weighted [K, R, C]: W_b for every block b of a panel of R rows x C columns (whole tiles), zero beyond N and M.
+    uz_rows [column tile, K, R] and uz_columns [row tile, K, C]: sums of u * z over the tile.
+    lse, u_positive [K, N]: the rows' log-sum-exp, and u of the positive; share [K]: dloss / dloss_k / N."""
+    row_tile, column_tile, rows, columns, row, column, counts, is_positive, q_rows, d_rows = _tile(
+        queries, documents, target, query_group, document_group, first_row, first_column, N, M, E, column_tiles, BM, BN
+    )
+    per_T = 1.0 / tl.load(temperature)
+    rows -= first_row
+    columns -= first_column
+    here = weighted + rows.to(tl.int64)[:, None] * C + columns[None, :]
+    dot = tl.zeros((BM, BN), tl.float32)
+    for k in range(K):
+        start, end = tl.load(starts + k) * UNIT, tl.load(starts + k + 1) * UNIT
+        dot = _add_block(dot, q_rows, d_rows, start, end, EVEN, PRECISION, BE)
+        per_row = tl.load(rq + k * N + row) * per_T
+        per_column = tl.load(rd + k * M + column)
+        z = dot * per_row[:, None] * per_column[None, :]
+        keep = counts
+        if limits is not None:
+            keep = keep & (z <= tl.load(limits + k * N + row)[:, None])
+        u = tl.exp2((z - tl.load(lse + k * N + row)[:, None]) * LOG2E) * tl.load(share + k)
+        u = tl.where(keep, u, 0.0)
+        u = tl.where(is_positive, tl.load(u_positive + k * N + row)[:, None], u)
+        uz = u * z
+        tl.store(uz_rows + (column_tile * K + k) * R + rows, tl.sum(uz, axis=1))
+        tl.store(uz_columns + (row_tile * K + k) * C + columns, tl.sum(uz, axis=0))
+        tl.store(here + k * R * C, (u * per_row[:, None] * per_column[None, :]).to(weighted.dtype.element_ty))
+    if K > 1:  # G of all dims is still in the cache: a tile of 128 x 128 and 7 dims is 229 KB in bf16
+        tl.debug_barrier()
+        total = tl.zeros((BM, BN), tl.float32)
+        for step in range(K):
+            place = here + (K - 1 - step) * R * C
+            total += tl.load(place).to(tl.float32)
+            tl.store(place, total.to(weighted.dtype.element_ty))
+
+
+@triton.jit
+def _add_product(
+    total, weighted, vectors, tiles, first, rows_count, inner_count, last, E, stride_k, stride_row, stride_inner, column_tiles,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+):  # fmt: skip
+    """total [rows_count, E], fp32, += W_b @ vectors[first : first + inner_count], each block b of columns with its own W.
+
+    tiles [column_tiles, 3]: block, first column / UNIT, end column. W is zero for inner rows beyond inner_count.
+    """
+    row_tile, tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
+    block = tl.load(tiles + tile * 3).to(tl.int64)
+    start, end = tl.load(tiles + tile * 3 + 1) * UNIT, tl.load(tiles + tile * 3 + 2)
+    rows = row_tile * BM + tl.arange(0, BM)
+    columns = start + tl.arange(0, BN)
+    in_block = (columns < end)[None, :]
+    w_rows = weighted + block * stride_k + rows.to(tl.int64)[:, None] * stride_row
+    product = tl.zeros((BM, BN), tl.float32)
+    for inner in range(0, inner_count, BK):
+        offsets = inner + tl.arange(0, BK)
+        w = tl.load(w_rows + offsets.to(tl.int64)[None, :] * stride_inner)
+        x = tl.load(vectors + tl.minimum(first + offsets, last).to(tl.int64)[:, None] * E + columns[None, :], mask=in_block, other=0.0)  # fmt: skip
+        product = tl.dot(w, x.to(w.dtype), product, input_precision=PRECISION)
+    place = total + rows.to(tl.int64)[:, None] * E + columns[None, :]
+    inside = (rows < rows_count)[:, None] & in_block
+    tl.store(place, tl.load(place, mask=inside) + product, mask=inside)
+
+
+def tile_options(dtype):
+    """Launch options of the similarity tiles: fp32 runs as three tf32 products, as exact as fp32 to its last bits."""
+    if dtype == torch.float32:
+        return {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "num_warps": 4, "num_stages": 3}
+    # 128 x 256 would need 128 registers a thread for the running dot product and as many again for z: it spills
+    return {"PRECISION": "ieee", "BM": 128, "BN": 128, "BE": 64, "num_warps": 8, "num_stages": 3}
+
+
+def product_options(dtype):
+    """Launch options of the gradients' product, and the dtype of W: bf16 for bf16. fp16 cannot hold W's small values."""
+    if dtype == torch.bfloat16:
+        return torch.bfloat16, {"PRECISION": "ieee", "BM": 128, "BN": 256, "BK": 64, "num_warps": 8, "num_stages": 3}
+    precision = "tf32x3" if dtype == torch.float32 else "tf32"  # tf32 has the significant bits of fp16
+    return torch.float32, {"PRECISION": precision, "BM": 64, "BN": 64, "BK": 32, "num_warps": 4, "num_stages": 3}
+
+
+class _Blocks:
+    """The Matryoshka blocks as the kernels read them. unit: the largest power of two up to 64 that divides every dim, so
+    that Triton knows how far addresses are aligned."""
+
+    def __init__(self, dims, device):
+        self.slices = blocks_of(dims)
+        self.dims, self.device = dims, device
+        self.unit = math.gcd(64, *dims)
+        self.starts = torch.tensor([0, *dims], dtype=torch.int32, device=device) // self.unit
+
+    def column_tiles(self, width):
+        rows = [(b, c // self.unit, s.stop) for b, s in enumerate(self.slices) for c in range(s.start, s.stop, width)]
+        return torch.tensor(rows, dtype=torch.int32, device=self.device)  # [tiles, 3]
+
+
+def _panels(count):
+    return [(first, min(PANEL, count - first)) for first in range(0, count, PANEL)]
+
+
+@torch.library.custom_op("conan::info_nce", mutates_args=())
+def _forward(
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: Tensor,
+    hard: Tensor,
+    query_group: Tensor | None,
+    document_group: Tensor | None,
+    dims: list[int],
+    weights: list[float],
+    absolute: float,
+    fraction: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, loss_per_dim, positive, hard, accuracy; for the backward similarity_own, r_own, rq, rd, lse."""
+    N, M, K = len(queries), len(documents), len(dims)
+    torch._assert_async(((target >= 0) & (target < M)).all(), "info_nce: target outside documents")
+    blocks, options = _Blocks(dims, queries.device), tile_options(queries.dtype)
+    rq, rd = inverse_norms(queries, blocks.slices), inverse_norms(documents, blocks.slices)  # [K, N], [K, M]
+    similarity_own, r_own = own_similarities(queries, documents, target, hard, blocks.slices, rq, rd)
+    z_own, limits = own_logits(similarity_own, temperature, absolute, fraction)
+    others = torch.full_like(rq, -torch.inf)
+    best = torch.full_like(rq[0], -torch.inf)
+    row_tiles = triton.cdiv(N, options["BM"])
+    for first, count in _panels(M):
+        column_tiles = triton.cdiv(count, options["BN"])
+        tile_lse, tile_best = rq.new_empty(column_tiles, K, N), rq.new_empty(column_tiles, N)
+        _forward_tile[(row_tiles * column_tiles,)](
+            queries, documents, target, rq, rd, temperature, limits if absolute != torch.inf else None,
+            query_group, document_group, blocks.starts, tile_lse, tile_best,
+            first, N, M, queries.shape[1], K, column_tiles,
+            UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
+        )  # fmt: skip
+        others = torch.logaddexp(others, tile_lse.logsumexp(0))
+        best = torch.maximum(best, tile_best.amax(0))
+    loss, lse, _ = softmax_of_rows(others, z_own)
+    best = torch.cat((best[:, None], z_own[-1, :, 1:]), dim=1).amax(1)
+    loss_per_dim = loss.mean(1)
+    total = (loss_per_dim * torch.tensor(weights, device=loss.device)).sum()
+    positive, similarity_hard = similarity_own[-1, :, 0].clone(), similarity_own[-1, :, 1:].clone()
+    return total, loss_per_dim, positive, similarity_hard, (z_own[-1, :, 0] > best).float().mean(), similarity_own, r_own, rq, rd, lse
+
+
+@_forward.register_fake
+def _(queries, documents, target, temperature, hard, query_group, document_group, dims, weights, absolute, fraction):
+    def fp32(*shape):
+        return queries.new_empty(shape, dtype=torch.float32)
+
+    (N, K, _), k = hard.shape, len(dims)
+    results = fp32(), fp32(k), fp32(N), fp32(N, K), fp32()
+    return *results, fp32(k, N, 1 + K), fp32(k, N, 1 + K), fp32(k, N), fp32(k, len(documents)), fp32(k, N)
+
+
+@torch.library.custom_op("conan::info_nce_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: Tensor,
+    hard: Tensor,
+    query_group: Tensor | None,
+    document_group: Tensor | None,
+    similarity_own: Tensor,
+    r_own: Tensor,
+    rq: Tensor,
+    rd: Tensor,
+    lse: Tensor,
+    dims: list[int],
+    weights: list[float],
+    absolute: float,
+    fraction: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """-> dqueries, ddocuments, dtemperature, dhard."""
+    (N, E), M, K = queries.shape, len(documents), len(dims)
+    blocks, options = _Blocks(dims, queries.device), tile_options(queries.dtype)
+    W_dtype, product = product_options(queries.dtype)
+    tiles = blocks.column_tiles(product["BN"])
+    BM, BN = options["BM"], options["BN"]
+    share = gradient * torch.tensor(weights, device=gradient.device) / N  # [K]
+    z_own, limits = own_logits(similarity_own, temperature, absolute, fraction)
+    u_own = torch.exp(z_own - lse[..., None])
+    u_own[..., 0] = torch.expm1(z_own[..., 0] - lse)
+    u_own *= share[:, None, None]
+    weighted_hard = suffix_sum(u_own * rq[..., None] * r_own / temperature)[..., 1:]
+    radial_hard = suffix_sum(u_own * z_own * r_own.square())[..., 1:]
+    u_positive = u_own[..., 0].contiguous()
+
+    dqueries, dhard = torch.zeros_like(queries), torch.zeros_like(hard)
+    # fp32 sums by panel, so that at the end each becomes its dtype and goes before the next one does
+    sums = [torch.zeros(count, E, dtype=torch.float32, device=queries.device) for _, count in _panels(M)]
+    uz_columns, uz_total = torch.zeros_like(rd), torch.zeros_like(gradient)
+    W = torch.empty(K * _whole(min(N, PANEL), BM) * _whole(min(M, PANEL), BN), dtype=W_dtype, device=queries.device)
+    for first_row, rows in _panels(N):
+        sum_rows = torch.zeros(rows, E, dtype=torch.float32, device=queries.device)
+        uz_rows = (u_own[:, first_row : first_row + rows, 1:] * z_own[:, first_row : first_row + rows, 1:]).sum(2)  # [K, rows]
+        R = _whole(rows, BM)
+        for panel, (first_column, columns) in enumerate(_panels(M)):
+            C = _whole(columns, BN)
+            tile_uz_rows, tile_uz_columns = rq.new_empty(C // BN, K, R), rq.new_empty(R // BM, K, C)
+            _weight_tile[(R // BM * (C // BN),)](
+                queries, documents, target, rq, rd, temperature, limits if absolute != torch.inf else None,
+                query_group, document_group, blocks.starts, lse, share, u_positive, W, tile_uz_rows, tile_uz_columns,
+                first_row, first_column, N, M, E, K, R, C, C // BN,
+                UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
+            )  # fmt: skip
+            uz_rows += tile_uz_rows.sum(0)[:, :rows]
+            uz_columns[:, first_column : first_column + columns] += tile_uz_columns.sum(0)[:, :columns]
+            sides = (
+                (sum_rows, documents, first_column, rows, columns, C, 1),
+                (sums[panel], queries, first_row, columns, rows, 1, C),
+            )
+            for total, vectors, first, count, inner, stride_row, stride_inner in sides:
+                _add_product[(triton.cdiv(count, product["BM"]) * len(tiles),)](
+                    total, W, vectors, tiles, first, count, inner, len(vectors) - 1, E, R * C, stride_row, stride_inner,
+                    len(tiles), UNIT=blocks.unit, **product,
+                )  # fmt: skip
+        here = slice(first_row, first_row + rows)
+        radial = suffix_sum(uz_rows * rq[:, here].square())  # [K, rows]
+        for b, block in enumerate(blocks.slices):
+            sum_rows[:, block] -= radial[b, :, None] * queries[here, block]
+        add_hard_gradients(queries[here], hard[here], weighted_hard[:, here], radial_hard[:, here], blocks.slices, sum_rows, dhard[here])
+        dqueries[here] = sum_rows
+        uz_total += uz_rows.sum()
+    del W, sum_rows
+    radial = suffix_sum(uz_columns * rd.square())  # [K, M]
+    ddocuments = []
+    for first, count in _panels(M):
+        here, total = slice(first, first + count), sums.pop(0)
+        for b, block in enumerate(blocks.slices):
+            total[:, block] -= radial[b, here, None] * documents[here, block]
+        ddocuments.append(total.to(documents.dtype))
+    return dqueries, torch.cat(ddocuments), -uz_total / temperature, dhard
+
+
+def _whole(count, tile):
+    return triton.cdiv(count, tile) * tile
+
+
+@_backward.register_fake
+def _(gradient, queries, documents, target, temperature, hard, *_):
+    return torch.empty_like(queries), torch.empty_like(documents), torch.empty_like(temperature), torch.empty_like(hard)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:7], *output[5:])
+    ctx.options = inputs[7:]
+    ctx.set_materialize_grads(False)  # the other outputs are detached: no zeros of their size
+
+
+def _differentiate(ctx, gradient, *_):
+    if gradient is None:
+        return (None,) * 11
+    dqueries, ddocuments, dtemperature, dhard = _backward(gradient, *ctx.saved_tensors, *ctx.options)
+    return dqueries, ddocuments, None, dtemperature, dhard, *(None,) * 6
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def fused_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, margin):
+    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors."""
+    hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
+    vectors = queries.contiguous(), documents.contiguous()
+    groups = [x if x is None else x.contiguous() for x in (query_group, document_group)]
+    loss, *rest = _forward(*vectors, target.contiguous(), temperature, hard, *groups, list(dims), list(weights), *margin)
+    return loss, *(x.detach() for x in rest[:4])
