@@ -1,4 +1,4 @@
-"""The CPU form of `conan_kernels.info_nce` against the textbook form in fp64."""
+"""Both forms of `conan_kernels.info_nce`, chunked on the CPU and Triton, against the textbook form in fp64."""
 
 import math
 import sys
@@ -9,19 +9,39 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import conan_kernels
 import conan_kernels.info_nce_chunked
-from conan_kernels import Margin, info_nce
+import conan_kernels.info_nce_triton
+from conan_kernels import InfoNCE, Margin
+from conan_kernels.info_nce_triton import fused_info_nce
 from conan_kernels.reference_info_nce import info_nce_reference
 
 sys.path.insert(0, str(Path(__file__).parent))
-from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, results_and_gradients
+from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, multiply_bf16_in_the_interpreter, results_and_gradients
 
 DIMS = (3, 7, 8, 20, 30, 40, 44)
 
 
+def on_cuda(*positional, **named):
+    positional = [x.cuda() if isinstance(x, torch.Tensor) else x for x in positional]
+    named = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in named.items()}
+    return InfoNCE(*(x.cpu() for x in conan_kernels.info_nce(*positional, **named)))
+
+
+@pytest.fixture(params=["chunked", "triton"])
+def info_nce(request, monkeypatch):
+    """The public function, by the form named: Triton on a GPU where there is one, else in Triton's interpreter."""
+    if request.param == "triton" and torch.cuda.is_available():
+        return on_cuda
+    if request.param == "triton":
+        multiply_bf16_in_the_interpreter(monkeypatch)
+        monkeypatch.setattr(sys.modules["conan_kernels.info_nce"], "chunked_info_nce", fused_info_nce)
+    return conan_kernels.info_nce
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
-def test_equals_textbook(data):
+def test_chunked_equals_textbook(data):
     N, M, E = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70)), data.draw(st.integers(4, 48))
     dims = sorted(data.draw(st.sets(st.integers(4, E), min_size=1, max_size=7)))
     arguments = batch(
@@ -29,10 +49,19 @@ def test_equals_textbook(data):
         temperature=data.draw(st.sampled_from([0.005, 0.02, 1.0])),
     )  # fmt: skip
     weights = data.draw(st.none() | st.lists(st.floats(0.1, 2), min_size=len(dims), max_size=len(dims)))
-    assert_as_exact_as_textbook(info_nce, arguments, dims=dims, weights=weights)
+    assert_as_exact_as_textbook(conan_kernels.info_nce, arguments, dims=dims, weights=weights)
 
 
-def test_a_single_column_gives_signs():
+@pytest.mark.parametrize(
+    ("N", "M", "E", "K", "dims"),
+    [(1, 1, 4, 0, (4,)), (37, 91, 48, 7, DIMS), (150, 300, 64, 0, (64,)), (130, 65, 192, 1, (64, 192)), (129, 257, 16, 0, (8, 16))],
+)
+def test_equals_textbook(info_nce, N, M, E, K, dims):
+    for temperature in (0.005, 0.1):
+        assert_as_exact_as_textbook(info_nce, batch(N, M, E, K, K > 0, temperature, seed=torch.seed()), dims=dims)
+
+
+def test_a_single_column_gives_signs(info_nce):
     arguments = batch(20, 30, 1)
     found = results_and_gradients(info_nce, arguments)
     sign = arguments["queries"].sign() * arguments["documents"].sign().T  # [N, M]
@@ -43,12 +72,12 @@ def test_a_single_column_gives_signs():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("K", [0, 7])
-def test_half_precision_equals_textbook(dtype, K):
+def test_half_precision_equals_textbook(info_nce, dtype, K):
     assert_as_exact_as_textbook(info_nce, batch(37, 91, 48, K, groups=True, dtype=dtype), dims=DIMS)
 
 
 @pytest.mark.parametrize("fraction", [False, True])
-def test_margin_leaves_out_what_the_textbook_leaves_out(fraction):
+def test_margin_leaves_out_what_the_textbook_leaves_out(info_nce, fraction):
     arguments = batch(37, 91, 48, K=0, groups=True)
     margin = clear_margin(arguments, DIMS, fraction)
     assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS, margin=margin)
@@ -56,7 +85,7 @@ def test_margin_leaves_out_what_the_textbook_leaves_out(fraction):
     assert (info_nce(**arguments, dims=DIMS, margin=margin).loss_per_dim < unfiltered).all()
 
 
-def test_margin_leaves_out_hard_negatives():
+def test_margin_leaves_out_hard_negatives(info_nce):
     arguments = batch(9, 20, 16, K=2)
     arguments["hard"] = torch.stack((arguments["documents"][arguments["target"]] * 2, arguments["hard"][:, 0]), dim=1)
     arguments["queries"] = arguments["documents"][arguments["target"]] + torch.randn(9, 16)
@@ -66,18 +95,34 @@ def test_margin_leaves_out_hard_negatives():
     torch.testing.assert_close(result.hard[:, 0], result.positive)
 
 
-@pytest.mark.parametrize("chunk_of", ["tile", "one row"])
-def test_chunks_do_not_change_the_result(monkeypatch, chunk_of):
+@pytest.mark.parametrize("rows", [1, 100, 1000])
+def test_chunks_do_not_change_the_result(monkeypatch, rows):
     arguments = batch(530, 90, 24, K=2, groups=True)
-    whole = results_and_gradients(info_nce, arguments, dims=(8, 24))
-    chunks = conan_kernels.info_nce_chunked.chunk_rows
-    monkeypatch.setattr(conan_kernels.info_nce_chunked, "chunk_rows", lambda *shape: 1 if chunk_of == "one row" else chunks(*shape) * 3)
-    for name, value in results_and_gradients(info_nce, arguments, dims=(8, 24)).items():
+    whole = results_and_gradients(conan_kernels.info_nce, arguments, dims=(8, 24))
+    monkeypatch.setattr(conan_kernels.info_nce_chunked, "chunk_rows", lambda *shape: rows)
+    for name, value in results_and_gradients(conan_kernels.info_nce, arguments, dims=(8, 24)).items():
         torch.testing.assert_close(value, whole[name], rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("info_nce", ["triton"], indirect=True)
+def test_panels_do_not_change_the_result(info_nce, monkeypatch):
+    arguments = batch(260, 270, 16, K=2, groups=True, dtype=torch.float16)
+    whole = results_and_gradients(info_nce, arguments, dims=(8, 16))
+    monkeypatch.setattr(conan_kernels.info_nce_triton, "PANEL", 256)
+    for name, value in results_and_gradients(info_nce, arguments, dims=(8, 16)).items():
+        torch.testing.assert_close(value, whole[name], rtol=1e-3 if value.dtype == torch.float16 else 1e-5, atol=1e-6)
+
+
+def test_same_inputs_give_the_same_bits(info_nce):
+    arguments = batch(40, 50, 16, K=2)
+    first = results_and_gradients(info_nce, arguments, dims=(8, 16))
+    for _ in range(3):
+        for name, value in results_and_gradients(info_nce, arguments, dims=(8, 16)).items():
+            assert torch.equal(value, first[name]), name
+
+
 @pytest.mark.parametrize("T", [1.0, 0.02, 0.005])
-def test_identical_vectors_neither_overflow_nor_go_negative(T):
+def test_identical_vectors_neither_overflow_nor_go_negative(info_nce, T):
     one = torch.randn(1, 64) * 1e4
     queries, documents = one.repeat(12, 1), torch.cat((one.repeat(12, 1), -one.repeat(12, 1)))
     loss = info_nce(queries.requires_grad_(), documents, torch.arange(12), T).loss
@@ -89,7 +134,7 @@ def test_identical_vectors_neither_overflow_nor_go_negative(T):
     assert 0 <= alone.item() <= math.exp(-2 / T) + 1e-6
 
 
-def test_zero_vectors_have_similarity_zero_and_no_gradient():
+def test_zero_vectors_have_similarity_zero_and_no_gradient(info_nce):
     arguments = batch(8, 11, 16, K=2)
     for name in ("queries", "documents"):
         arguments[name][3] = 0
@@ -104,7 +149,7 @@ def test_zero_vectors_have_similarity_zero_and_no_gradient():
     assert_as_exact_as_textbook(info_nce, arguments, dims=(5, 16))
 
 
-def test_same_group_is_no_negative_unless_the_id_is_below_zero():
+def test_same_group_is_no_negative_unless_the_id_is_below_zero(info_nce):
     arguments = batch(6, 6, 16) | {"target": torch.arange(6)}
     alone = info_nce(**arguments, query_group=torch.zeros(6).long(), document_group=torch.zeros(6).long())
     assert alone.loss == 0 and alone.accuracy == 1
@@ -113,7 +158,7 @@ def test_same_group_is_no_negative_unless_the_id_is_below_zero():
     assert ungrouped.loss > 0
 
 
-def test_accuracy_counts_strict_winners():
+def test_accuracy_counts_strict_winners(info_nce):
     documents = torch.eye(4)
     queries = documents[[0, 1, 2, 3]] + 0.1
     queries[3] = documents[0] + documents[1]
@@ -122,7 +167,7 @@ def test_accuracy_counts_strict_winners():
     assert info_nce(queries, documents, torch.arange(4), 0.1, hard=hard).accuracy == 0.5
 
 
-def test_no_gradient_is_computed_where_none_is_asked():
+def test_no_gradient_is_computed_where_none_is_asked(info_nce):
     arguments = batch(9, 12, 16)
     with torch.no_grad():
         arguments["queries"].requires_grad_()
@@ -132,14 +177,14 @@ def test_no_gradient_is_computed_where_none_is_asked():
     assert not any(value.requires_grad for value in result[1:])
 
 
-def test_noncontiguous_inputs():
+def test_noncontiguous_inputs(info_nce):
     arguments = batch(9, 12, 16)
     strided = arguments | {name: arguments[name].T.contiguous().T for name in ("queries", "documents")}
     whole, found = (results_and_gradients(info_nce, a, dims=(5, 16)) for a in (arguments, strided))
     torch.testing.assert_close(found, whole)
 
 
-def test_autocast_does_not_round_the_similarities():
+def test_autocast_does_not_round_the_similarities(info_nce):
     arguments = batch(9, 12, 16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = info_nce(**arguments)
@@ -147,17 +192,22 @@ def test_autocast_does_not_round_the_similarities():
 
 
 @pytest.mark.parametrize("gradients", [False, True])
-def test_opcheck(gradients):
-    for K, dtype in ((0, torch.float32), (2, torch.bfloat16)):
-        a = batch(9, 12, 16, K, groups=K > 0, dtype=dtype)
-        for name in ("queries", "documents"):
-            a[name].requires_grad_(gradients)
-        hard = a.get("hard", torch.empty(9, 0, 16, dtype=dtype))
-        arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"))
-        torch.library.opcheck(conan_kernels.info_nce_chunked._op, (*arguments, [4, 16], [0.5, 0.5], math.inf, 0.0, gradients))
+@pytest.mark.parametrize(("K", "dtype"), [(0, torch.float32), (2, torch.bfloat16)])
+def test_opcheck(monkeypatch, gradients, K, dtype):
+    a = batch(9, 12, 16, K, groups=K > 0, dtype=dtype)
+    for name in ("queries", "documents"):
+        a[name].requires_grad_(gradients)
+    hard = a.get("hard", torch.empty(9, 0, 16, dtype=dtype))
+    arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"))
+    arguments = (*arguments, [4, 16], [0.5, 0.5], math.inf, 0.0)
+    torch.library.opcheck(conan_kernels.info_nce_chunked._op, (*arguments, gradients))
+    multiply_bf16_in_the_interpreter(monkeypatch)
+    if torch.cuda.is_available():
+        arguments = [x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in arguments]
+    torch.library.opcheck(conan_kernels.info_nce_triton._forward, tuple(arguments))
 
 
-def test_compiles_without_graph_breaks():
+def test_compiles_without_graph_breaks(info_nce):
     arguments = batch(9, 12, 16, K=2, groups=True)
 
     def form(**arguments):
@@ -188,7 +238,7 @@ def test_compiles_without_graph_breaks():
 )
 def test_wrong_arguments_are_named(change, message):
     with pytest.raises(ValueError, match=message):
-        info_nce(**(batch(9, 12, 16) | change))
+        conan_kernels.info_nce(**(batch(9, 12, 16) | change))
 
 
 def test_reference_is_cross_entropy_of_cosines():
@@ -203,11 +253,29 @@ def test_memory_never_holds_the_matrix():
     N = M = 3000
     arguments = batch(N, M, 32, K=1)
     with LargestTensor() as largest:
-        results_and_gradients(info_nce, arguments, dims=(8, 16, 32))
+        results_and_gradients(conan_kernels.info_nce, arguments, dims=(8, 16, 32))
     assert largest.elements <= 3 * M * 32  # no tensor beyond a constant number of the inputs' size
     with LargestTensor() as largest:
         results_and_gradients(info_nce_reference, arguments)
     assert largest.elements >= N * M  # the counter would have seen it
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dims", [(3584,), (256, 512, 1024, 1536, 2048, 3072, 3584)])
+def test_peak_memory_on_the_gpu_is_below_one_and_a_half_times_inputs_and_gradients(dims):
+    N, E = 65536, 3584
+    queries, documents = (torch.randn(N, E, device="cuda", dtype=torch.bfloat16).requires_grad_() for _ in range(2))
+    torch.cuda.reset_peak_memory_stats()
+    conan_kernels.info_nce(queries, documents, torch.arange(N, device="cuda"), 0.02, dims=dims).loss.backward()
+    assert torch.cuda.max_memory_allocated() < 1.5 * 4 * N * E * 2
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_large_equals_textbook(dtype):
+    dims = (256, 512, 1024, 1536, 2048, 3072, 3584)
+    arguments = batch(5000, 9001, 3584, K=3, groups=True, temperature=0.02, dtype=dtype, device="cuda")
+    assert_as_exact_as_textbook(conan_kernels.info_nce, arguments, dims=dims)
 
 
 class LargestTensor(torch.utils._python_dispatch.TorchDispatchMode):
