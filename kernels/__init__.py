@@ -1,3 +1,4 @@
 """Hand-written Triton kernels, importable as `conan_kernels`."""
 
+from conan_kernels.gather import gather_documents  # noqa: F401
 from conan_kernels.info_nce import InfoNCE, Margin, info_nce  # noqa: F401
