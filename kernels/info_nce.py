@@ -41,9 +41,9 @@ def info_nce(
     is no negative for it; ids below 0 belong to no group. margin: a float (absolute) or a `Margin`; at each dim, by that
     dim's similarities, documents and hard negatives above it are left out. The positive itself never is.
 
-    Memory is O((N + M) * E). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero has
-    similarity 0 with everything there, and no gradient. Gradients: queries, documents, hard and temperature, once
-    (no double backward).
+    Memory is O((N + M) * E). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so short,
+    below 1e-22, that its square is zero in fp32) has similarity 0 with everything there, and no gradient. Gradients go to
+    queries, documents, hard and temperature; there is no double backward. The same inputs give the same bits.
 
     Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents (on CUDA the latter
     is a device-side assertion, to save a synchronisation).
