@@ -298,12 +298,13 @@ def _forward(
     for first, count in _panels(M):
         column_tiles = triton.cdiv(count, options["BN"])
         tile_lse, tile_best = rq.new_empty(column_tiles, K, N), rq.new_empty(column_tiles, N)
-        _forward_tile[(row_tiles * column_tiles,)](
-            queries, documents, target, rq, whole_rd, temperature, limits if absolute != torch.inf else None,
-            *groups, blocks.starts, tile_lse, tile_best,
-            first, N, M, M + padding, queries.shape[1], K, column_tiles,
-            UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
-        )  # fmt: skip
+        with torch.cuda.device_of(queries):  # a backward needs none: autograd runs it on its tensors' device
+            _forward_tile[(row_tiles * column_tiles,)](
+                queries, documents, target, rq, whole_rd, temperature, limits if absolute != torch.inf else None,
+                *groups, blocks.starts, tile_lse, tile_best,
+                first, N, M, M + padding, queries.shape[1], K, column_tiles,
+                UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
+            )  # fmt: skip
         others = torch.logaddexp(others, tile_lse.logsumexp(0))
         best = torch.maximum(best, tile_best.amax(0))
     loss, lse, _ = softmax_of_rows(others, z_own)
