@@ -12,7 +12,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from conan_kernels import info_nce_triton as kernels
+from conan_kernels import info_nce_tiles as kernels
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -62,11 +62,11 @@ if __name__ == "__main__":
     for capability, dtype in ((90, torch.bfloat16), (80, torch.bfloat16), (90, torch.float32)):
         tiles = kernels.tile_options(dtype, capability // 10)
         W_dtype, product = kernels.product_options(dtype, capability // 10)
-        for kernel, options in zip((kernels._forward_tile, kernels._weight_tile), tiles):
+        for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), tiles):
             name = kernel.fn.__name__
             report(f"{name} of 7 dims with masks", dtype, capability, kernel, dtype, W_dtype, capability, options, EVEN=True)
             if dtype == torch.bfloat16:
                 report(f"{name} of 1 dim", dtype, capability, kernel, dtype, W_dtype, capability, options, EVEN=True, **unmasked)
         for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
-            arguments = kernels._add_product, dtype, W_dtype, capability, product
-            report(f"_add_product for {side}", dtype, capability, *arguments, **{stride: 1})
+            arguments = kernels.add_product, dtype, W_dtype, capability, product
+            report(f"add_product for {side}", dtype, capability, *arguments, **{stride: 1})
