@@ -1,0 +1,78 @@
+"""Compiles a Triton kernel for a GPU that need not be there, and reads the machine code (SASS). Needs no CUDA toolkit:
+Triton's wheel brings ptxas, cuobjdump and nvdisasm. Not under TRITON_INTERPRET, which compiles nothing."""
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\d\s+)?([A-Z][A-Zx0-9_.]*)", re.M)
+
+
+@dataclass
+class Machine:
+    """stack and shared_bytes in bytes (a thread's, a program's), registers a thread, sass as nvdisasm prints it."""
+
+    stack: int
+    registers: int
+    shared_bytes: int
+    sass: str
+
+    def count(self, opcode):
+        """How often an instruction occurs, with any modifiers: count("HGMMA") includes HGMMA.64x128x16.F32.BF16."""
+        return sum(number for name, number in opcodes(self.sass).items() if name == opcode or name.startswith(opcode + "."))
+
+    @property
+    def spills(self):
+        return self.count("STL") + self.count("LDL")
+
+    def loops(self):
+        """The innermost loops in the order of the code, each a Counter of full opcodes ("MUFU.EX2")."""
+        lines = self.sass.splitlines()
+        at = {match[1]: number for number, line in enumerate(lines) if (match := re.match(r"(\.L\w+):", line))}
+        spans = set()
+        for number, line in enumerate(lines):
+            target = re.search(r"\bBRA\b.*`\((\.L\w+)\)", line)
+            if target and at[target[1]] < number - 1:  # a program ends with a branch to itself
+                spans.add((at[target[1]], number))
+        inner = [a for a in sorted(spans) if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+        return [opcodes("\n".join(lines[first : last + 1])) for first, last in inner]
+
+
+def opcodes(sass):
+    return Counter(match[1] for match in INSTRUCTION.finditer(sass))
+
+
+def compile(fn, signature, constants, target, num_warps, num_stages, aligned=()):
+    """fn: a @triton.jit function. signature: {argument: type, e.g. "*bf16", "i32", "fp32"}. constants: {argument: value of
+    a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are) -> Machine."""
+    position = fn.arg_names.index
+    source = ASTSource(
+        fn,
+        {name: "constexpr" if name in constants else signature[name] for name in fn.arg_names},
+        constexprs={(position(name),): value for name, value in constants.items()},
+        attrs={
+            (position(name),): [["tt.divisibility", 16]]
+            for name in fn.arg_names
+            if name not in constants and (name in aligned or signature[name].startswith("*"))
+        },
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": num_warps, "num_stages": num_stages})
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        usage = _read("cuobjdump", "-res-usage", file.name)
+        sass = _read("nvdisasm", "-c", file.name)
+    stack, registers = (int(re.search(rf"{key}:(\d+)", usage)[1]) for key in ("STACK", "REG"))
+    return Machine(stack, registers, compiled.metadata.shared, sass)
+
+
+def _read(tool, *arguments):
+    return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
