@@ -11,7 +11,7 @@ The first term goes through the dot products, again one matrix product for all d
 Documents likewise, with sums over i. dLoss/dT = -sum(u z) / T.
 
 A chunk sees its whole rows, so the gradient needs no second computation of the similarities: three matrix products in
-all, where an online softmax takes four. The workspace, len(dims) x chunk x M, is kept within the size of the documents.
+all, where an online softmax takes four. The workspace is len(dims) x chunk x M.
 """
 
 import torch
@@ -54,8 +54,12 @@ def chunked_info_nce(queries, documents, target, temperature, dims, weights, har
 
 
 def chunk_rows(N, M, E, k):
-    """Queries a chunk: enough for an efficient matrix product, and a workspace k x chunk x M no larger than M x E."""
-    return max(1, min(N, E // k, max(256, TILE // M)))
+    """Queries a chunk: enough for an efficient matrix product, and a workspace k x chunk x M of at most 4 x M x E.
+
+    Measured on one core at N = M = 2,048, 7 dims: E = 512 takes 470 ms at 64 rows and 337 at 256, E = 3,584 1.36 s at 64,
+    1.19 at 256, 1.22 at 512.
+    """
+    return max(1, min(N, 4 * E // k, max(256, TILE // M)))
 
 
 @torch.library.custom_op("conan::info_nce_chunked", mutates_args=(), device_types="cpu")

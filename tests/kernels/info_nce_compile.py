@@ -2,54 +2,36 @@
 there, with the launch options that they would have there, and prints what the machine code uses, one JSON a line."""
 
 import json
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 
+import sass
 import torch
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 
 from conan_kernels import info_nce_tiles as kernels
 
-TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
 IDS = ("query_group", "document_group", "starts", "tiles")
 # what Triton finds divisible by 16 at the paper's shape, beside the pointers
 DIVISIBLE = ("E", "N", "M", "whole_M", "R", "C", "first_row", "first_column", "stride_k", "stride_row", "stride_inner")
-POINTERS = (
-    "queries documents target rq rd temperature limits query_group document_group starts lse best share u_positive weighted "
-    "uz_rows uz_columns total vectors tiles"
-).split()
+FLOATS = "rq rd temperature limits lse best share u_positive uz_rows uz_columns total".split()
 
 
 def compile(kernel, dtype, W_dtype, capability, options, **constants):
-    """{"stack": bytes a thread, "spills": local loads and stores, "registers", then how often each instruction occurs}."""
     constants |= {name: value for name, value in options.items() if name in kernel.arg_names}
-    types = dict.fromkeys(POINTERS, "*fp32") | dict.fromkeys(IDS, "*i32") | {"target": "*i64", "weighted": f"*{NAMES[W_dtype]}"}
-    types |= dict.fromkeys(("queries", "documents", "vectors"), f"*{NAMES[dtype]}")
-    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in kernel.arg_names}
-    aligned = [name for name in kernel.arg_names if name not in constants and name in (*POINTERS, *DIVISIBLE)]
-    source = ASTSource(
-        kernel,
-        signature,
-        constexprs={(kernel.arg_names.index(name),): value for name, value in constants.items()},
-        attrs={(kernel.arg_names.index(name),): [["tt.divisibility", 16]] for name in aligned},
-    )
-    launch = {name: options[name] for name in ("num_warps", "num_stages")}
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([TOOLS / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-        sass = subprocess.run([TOOLS / "nvdisasm", "-c", file.name], capture_output=True, text=True, check=True).stdout
-    count = {name: len(re.findall(rf"\b{name}\b", sass)) for name in ("HGMMA", "HMMA", "LDGSTS", "STL", "LDL")}
-    used = {name: int(re.search(rf"{key}:(\d+)", usage)[1]) for name, key in (("registers", "REG"), ("stack", "STACK"))}
+    signature = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(IDS, "*i32")
+    signature |= dict.fromkeys(("queries", "documents", "vectors"), f"*{NAMES[dtype]}")
+    signature |= {"target": "*i64", "weighted": f"*{NAMES[W_dtype]}"}
+    stages, warps = options["num_stages"], options["num_warps"]
+    machine = sass.compile(kernel, signature, constants, capability, warps, stages, DIVISIBLE)
     bytes_a_stage = (options["BM"] + options["BN"]) * options.get("BE", options.get("BK")) * dtype.itemsize
-    whole = launch["num_stages"] * bytes_a_stage // (16 * 32 * launch["num_warps"])  # both operands, 16 bytes a thread at a time
-    return used | {"spills": count["STL"] + count["LDL"], "LDGSTS if all loads are": whole} | count
+    return {
+        "stack": machine.stack,
+        "spills": machine.spills,
+        "registers": machine.registers,
+        "HGMMA": machine.count("HGMMA"),
+        "HMMA": machine.count("HMMA"),
+        "LDGSTS": machine.count("LDGSTS"),
+        "LDGSTS if all loads are": stages * bytes_a_stage // (16 * 32 * warps),  # both operands, 16 bytes a thread at a time
+    }
 
 
 def report(name, dtype, capability, *arguments, **constants):

@@ -43,7 +43,7 @@ def info_nce(request, monkeypatch):
     return conan_kernels.info_nce
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=2000, deadline=None)
 @given(st.data())
 def test_chunked_equals_textbook(data):
     N, M, E = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70)), data.draw(st.integers(4, 48))
@@ -258,7 +258,7 @@ def test_memory_never_holds_the_matrix():
     arguments = batch(N, M, 32, K=1)
     with LargestTensor() as largest:
         results_and_gradients(conan_kernels.info_nce, arguments, dims=(8, 16, 32))
-    assert largest.elements <= 3 * M * 32  # no tensor beyond a constant number of the inputs' size
+    assert largest.elements <= 4 * M * 32  # no tensor beyond a constant number of the inputs' size
     with LargestTensor() as largest:
         results_and_gradients(info_nce_reference, arguments)
     assert largest.elements >= N * M  # the counter would have seen it

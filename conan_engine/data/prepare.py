@@ -1,0 +1,174 @@
+"""From the sources that a config names to token shards on disk: the tokenizer trained, each source written once."""
+
+import hashlib
+import importlib
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.sources import files, installed
+from conan_engine.data.tokenizer import Tokenizer, train
+from conan_engine.errors import UserError
+
+# What a stage trains on, and the kinds of record that can be turned into it.
+TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": ("pairs", "instruction"), "supervised": ("pairs", "label", "instruction"), "sts": ("sts",)}  # fmt: skip
+
+
+def read(source, use):
+    """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
+
+    Returns (kind, iterator). Raises UserError if the source is unknown or its records do not fit the use.
+    """
+    built_in = [(name, kind) for name, kind in installed.READERS if name == source]
+    if built_in:
+        for kind in TAKES[use]:
+            if (source, kind) in built_in:
+                return kind, installed.READERS[source, kind]()
+        found = " or ".join(kind for _, kind in built_in)
+    else:
+        records = files.read(source)
+        first = next(records)
+        found = files.kind(first)
+        if found in TAKES[use]:
+            return found, itertools.chain([first], records)
+    raise UserError(f"{source}: holds {found} records; {use} takes {' or '.join(TAKES[use])}")
+
+
+def texts(source, use):
+    """Every text of a source, for the tokenizer."""
+    kind, records = read(source, use)
+    for record in records:
+        for value in record.values():
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, list):
+                yield from value
+
+
+def make_tokenizer(settings, sources, path):
+    """Load `settings.path`, or the tokenizer at `path`, or train it there on `sources` (a list of (source, use))."""
+    if settings.path:
+        return Tokenizer.load(settings.path)
+    if not Path(path).exists():
+        total = sum(len(text) for source, use in sources for text in texts(source, use))
+        if total == 0:
+            raise UserError(f"the sources {', '.join(s for s, _ in sources)} hold no text to train a tokenizer on")
+        keep = min(1.0, settings.train_bytes / total)
+        everything = (text for source, use in sources for text in texts(source, use))
+        train((text for i, text in enumerate(everything) if int(i * keep) != int((i - 1) * keep) or i == 0), path, settings.vocab_size)
+    return Tokenizer.load(path)
+
+
+def make_shards(source, use, stage, tokenizer, folder):
+    """The token shards of a source for a use, written under `folder` unless they stand there already: a Shards.
+
+    stage: that stage's settings (max_tokens; for "weak" teacher and min_score).
+    """
+    path = Path(folder) / f"{use}-{_key(source, use, stage, tokenizer)}"
+    if not (path / "manifest.json").exists():
+        kind, records = read(source, use)
+        shape = {"pretrain": "text", "sft": "instruction", "sts": "sts"}.get(use, "pairs")
+        if kind == "label":
+            records = _label_pairs(records)
+        elif kind == "instruction" and shape == "pairs":
+            records = ({"query": join(r["instruction"], r["input"]), "pos": [r["output"]]} for r in records)
+        if use == "weak":
+            records = _taught(records, stage.teacher, stage.min_score)
+        shutil.rmtree(path, ignore_errors=True)
+        with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as writer:
+            for batch in batched(tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False), 1024):
+                _WRITE[shape](writer, tokenizer, batch, stage.max_tokens)
+    return Shards(path, tokenizer.hash)
+
+
+def batched(records, size):
+    records = iter(records)
+    while batch := list(itertools.islice(records, size)):
+        yield batch
+
+
+def join(instruction, text):
+    """Instruction and input as one text (the query of the contrastive stages)."""
+    return f"{instruction}\n{text}" if instruction and text else instruction or text
+
+
+def _key(source, use, stage, tokenizer):
+    """A new folder for anything that would change what is written in it."""
+    facts = [source, use, stage.max_tokens, tokenizer.hash, getattr(stage, "teacher", ""), getattr(stage, "min_score", 0)]
+    if Path(source).is_file():
+        facts += [Path(source).stat().st_size, Path(source).stat().st_mtime_ns]
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
+
+
+def _taught(records, teacher, min_score):
+    """Drop the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays."""
+    score = None
+    if teacher:
+        module, _, name = teacher.partition(":")
+        try:
+            score = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"weak.teacher: cannot load {teacher!r} ({error}); expected \"module:function\"") from None
+    for batch in batched(records, 1024):
+        if score:
+            scores = score([r["query"] for r in batch], [r["pos"][0] for r in batch])
+        else:
+            scores = [r.get("score", min_score) for r in batch]
+        for record, value in zip(batch, scores):
+            if value >= min_score:
+                yield {**record, "score": value}
+
+
+def _label_pairs(records):
+    """Classification as InfoNCE: a text's positive is its label's text, or every other time the class's last text; its
+    group is the class, so that no other member counts as a negative."""
+    last = {}
+    for i, record in enumerate(records):
+        text, label = record["text"], record["label"]
+        yield {"query": text, "pos": [last[label] if i % 2 and label in last else label], "group": label}
+        last[label] = text
+
+
+def _group(value):
+    """63 bits that stand for a text or class; documents of one group are never each other's negatives."""
+    return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
+
+
+def _write_text(writer, tokenizer, batch, max_tokens):
+    """A text longer than max_tokens becomes several records; its end is marked by the end-of-text token."""
+    texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
+    for tokens in tokenizer.encode_batch(texts):
+        tokens.append(tokenizer.eos_id)
+        for start in range(0, len(tokens), max_tokens):
+            writer.add([tokens[start : start + max_tokens]])
+
+
+def _write_instructions(writer, tokenizer, batch, max_tokens):
+    """Cut from the end of the output, after the input has been cut to half the room: something is left to learn from."""
+    encoded = tokenizer.encode_batch([text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])])
+    for instruction, text, output in batched(encoded, 3):
+        instruction = instruction[: max_tokens // 4]
+        text = text[: max_tokens // 2 - len(instruction)] if len(text) > max_tokens // 4 else text
+        writer.add([instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]])
+
+
+def _write_pairs(writer, tokenizer, batch, max_tokens):
+    """One record a positive; the group is the positive's text (or the class)."""
+    flat = [(r, positive) for r in batch for positive in r["pos"]]
+    encoded = iter(tokenizer.encode_batch([t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))]))
+    for record, positive in flat:
+        fields = [next(encoded)[:max_tokens] for _ in range(2 + len(record.get("neg", ())))]
+        writer.add(fields, score=record.get("score", float("nan")), group=_group(record.get("group", positive)))
+
+
+def _write_sts(writer, tokenizer, batch, max_tokens):
+    encoded = tokenizer.encode_batch([text for r in batch for text in (r["sentence1"], r["sentence2"])])
+    for record, (first, second) in zip(batch, batched(encoded, 2)):
+        writer.add([first[:max_tokens], second[:max_tokens]], score=record["score"])
+
+
+_WRITE = {"text": _write_text, "instruction": _write_instructions, "pairs": _write_pairs, "sts": _write_sts}

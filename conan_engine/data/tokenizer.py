@@ -1,0 +1,98 @@
+"""Text to ids and back, for any text: sentencepiece BPE with byte fallback and a reversible escape."""
+
+import hashlib
+import io
+import os
+import re
+from pathlib import Path
+
+import sentencepiece
+
+from conan_engine.errors import UserError
+
+# sentencepiece writes a space as U+2581 and so reads every U+2581 back as a space. A text's own U+2581 is therefore
+# escaped by a control character, which is escaped too; and so is NUL, at which sentencepiece would end the text.
+ESCAPES = {"\x1a": "\x1a0", "\u2581": "\x1a1", "\x00": "\x1a2"}
+ESCAPED = {code: text for text, code in ESCAPES.items()}
+LINE = 4000  # characters a training sentence at most: sentencepiece drops longer ones without a word
+
+
+class Tokenizer:
+    """vocab_size; hash (hex sha256 of the model file: goes into every shard and checkpoint); eos_id ends a text."""
+
+    def __init__(self, model):
+        """model: the bytes of a sentencepiece model."""
+        self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
+        self.vocab_size = self.processor.vocab_size()
+        self.hash = hashlib.sha256(model).hexdigest()
+        self.eos_id = self.processor.eos_id()
+
+    @classmethod
+    def load(cls, path):
+        """Raises UserError if `path` is missing or not a tokenizer that `train` wrote."""
+        try:
+            tokenizer = cls(Path(path).read_bytes())
+        except (OSError, RuntimeError) as error:
+            raise UserError(f"{path}: cannot load this tokenizer ({error}); name a sentencepiece .model file") from None
+        if tokenizer.eos_id < 0 or tokenizer.decode(tokenizer.encode(" \u2581\u0ddf\n")) != " \u2581\u0ddf\n":
+            raise UserError(f"{path}: this sentencepiece model loses text (it needs byte fallback, no normalisation and an end id); train one here")
+        return tokenizer
+
+    def encode(self, text):
+        """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts):
+        return self.processor.encode([escape(text) for text in texts])
+
+    def decode(self, ids):
+        """The text again, exactly. Ids cut within a character give U+FFFD there."""
+        text = self.processor.decode([int(i) for i in ids])
+        return re.sub("\x1a[012]", lambda match: ESCAPED[match.group()], text)
+
+
+def escape(text):
+    text = re.sub("[\x1a\u2581\x00]", lambda match: ESCAPES[match.group()], text)
+    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+
+
+def train(texts, path, vocab_size):
+    """Train a tokenizer on an iterator of texts and write it to `path`, beside and renamed. Raises UserError if the texts
+    cannot fill `vocab_size`."""
+    model = io.BytesIO()
+    lines = (line[i : i + LINE] for text in texts for line in escape(text).split("\n") for i in range(0, len(line), LINE))
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=lines,
+            model_writer=model,
+            model_type="bpe",
+            vocab_size=vocab_size,
+            byte_fallback=True,
+            character_coverage=0.9995,  # the rarest characters are left to bytes
+            normalization_rule_name="identity",
+            add_dummy_prefix=False,
+            remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True,  # indentation
+            split_digits=True,
+            bos_id=-1,
+            eos_id=1,
+            unk_id=0,
+            max_sentence_length=4 * LINE + 64,  # bytes
+            shuffle_input_sentence=False,
+            num_threads=os.cpu_count(),
+            minloglevel=2,
+        )
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())
+        most = re.search(r"value <= (\d+)", reason)
+        least = re.search(r"required_chars\. \d+ vs (\d+)", reason)
+        advice = (
+            f"larger than the text allows; set it to at most {most.group(1)}, or give more text" if most
+            else f"too small for the text's characters and the 256 bytes; set it to at least {least.group(1)}" if least
+            else f"not to be trained on this text ({reason})"
+        )  # fmt: skip
+        raise UserError(f"tokenizer.vocab_size is {vocab_size}, {advice}") from None
+    partial = Path(f"{path}.partial")
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_bytes(model.getvalue())
+    os.replace(partial, path)

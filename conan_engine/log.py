@@ -1,0 +1,90 @@
+"""What a person watches: metrics.jsonl, one progress bar a stage, TensorBoard where installed, and loss.png."""
+
+import json
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+class Log:
+    """Rank 0 writes; on the others every method does nothing."""
+
+    def __init__(self, run, first):
+        self.path, self.active, self.bar, self.board = Path(run, "metrics.jsonl"), first, None, None
+        if first:
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(Path(run, "tensorboard"))
+            except ImportError:
+                pass  # an extra: the JSON lines hold the same numbers
+
+    def resume(self, stages_before, stage, step):
+        """Forget the lines that a killed run wrote after its last checkpoint: those steps are done again."""
+        if not self.active:
+            return
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # the line that the kill cut in two
+                if row["stage"] in stages_before or (row["stage"] == stage and row["step"] < step):
+                    kept.append(line + "\n")
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, self.path)
+        self.file = open(self.path, "a", buffering=1)
+
+    def start(self, stage, steps, done, earlier):
+        self.stage, self.earlier = stage, earlier
+        if self.active:
+            self.bar = tqdm(total=steps, initial=done, desc=stage, unit="step", dynamic_ncols=True)
+
+    def step(self, step, row):
+        """row: name -> number or string, for one step."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"stage": self.stage, "step": step, **row}) + "\n")
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False)
+        self.bar.update()
+        if self.board:
+            for name, value in row.items():
+                if not isinstance(value, str):
+                    self.board.add_scalar(f"{self.stage}/{name}", value, self.earlier + step)
+
+    def end(self):
+        if self.active:
+            self.bar.close()
+
+    def say(self, text):
+        """One line to the person, without tearing the bar."""
+        if self.active:
+            tqdm.write(text)
+
+    def draw(self):
+        """loss.png: every stage's loss by step, one panel a stage."""
+        if not self.active:
+            return
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        stages = list(dict.fromkeys(row["stage"] for row in rows))
+        figure, axes = plt.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False)
+        for axis, stage in zip(axes[0], stages):
+            mine = [row for row in rows if row["stage"] == stage]
+            for source in sorted({row["source"] for row in mine}):
+                points = [(row["step"], row["loss"]) for row in mine if row["source"] == source]
+                axis.plot(*zip(*points), linewidth=0.8, label=Path(source).name)
+            axis.set(title=stage, xlabel="step", ylabel="loss" if stage == stages[0] else "")
+            axis.legend(fontsize=7)
+        figure.tight_layout()
+        partial = self.path.with_name("loss.partial.png")
+        figure.savefig(partial, dpi=110)
+        os.replace(partial, self.path.with_name("loss.png"))
+        plt.close(figure)

@@ -1,0 +1,116 @@
+"""Hard negatives: pools mined by nearest-neighbour search, and their dynamic replacement while training (recipe section 4)."""
+
+import numpy as np
+
+from conan_engine.data.shards import order
+from conan_engine.errors import UserError
+
+
+def should_replace(first, now, rule):
+    """Dynamic hard negative mining (arXiv 2509.12892 section 3.4): which negatives have become too easy.
+
+    first: cosine when the negative came into use (S_0); now: its current one (S_i); arrays of one shape -> bool array.
+    Replace if S_0 < low, or if factor * S_i < S_0 and S_i < bound.
+    """
+    return (first < rule.low) | ((rule.factor * now < first) & (now < rule.bound))
+
+
+class Corpus:
+    """The documents that a source's queries may be told apart from: each distinct positive once, and every given negative."""
+
+    def __init__(self, shards):
+        records = np.arange(len(shards), dtype=np.int64)
+        self.shards = shards
+        self.group_of_record = shards.groups(records)
+        _, first = np.unique(self.group_of_record, return_index=True)
+        first.sort()
+        given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
+        self.given_start = len(first) + np.concatenate(([0], np.cumsum(given)))  # a record's own negatives, in the corpus
+        rows = np.repeat(records, given)
+        self.record = np.concatenate((first, rows))
+        self.field = np.concatenate((np.ones(len(first), np.int64), 2 + np.arange(len(rows)) - np.repeat(np.cumsum(given) - given, given)))
+        # a negative given by hand belongs to no group, so it counts as a negative for everyone: the data's author chose it
+        self.group = np.concatenate((self.group_of_record[first], np.full(len(rows), -1)))
+
+    def __len__(self):
+        return len(self.record)
+
+
+class Pools:
+    """Per query: candidates best first, the `count` in use, and their first cosines.
+
+    All ranks hold all pools and apply the same updates, so any rank can draw any query next.
+    """
+
+    def __init__(self, corpus, queries, candidates, rule):
+        """queries: sorted record ids [Q]; candidates: indices into the corpus, int32 [Q, P]."""
+        self.corpus, self.queries, self.rule = corpus, queries, rule
+        self.candidates = candidates
+        self.slot = np.tile(np.arange(rule.count, dtype=np.int32), (len(queries), 1))  # [Q, K]: place in the pool
+        self.first = np.full((len(queries), rule.count), np.nan, dtype=np.float32)  # S_0; NaN until first used
+        self.replaced = 0
+
+    def draw(self, records):
+        """The documents in use for these queries: (records, fields, groups), each int64 [n * K], query by query."""
+        rows = np.searchsorted(self.queries, records)
+        documents = np.take_along_axis(self.candidates[rows], self.slot[rows], axis=1).ravel()
+        return self.corpus.record[documents], self.corpus.field[documents], self.corpus.group[documents]
+
+    def update(self, records, scores):
+        """Apply the rule to the cosines [n, K] that the loss has just computed; a replacement is drawn at the next use.
+        A pool that has run out keeps what it has."""
+        rows = np.searchsorted(self.queries, records)
+        first = np.where(np.isnan(self.first[rows]), scores, self.first[rows])
+        slot = self.slot[rows]
+        due = should_replace(first, scores, self.rule)
+        fresh = slot.max(axis=1, keepdims=True) + np.cumsum(due, axis=1)  # the next ones in the pool, in slot order
+        due &= fresh < self.candidates.shape[1]
+        self.slot[rows] = np.where(due, fresh, slot)
+        self.first[rows] = np.where(due, np.nan, first)
+        self.replaced += int(due.sum())
+
+    def state(self):
+        return {"queries": self.queries, "candidates": self.candidates, "slot": self.slot, "first": self.first}
+
+    @classmethod
+    def from_state(cls, corpus, state, rule):
+        pools = cls(corpus, state["queries"], state["candidates"], rule)
+        pools.slot, pools.first = state["slot"], state["first"]
+        return pools
+
+
+def mine(shards, queries, embed, rule, seed, source):
+    """Pools for the query records `queries` (sorted int64) from the corpus of `shards`.
+
+    embed(records, fields) -> unit vectors float32 [n, E]. Candidates are the nearest documents, save those of the
+    query's own group and, as likely false negatives, those scoring above rule.max_ratio of the positive. A record's
+    given negatives come first; a pool that the search does not fill is filled with random documents.
+    """
+    import faiss  # slow to import, and only this stage needs it
+
+    corpus = Corpus(shards)
+    if len(corpus) <= rule.pool:
+        raise UserError(
+            f"{source}: {len(corpus)} distinct documents cannot fill pools of negatives.pool = {rule.pool}; "
+            f"give more data or set negatives.pool below {len(corpus)}"
+        )
+    documents = embed(corpus.record, corpus.field)
+    asked = embed(queries, np.zeros(len(queries), np.int64))
+    positive = np.einsum("qe,qe->q", asked, embed(queries, np.ones(len(queries), np.int64)))
+    index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        index.train(documents)
+    index.add(documents)
+    scores, found = index.search(asked, min(2 * rule.pool, len(corpus)))
+    group = corpus.group_of_record[queries]
+    good = (found >= 0) & (corpus.group[found] != group[:, None]) & (scores <= rule.max_ratio * positive[:, None])
+    candidates = np.empty((len(queries), rule.pool), dtype=np.int32)
+    for row, record in enumerate(queries):
+        given = np.arange(corpus.given_start[record], corpus.given_start[record + 1])
+        best = np.concatenate((given, found[row, good[row]]))
+        if len(best) < rule.pool:
+            spare = order(seed, row, len(corpus), np.arange(2 * rule.pool) % len(corpus))
+            best = np.concatenate((best, spare[(corpus.group[spare] != group[row])]))
+        distinct = best[np.sort(np.unique(best, return_index=True)[1])]
+        candidates[row] = np.resize(distinct, rule.pool)  # repeats only where the corpus has no more to give
+    return Pools(corpus, queries, candidates, rule)

@@ -1,0 +1,189 @@
+"""Train Conan-embedding-v2's four stages: `torchrun conan_engine/train.py [config.toml] [--section.key=value ...]`.
+
+Without arguments: the demo recipe, into runs/demo. The same command again goes on from the last checkpoint.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import random
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+
+if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
+    del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
+
+from conan_engine import checkpoint, errors
+from conan_engine.config import load
+from conan_engine.data import prepare
+from conan_engine.errors import UserError
+from conan_engine.log import Log
+from conan_engine.model import Transformer, count_parameters, memory_per_device
+from conan_engine.parallel import Group, ShardedAdamW
+from conan_engine.stages import LanguageModelling, Supervised, Weak
+
+DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
+
+
+def main():
+    # ---- settings and process group
+    arguments = sys.argv[1:]
+    path = arguments.pop(0) if arguments and not arguments[0].startswith("--") else DEMO
+    config = load(path, arguments)
+    group = Group(config.device)
+    run = Path(config.run)
+    report_plan(config, group)
+    if config.plan_only:
+        return
+    random.seed(config.seed + group.rank)
+    np.random.seed(config.seed + group.rank)
+    torch.manual_seed(config.seed + group.rank)
+
+    # ---- text to shards: rank 0 writes what is missing, then every rank maps it
+    if group.rank == 0:
+        prepare_data(config)
+    group.barrier()
+    tokenizer, shards = prepare_data(config)
+
+    # ---- model; where an earlier run of the same command stopped, its newest whole checkpoint
+    model = Transformer(config.model, tokenizer.vocab_size).to(group.device)
+    found = checkpoint.newest(run, config.stages)
+    if found:
+        checkpoint.load_weights(*found, model, config.model, tokenizer)
+    elif config.start:
+        weights = checkpoint.newest(config.start)
+        if weights is None:
+            raise UserError(f"start: {config.start} has no whole checkpoint; name a run folder that has, or leave start empty")
+        checkpoint.load_weights(*weights, model, config.model, tokenizer)
+    else:
+        model.init_weights(config.seed)
+    log = Log(run, group.rank == 0)
+    done_stage, done_step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
+    log.resume(config.stages[: config.stages.index(done_stage)], done_stage, done_step)
+    if found:
+        log.say(f"resuming after step {done_step} of {done_stage}, from {found[0]}")
+    if group.rank == 0:
+        (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+
+    # ---- the stages, each from the weights of the one before
+    earlier_steps = 0
+    for name in config.stages:
+        settings = getattr(config, name)
+        earlier_steps += settings.steps
+        first_step = 0
+        if config.stages.index(name) < config.stages.index(done_stage) or (name == done_stage and done_step == settings.steps):
+            continue
+        optimizer = ShardedAdamW(model, group, settings.lr, settings.weight_decay)
+        stage = make_stage(name, config, shards, group)
+        counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
+        if found and name == done_stage and done_step > 0:
+            first_step, counters = done_step, found[1]["counters"]
+            checkpoint.load_training(*found, optimizer, stage, group)
+        elif name == "supervised":
+            log.say("mining hard negatives ...")
+            stage.mine(model.eval())
+        model.train()
+        log.start(name, settings.steps, first_step, earlier_steps - settings.steps)
+
+        with ThreadPoolExecutor(1) as ahead:
+            upcoming = ahead.submit(stage.draw, first_step)
+            for step in range(first_step, settings.steps):
+                started = time.perf_counter()
+                batch = upcoming.result()
+                waited = time.perf_counter() - started
+                if step + 1 < settings.steps:
+                    upcoming = ahead.submit(stage.draw, step + 1)  # while this step computes
+
+                row = stage.backward(model, batch, step)
+                norm = optimizer.reduce_gradients()
+                lr = learning_rate(settings, step)
+                if math.isfinite(norm) and math.isfinite(row["loss"]):
+                    optimizer.step(lr, scale=min(1.0, settings.clip / (norm + 1e-6)))
+                    counters["updates"] += 1
+                    counters["skipped_in_a_row"] = 0
+                else:
+                    counters["skipped"] += 1
+                    counters["skipped_in_a_row"] += 1
+                    log.say(f"{name} step {step}: loss {row['loss']}, gradient norm {norm}: step skipped ({counters['skipped']} so far)")
+                optimizer.zero_gradients()
+
+                seconds = time.perf_counter() - started
+                log.step(step, {**row, "lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds,
+                                "waited": waited, "tokens_per_s": row["tokens"] / seconds})  # fmt: skip
+                stop = counters["skipped_in_a_row"] == config.max_skips
+                if stop or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
+                    checkpoint.save(config, tokenizer, name, step + 1, model, optimizer, stage.state(), counters, group)
+                if stop:
+                    raise UserError(
+                        f"{name} step {step}: {config.max_skips} steps in a row were not finite; the weights before them are saved. "
+                        f"Lower {name}.lr (now {settings.lr:g}) or look at the data of the steps logged in {run}/metrics.jsonl"
+                    )
+        log.end()
+    log.draw()
+    log.say(f"done: {run}/checkpoints, {run}/metrics.jsonl, {run}/loss.png")
+    group.close()
+
+
+def report_plan(config, group):
+    """Say how large the model is and what a device needs, before anything is allocated."""
+    vocab = config.tokenizer.vocab_size
+    needs = 0
+    for name in config.stages:
+        stage = getattr(config, name)
+        at_once = stage.chunk or max(1, stage.batch // group.world) * (1 if name in ("pretrain", "sft") else 2)
+        needs = max(needs, memory_per_device(config.model, vocab, at_once, stage.max_tokens, group.world))
+    fixed = memory_per_device(config.model, vocab, 0, 0, group.world)
+    if group.device.type == "cuda":
+        has = torch.cuda.mem_get_info()[1]
+    else:
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 1  # shared by the ranks of this machine
+    if group.rank == 0:
+        print(
+            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters; per device ({group.world} in all) "
+            f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most {needs / 2**30:.1f} GiB with activations; "
+            f"this one has {has / 2**30:.1f} GiB",
+            flush=True,
+        )
+    if fixed > has and not config.plan_only:
+        raise UserError(
+            f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has {has / 2**30:.1f} GiB; "
+            f"use more ranks (the optimiser state is shared out) or a smaller [model]"
+        )
+
+
+def prepare_data(config):
+    """The tokenizer, and shards by (stage, source); "sts" stands for the scored pairs of the supervised stage."""
+    uses = [(source, name, getattr(config, name)) for name in config.stages for source in getattr(config, name).data]
+    if "supervised" in config.stages:
+        uses += [(source, "sts", config.supervised) for source in config.supervised.sts]
+    tokenizer = prepare.make_tokenizer(config.tokenizer, [(s, use) for s, use, _ in uses], Path(config.run, "tokenizer.model"))
+    folder = Path(config.run, "data")
+    return tokenizer, {(use, s): prepare.make_shards(s, use, stage, tokenizer, folder) for s, use, stage in uses}
+
+
+def make_stage(name, config, shards, group):
+    mine = {source: s for (use, source), s in shards.items() if use == name}
+    if name == "weak":
+        return Weak(config, mine, group)
+    if name == "supervised":
+        return Supervised(config, mine, {source: s for (use, source), s in shards.items() if use == "sts"}, group)
+    return LanguageModelling(name, config, mine, group)
+
+
+def learning_rate(settings, step):
+    """Linear warm-up over the first `warmup` of the steps, then linear decay to `final_lr` of lr."""
+    warmup = settings.warmup * settings.steps
+    if step < warmup:
+        return settings.lr * (step + 1) / (warmup + 1)
+    progress = (step - warmup) / max(1, settings.steps - warmup)
+    return settings.lr * (1 - (1 - settings.final_lr) * progress)
+
+
+if __name__ == "__main__":
+    errors.run(main)

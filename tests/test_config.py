@@ -1,0 +1,67 @@
+"""Settings: defaults, files, overrides, and the line that a mistake gets."""
+
+from pathlib import Path
+
+import pytest
+
+from conan_engine.config import load
+from conan_engine.errors import UserError
+
+CONFIGS = Path(__file__).parent.parent / "configs"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "some.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize("name", ["demo.toml", "conan-1.4b.toml"])
+def test_shipped_configs_load(name):
+    assert load(CONFIGS / name).stages == ["pretrain", "sft", "weak", "supervised"]
+
+
+def test_a_file_overrides_the_default_and_an_argument_the_file():
+    config = load(CONFIGS / "demo.toml", ["--weak.lr=0.5", "--run=elsewhere", "--weak.data.docstrings=7", "--stages=['sft']"])
+    assert (config.weak.lr, config.run, config.stages) == (0.5, "elsewhere", ["sft"])
+    assert config.weak.data["docstrings"] == 7 and "catalogues" in config.weak.data
+
+
+def test_the_papers_own_numbers_are_the_defaults(tmp_path):
+    config = load(write(tmp_path, "stages = ['weak']\n[weak]\nsteps = 1\ndata = { docstrings = 1 }"))
+    assert (config.model.layers, config.model.width, config.model.ffn, config.model.heads, config.model.kv_heads) == (8, 3584, 8192, 32, 8)
+    assert (config.pretrain.batch, config.sft.lr, config.weak.min_score, config.negatives.count, config.supervised.beta) == (256, 2e-5, 0.4, 7, 0.8)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[weak]\ntemprature = 0.1", "unknown key 'weak.temprature'; the nearest is 'weak.temperature'"),
+        ("[modle]\nlayers = 2", "unknown key 'modle'; the nearest is 'model'"),
+        ("seed = 'x'", "seed is 'x'; expected int"),
+        ("plan_only = 1", "plan_only is 1; expected bool"),
+        ("weak = 3", "weak is a section"),
+        ("[weak]\ndata = { a = -1 }", "weights above 0"),
+        ("[supervised]\ndims = ['a']", "expected a list of int"),
+        ("[weak]\nmask = 'diagonal'", "weak.mask is 'diagonal'; expected 'column' or 'row' or 'uniform'"),
+        ("[model]\nheads = 5", "model.heads is 5"),
+        ("stages = ['weak', 'sft']", "in this order"),
+        ("stages = ['weak']", "weak.steps is 0; expected at least 1"),
+        ("seed = ", "cannot read this config"),
+    ],
+)
+def test_a_mistake_gets_one_clear_line(tmp_path, text, said):
+    with pytest.raises(UserError) as error:
+        load(write(tmp_path, text))
+    assert said in str(error.value) and "some.toml" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(("argument", "said"), [("weak.lr=1", "expected --section.key=value"), ("--weak.lrr=1", "nearest is 'weak.lr'")])
+def test_a_wrong_argument_is_named(argument, said):
+    with pytest.raises(UserError, match=said):
+        load(CONFIGS / "demo.toml", [argument])
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="absent.toml: cannot read"):
+        load(tmp_path / "absent.toml")

@@ -1,0 +1,118 @@
+"""The replacement rule case by case, and pools on a source small enough to check by eye."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from conan_engine.config import Negatives
+from conan_engine.errors import UserError
+from conan_engine.negatives import Corpus, Pools, mine, should_replace
+
+RULE = Negatives(count=2, pool=4)
+
+
+@pytest.mark.parametrize(
+    ("first", "now", "replaced"),
+    [
+        (0.39, 0.90, True),  # S_0 < 0.4: too easy from the start, whatever it is now
+        (0.40, 0.40, False),  # the bound itself is kept
+        (0.80, 0.66, True),  # 1.2 * 0.66 = 0.792 < 0.80 and 0.66 < 0.7
+        (0.80, 0.67, False),  # 1.2 * 0.67 = 0.804: has not fallen far enough
+        (0.90, 0.70, False),  # fallen far enough, but 0.7 is still hard
+        (0.90, 0.69, True),
+        (0.50, 0.60, False),  # has become harder
+    ],
+)
+def test_replacement_rule(first, now, replaced):
+    assert should_replace(np.float64(first), np.float64(now), RULE) == replaced
+
+
+class FakeShards:
+    """The part of Shards that negatives.py reads: records of (query, positive, given negatives...) with groups."""
+
+    def __init__(self, groups, given):
+        self._groups, self._given = np.array(groups, np.int64), np.array(given, np.int32)
+
+    def __len__(self):
+        return len(self._groups)
+
+    def groups(self, records):
+        return self._groups[records]
+
+    def field_counts(self, records):
+        return self._given[records] + 2
+
+
+def test_corpus_holds_each_positive_once_and_every_given_negative():
+    corpus = Corpus(FakeShards(groups=[7, 8, 7, 9], given=[0, 2, 1, 0]))
+    assert list(zip(corpus.record, corpus.field, corpus.group)) == [
+        (0, 1, 7), (1, 1, 8), (3, 1, 9), (1, 2, -1), (1, 3, -1), (2, 2, -1),
+    ]  # fmt: skip
+    assert corpus.given_start.tolist() == [3, 3, 5, 6, 6]
+
+
+def pools():
+    corpus = SimpleNamespace(record=np.arange(100, 106), field=np.ones(6, int), group=np.arange(6))
+    candidates = np.array([[0, 1, 2, 3], [5, 4, 3, 2]], dtype=np.int32)
+    return Pools(corpus, np.array([10, 20]), candidates, RULE)
+
+
+def test_a_replacement_is_drawn_at_the_next_use_best_first():
+    p = pools()
+    assert p.draw(np.array([20, 10]))[0].tolist() == [105, 104, 100, 101]
+    p.update(np.array([10]), np.array([[0.9, 0.3]]))  # the second has S_0 < 0.4
+    assert p.draw(np.array([10]))[0].tolist() == [100, 102]
+    assert p.draw(np.array([20]))[0].tolist() == [105, 104], "another query's pool is untouched"
+    p.update(np.array([10]), np.array([[0.6, 0.8]]))  # the first fell from 0.9 to 0.6; the second's S_0 is 0.8
+    assert p.draw(np.array([10]))[0].tolist() == [103, 102]
+    assert p.first[0].tolist() == pytest.approx([np.nan, 0.8], nan_ok=True)
+    assert p.replaced == 2
+
+
+def test_an_exhausted_pool_keeps_what_it_has():
+    p = pools()
+    for _ in range(5):
+        p.update(np.array([10]), np.array([[0.1, 0.1]]))
+    assert p.draw(np.array([10]))[0].tolist() == [102, 103]
+
+
+def test_pools_survive_a_checkpoint():
+    p = pools()
+    p.update(np.array([10, 20]), np.array([[0.9, 0.3], [0.5, 0.2]]))
+    again = Pools.from_state(p.corpus, {key: value.copy() for key, value in p.state().items()}, RULE)
+    for q in (p, again):
+        q.update(np.array([10, 20]), np.array([[0.5, 0.8], [0.4, 0.9]]))
+    np.testing.assert_array_equal(p.slot, again.slot)
+    np.testing.assert_array_equal(p.first, again.first)
+    assert p.replaced - 2 == again.replaced
+
+
+def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives():
+    generator = np.random.default_rng()
+    groups = np.repeat(np.arange(40), 2)  # every positive text stands in two records
+    shards = FakeShards(groups, given=np.zeros(80))
+    text = generator.normal(size=(40, 16)).astype(np.float32)
+    text[1] = text[0] * 1.0001  # another text that says the same: a false negative
+    text /= np.linalg.norm(text, axis=1, keepdims=True)
+    rule = Negatives(count=3, pool=8)
+    found = mine(shards, np.arange(80), lambda records, fields: text[groups[records]], rule, seed=1, source="test")
+    own = found.corpus.group[found.candidates]
+    assert not (own == groups[:, None]).any()
+    assert not (own[groups == 0] == 1).any() and not (own[groups == 1] == 0).any()
+    assert all(len(set(row)) == 8 for row in found.candidates)
+    cosine = (text[groups][:, None] * text[own]).sum(-1)
+    assert (np.diff(cosine[:, :4], axis=1) <= 1e-6).all(), "best first"
+
+
+def test_given_negatives_come_first():
+    groups = np.arange(30)
+    shards = FakeShards(groups, given=[2] + [0] * 29)
+    vectors = np.eye(30, dtype=np.float32)
+    found = mine(shards, np.arange(30), lambda r, f: vectors[r], Negatives(count=2, pool=6), seed=1, source="test")
+    assert found.draw(np.array([0]))[1].tolist() == [2, 3]
+
+
+def test_too_few_documents_for_a_pool_is_a_clear_error():
+    with pytest.raises(UserError, match="5 distinct documents cannot fill pools of negatives.pool = 32"):
+        mine(FakeShards(np.arange(5), np.zeros(5)), np.arange(5), None, Negatives(), seed=1, source="x.jsonl")
