@@ -116,7 +116,8 @@ def _op(
                 z.masked_fill_(left_out, LEFT_OUT)
                 top = z.amax(1).clamp_(min=LOWEST)  # [n]
                 p = torch.sub(z, top[:, None], out=weighted[k if gradients else 0, :n]).exp_()  # [n, M], times a row's factor
-                loss, lse, u = softmax_of_rows(top + p.sum(1).log(), z_own[k, rows])
+                total = p.sum(1)
+                loss, lse, u = softmax_of_rows(top + total.log(), z_own[k, rows])
                 loss_per_dim[k] += loss.sum() / N
                 if gradients:
                     share = weights[k] / N
@@ -125,6 +126,9 @@ def _op(
                     factor = torch.exp(top - lse) * share  # [n]: u = p * factor
                     z.mul_(p)
                     uz_rows[k] = factor * z.sum(1) + uz_own.sum(1)
+                    # sum(u) is 0 but for rounding, which the large z of a low temperature must not multiply
+                    excess = factor * total + u_own[k].sum(1)
+                    uz_total += (uz_rows[k] - excess * z_own[k, rows, 0]).sum()
                     uz_columns[k].addmv_(z.T, factor).index_add_(0, target[rows], uz_own[:, 0])
                     p.mul_(rd[k]).mul_((factor * rq[k, rows] / T)[:, None])
                     p[positive] = u_own[k, :, 0] * rq[k, rows] * r_own[k, rows, 0] / T
@@ -132,7 +136,6 @@ def _op(
             correct += (z_own[-1, rows, 0] > best_other).sum()
 
             if gradients:
-                uz_total += uz_rows.sum()
                 radial = suffix_sum(uz_rows * rq[:, rows].square())  # [k, n]
                 for b in reversed(range(len(blocks))):
                     block = blocks[b]

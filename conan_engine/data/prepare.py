@@ -54,12 +54,13 @@ def make_tokenizer(settings, sources, path):
     if settings.path:
         return Tokenizer.load(settings.path)
     if not Path(path).exists():
+        sources = list(dict(sources).items())  # a source that several uses share is read for one
         total = sum(len(text) for source, use in sources for text in texts(source, use))
         if total == 0:
             raise UserError(f"the sources {', '.join(s for s, _ in sources)} hold no text to train a tokenizer on")
-        keep = min(1.0, settings.train_bytes / total)
+        stride = max(1, round(total / settings.train_bytes))  # every stride-th text: evenly from all of them
         everything = (text for source, use in sources for text in texts(source, use))
-        train((text for i, text in enumerate(everything) if int(i * keep) != int((i - 1) * keep) or i == 0), path, settings.vocab_size)
+        train(itertools.islice(everything, 0, None, stride), path, settings.vocab_size)
     return Tokenizer.load(path)
 
 

@@ -43,7 +43,7 @@ def info_nce(request, monkeypatch):
     return conan_kernels.info_nce
 
 
-@settings(max_examples=2000, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_chunked_equals_textbook(data):
     N, M, E = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70)), data.draw(st.integers(4, 48))

