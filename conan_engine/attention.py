@@ -21,11 +21,14 @@ class Attention:
         """q [T, H, D], k and v [T, G, D] -> [T, H, D]; H is a multiple of G (grouped-query attention)."""
         if self.buckets is None:
             return conan_kernels.soft_mask_attention(q, k, v, self.cu_seqlens, self.alpha, mask=self.mask)
+        if not self.buckets:
+            return q  # no token at all: [0, H, D]
         repeat = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (k, v))
         outputs = []
         for rows, own, bias in self.buckets:
             heads = [x[rows].view(*own.shape, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # [b, H, L, D]
+            bias = None if bias is None else bias.to(q.dtype)
             out = F.scaled_dot_product_attention(*heads, attn_mask=bias, is_causal=bias is None)
             outputs.append(out.transpose(1, 2)[own])
         return torch.cat(outputs)[self.back]

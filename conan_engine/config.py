@@ -207,16 +207,15 @@ def _check(config, where):
     one_of("device", config.device, "auto", "cpu", "cuda")
     one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating")
     one_of("weak.mask", config.weak.mask, "column", "row", "uniform")
+    in_order = [name for name in STAGES if name in config.stages]
+    require(config.stages == in_order != [], "stages", config.stages, f"some of {', '.join(STAGES)}, in this order")
     for name in config.stages:
-        one_of("stages", name, *STAGES)
         stage = getattr(config, name)
         require(stage.steps > 0, f"{name}.steps", stage.steps, "at least 1")
         require(stage.batch > 0, f"{name}.batch", stage.batch, "at least 1")
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
-    in_order = [name for name in STAGES if name in config.stages]
-    require(config.stages == in_order != [], "stages", config.stages, f"some of {', '.join(STAGES)}, in this order")
     for key in ("save_every", "keep", "max_skips"):
         require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
     dims = config.supervised.dims

@@ -24,7 +24,7 @@ class Block(nn.Module):
         self.ffn_out = nn.Linear(config.ffn, config.width, bias=False)
 
     def forward(self, x, cos, sin, attention):  # x [T, C]
-        qkv = self.qkv(rms_norm(x, self.attention_norm)).view(len(x), -1, self.head_dim)
+        qkv = self.qkv(rms_norm(x, self.attention_norm)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
         q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [T, H, D], [T, G, D] twice
         out = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
         x = x + self.attention_out(out.flatten(1))
@@ -67,8 +67,9 @@ class Transformer(nn.Module):
         hidden = self(tokens, cu_seqlens, alpha, mask).float()
         lengths = cu_seqlens.diff().long()
         if self.config.pooling == "last":
-            last = hidden[(cu_seqlens[1:].long() - 1).clamp(min=0)]
-            return last * (lengths > 0)[:, None]
+            pooled = hidden.new_zeros(len(lengths), hidden.shape[1])
+            some = lengths > 0
+            return pooled.index_put((some,), hidden[cu_seqlens[1:].long()[some] - 1])
         rows = torch.repeat_interleave(lengths, output_size=len(tokens))
         summed = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
         return summed / lengths.clamp(min=1)[:, None]

@@ -81,7 +81,7 @@ def make_shards(source, use, stage, tokenizer, folder):
             records = _taught(records, stage.teacher, stage.min_score)
         shutil.rmtree(path, ignore_errors=True)
         with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as writer:
-            for batch in batched(tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False), 1024):
+            for batch in batched(tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False, mininterval=1), 1024):
                 _WRITE[shape](writer, tokenizer, batch, stage.max_tokens)
     return Shards(path, tokenizer.hash)
 
