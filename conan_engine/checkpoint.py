@@ -27,7 +27,7 @@ def save(config, tokenizer, stage, step, model, optimizer, stage_state, counters
     moments = optimizer.state()  # gathered from all ranks
     rngs = group.gather_objects(_rng_state())
     if group.rank == 0:
-        folder = Path(config.run, "checkpoints")
+        folder = Path(config.out_dir, "checkpoints")
         final, partial = folder / f"{stage}-{step:08d}", folder / f".{stage}-{step:08d}.partial"
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
@@ -49,7 +49,7 @@ def save(config, tokenizer, stage, step, model, optimizer, stage_state, counters
         shutil.rmtree(final, ignore_errors=True)
         partial.rename(final)
         _sync(folder)
-        for old in _checkpoints(config.run, stage)[config.keep :]:
+        for old in _checkpoints(config.out_dir, stage)[config.keep :]:
             shutil.rmtree(old)
     group.barrier()
 
@@ -100,10 +100,10 @@ def load_model(run, device="cpu"):
     """(model, tokenizer, max_tokens, Matryoshka dims) of a run's newest whole checkpoint. Raises UserError where there is none."""
     tokenizer_path = Path(run, "tokenizer.model")
     if not tokenizer_path.exists():
-        raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --run={run}")
+        raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --out_dir={run}")
     found = newest(run)
     if found is None:
-        raise UserError(f"{run}: no whole checkpoint in {run}/checkpoints; train one with torchrun conan_engine/train.py --run={run}")
+        raise UserError(f"{run}: no whole checkpoint in {run}/checkpoints; train one with torchrun conan_engine/train.py --out_dir={run}")
     folder, state = found
     config = settings.from_dict(state["config"], f"{folder}/state.json")
     tokenizer = Tokenizer.load(tokenizer_path)

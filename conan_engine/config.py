@@ -95,9 +95,9 @@ class Negatives:
 
 @dataclass
 class Config:
-    run: str = "runs/demo"
+    out_dir: str = "runs/demo"  # the run: checkpoints, shards, metrics
     stages: list[str] = field(default_factory=lambda: list(STAGES))
-    start: str = ""  # a run whose newest weights to start from; empty: random weights
+    init_from: str = ""  # a run whose newest weights to start from; empty: random weights
     seed: int = 1
     device: str = "auto"  # "cuda" where there is one, else "cpu"
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop

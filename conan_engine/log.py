@@ -1,5 +1,6 @@
 """What a person watches: metrics.jsonl, one progress bar a stage, TensorBoard where installed, and loss.png."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ class Log:
     """Rank 0 writes; on the others every method does nothing."""
 
     def __init__(self, run, first):
-        self.path, self.active, self.bar, self.board = Path(run, "metrics.jsonl"), first, None, None
+        self.path, self.active, self.board = Path(run, "metrics.jsonl"), first, None
         if first:
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -38,26 +39,27 @@ class Log:
         os.replace(partial, self.path)
         self.file = open(self.path, "a", buffering=1)
 
-    def start(self, stage, steps, done, earlier):
-        self.stage, self.earlier = stage, earlier
-        if self.active:
-            self.bar = tqdm(total=steps, initial=done, desc=stage, unit="step", dynamic_ncols=True)
+    @contextlib.contextmanager
+    def stage(self, name, steps, done, earlier):
+        """A bar for one stage; `earlier` steps of other stages came before it."""
+        self.name, self.earlier = name, earlier
+        self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, disable=not self.active)
+        try:
+            yield
+        finally:
+            self.bar.close()  # an error's line then stands on a line of its own
 
     def step(self, step, row):
         """row: name -> number or string, for one step."""
         if not self.active:
             return
-        self.file.write(json.dumps({"stage": self.stage, "step": step, **row}) + "\n")
+        self.file.write(json.dumps({"stage": self.name, "step": step, **row}) + "\n")
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False)
         self.bar.update()
         if self.board:
             for name, value in row.items():
                 if not isinstance(value, str):
-                    self.board.add_scalar(f"{self.stage}/{name}", value, self.earlier + step)
-
-    def end(self):
-        if self.active:
-            self.bar.close()
+                    self.board.add_scalar(f"{self.name}/{name}", value, self.earlier + step)
 
     def say(self, text):
         """One line to the person, without tearing the bar."""

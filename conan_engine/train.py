@@ -37,7 +37,7 @@ def main():
     path = arguments.pop(0) if arguments and not arguments[0].startswith("--") else DEMO
     config = load(path, arguments)
     group = Group(config.device)
-    run = Path(config.run)
+    run = Path(config.out_dir)
     report_plan(config, group)
     if config.plan_only:
         return
@@ -56,10 +56,10 @@ def main():
     found = checkpoint.newest(run, config.stages)
     if found:
         checkpoint.load_weights(*found, model, config.model, tokenizer)
-    elif config.start:
-        weights = checkpoint.newest(config.start)
+    elif config.init_from:
+        weights = checkpoint.newest(config.init_from)
         if weights is None:
-            raise UserError(f"start: {config.start} has no whole checkpoint; name a run folder that has, or leave start empty")
+            raise UserError(f"init_from: {config.init_from} has no whole checkpoint; name a run folder that has one, or leave init_from empty")
         checkpoint.load_weights(*weights, model, config.model, tokenizer)
     else:
         model.init_weights(config.seed)
@@ -72,10 +72,8 @@ def main():
         (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
 
     # ---- the stages, each from the weights of the one before
-    earlier_steps = 0
     for name in config.stages:
         settings = getattr(config, name)
-        earlier_steps += settings.steps
         first_step = 0
         if config.stages.index(name) < config.stages.index(done_stage) or (name == done_stage and done_step == settings.steps):
             continue
@@ -89,9 +87,9 @@ def main():
             log.say("mining hard negatives ...")
             stage.mine(model.eval())
         model.train()
-        log.start(name, settings.steps, first_step, earlier_steps - settings.steps)
+        earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
-        with ThreadPoolExecutor(1) as ahead:
+        with ThreadPoolExecutor(1) as ahead, log.stage(name, settings.steps, first_step, earlier):
             upcoming = ahead.submit(stage.draw, first_step)
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
@@ -124,7 +122,6 @@ def main():
                         f"{name} step {step}: {config.max_skips} steps in a row were not finite; the weights before them are saved. "
                         f"Lower {name}.lr (now {settings.lr:g}) or look at the data of the steps logged in {run}/metrics.jsonl"
                     )
-        log.end()
     log.draw()
     log.say(f"done: {run}/checkpoints, {run}/metrics.jsonl, {run}/loss.png")
     group.close()
@@ -162,8 +159,8 @@ def prepare_data(config):
     uses = [(source, name, getattr(config, name)) for name in config.stages for source in getattr(config, name).data]
     if "supervised" in config.stages:
         uses += [(source, "sts", config.supervised) for source in config.supervised.sts]
-    tokenizer = prepare.make_tokenizer(config.tokenizer, [(s, use) for s, use, _ in uses], Path(config.run, "tokenizer.model"))
-    folder = Path(config.run, "data")
+    tokenizer = prepare.make_tokenizer(config.tokenizer, [(s, use) for s, use, _ in uses], Path(config.out_dir, "tokenizer.model"))
+    folder = Path(config.out_dir, "data")
     return tokenizer, {(use, s): prepare.make_shards(s, use, stage, tokenizer, folder) for s, use, stage in uses}
 
 

@@ -22,8 +22,8 @@ def test_shipped_configs_load(name):
 
 
 def test_a_file_overrides_the_default_and_an_argument_the_file():
-    config = load(CONFIGS / "demo.toml", ["--weak.lr=0.5", "--run=elsewhere", "--weak.data.docstrings=7", "--stages=['sft']"])
-    assert (config.weak.lr, config.run, config.stages) == (0.5, "elsewhere", ["sft"])
+    config = load(CONFIGS / "demo.toml", ["--weak.lr=0.5", "--out_dir=elsewhere", "--weak.data.docstrings=7", "--stages=['sft']"])
+    assert (config.weak.lr, config.out_dir, config.stages) == (0.5, "elsewhere", ["sft"])
     assert config.weak.data["docstrings"] == 7 and "catalogues" in config.weak.data
 
 

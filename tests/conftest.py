@@ -1,0 +1,30 @@
+"""A config small enough for a test, on text that is real: docstrings of the standard library."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from runs import TINY, write_lines
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A config file of all four stages, with its data beside it."""
+    folder = tmp_path_factory.mktemp("tiny")
+    docs = []
+    for module in ("json", "collections", "asyncio", "email", "logging"):
+        for path in sorted(Path(ast.__file__).parent.joinpath(module).glob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+                    summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
+                    if rest:
+                        docs.append((module, summary, rest))
+    assert len(docs) > 100
+    write_lines(folder / "text.jsonl", ({"text": f"{s}\n\n{r}"} for _, s, r in docs))
+    write_lines(folder / "instruction.jsonl", ({"instruction": "Explain.", "input": s, "output": r} for _, s, r in docs))
+    write_lines(folder / "pairs.jsonl", ({"query": s, "pos": [r], "neg": [docs[i - 1][2]] if i % 3 == 0 else []} for i, (_, s, r) in enumerate(docs)))
+    write_lines(folder / "label.jsonl", ({"text": s, "label": f"{m} {s[:1]}"} for m, s, _ in docs))
+    write_lines(folder / "sts.jsonl", ({"sentence1": s, "sentence2": docs[i - i % 2][2], "score": 1.0 - i % 2} for i, (_, s, _) in enumerate(docs)))
+    path = folder / "tiny.toml"
+    path.write_text(TINY.format(folder=folder))
+    return path

@@ -1,0 +1,76 @@
+"""Training runs small enough for a test, started as processes of their own."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+TINY = """
+save_every = 4
+[model]
+layers = 1
+width = 32
+ffn = 64
+heads = 4
+kv_heads = 2
+context = 64
+[tokenizer]
+vocab_size = 600
+[pretrain]
+data = {{ "{folder}/text.jsonl" = 1 }}
+steps = 6
+batch = 8
+max_tokens = 48
+lr = 1e-2
+[sft]
+data = {{ "{folder}/instruction.jsonl" = 1 }}
+steps = 6
+batch = 8
+max_tokens = 48
+lr = 1e-3
+[weak]
+data = {{ "{folder}/pairs.jsonl" = 2, "{folder}/instruction.jsonl" = 1 }}
+steps = 6
+batch = 16
+max_tokens = 32
+lr = 1e-3
+[supervised]
+data = {{ "{folder}/pairs.jsonl" = 2, "{folder}/label.jsonl" = 1 }}
+sts = {{ "{folder}/sts.jsonl" = 1 }}
+steps = 6
+batch = 8
+sts_batch = 8
+max_tokens = 32
+lr = 1e-3
+dims = [8, 16, 32]
+[negatives]
+pool = 12
+"""
+
+
+def write_lines(path, records):
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+def start(config, run, *arguments, ranks=1):
+    """Start a training run as a process of its own, two threads in all."""
+    command = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [*command, str(ROOT / "conan_engine" / "train.py"), str(config), f"--out_dir={run}", *arguments],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
+    )  # fmt: skip
+
+
+def train(config, run, *arguments, ranks=1):
+    """Run to the end; (exit code, stdout, stderr)."""
+    process = start(config, run, *arguments, ranks=ranks)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
+
+
+def losses(run):
+    return [(row["stage"], row["step"], row["loss"]) for row in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())]

@@ -1,0 +1,140 @@
+"""The training script as a person runs it: resume, ranks, skipped steps, and what a mistake gets."""
+
+import random
+import shutil
+import time
+from pathlib import Path
+
+import pytest
+from runs import losses, start, train
+
+
+@pytest.fixture(scope="session")
+def whole(tiny, tmp_path_factory):
+    """An uninterrupted run of all four stages."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    code, out, err = train(tiny, run)
+    assert code == 0, err
+    return run
+
+
+def test_all_four_stages_run_and_leave_what_a_person_looks_for(whole):
+    assert [(stage, step) for stage, step, _ in losses(whole)] == [(s, i) for s in ("pretrain", "sft", "weak", "supervised") for i in range(6)]
+    for name in ("loss.png", "config.json", "tokenizer.model", "checkpoints/supervised-00000006/model.safetensors"):
+        assert (whole / name).stat().st_size > 0
+    assert losses(whole)[5][2] < losses(whole)[0][2] - 0.1, "pretraining learns"
+
+
+def test_killed_anywhere_and_started_again_gives_the_same_losses_bit_for_bit(tiny, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole / "data", run / "data")
+    shutil.copy(whole / "tokenizer.model", run)
+    for _ in range(3):
+        wanted = random.randrange(2, 22)
+        process = start(tiny, run)
+        while process.poll() is None and not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= wanted):
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    code, _, err = train(tiny, run)
+    assert code == 0, err
+    assert losses(run) == losses(whole)
+
+
+def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    weights = run / "checkpoints/supervised-00000006/model.safetensors"
+    damaged = bytearray(weights.read_bytes())
+    damaged[random.randrange(len(damaged))] ^= 1
+    weights.write_bytes(damaged)
+    (run / "checkpoints/supervised-00000004/optimizer.safetensors").write_bytes(b"half")
+    code, out, err = train(tiny, run)
+    assert code == 0, err
+    assert "supervised-00000006 is damaged" in out and "supervised-00000004 is damaged" in out
+    assert losses(run) == losses(whole)
+
+
+def test_two_ranks_give_the_curve_of_one(tiny, whole, tmp_path):
+    for stages in (["pretrain"], ["weak"], ["supervised"]):
+        steps = [f"--stages={stages}", f"--{stages[0]}.steps=20", f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}"]
+        one, two = tmp_path / f"one-{stages[0]}", tmp_path / f"two-{stages[0]}"
+        for run, ranks in ((one, 1), (two, 2)):
+            code, _, err = train(tiny, run, *steps, ranks=ranks)
+            assert code == 0, err
+        assert [x[2] for x in losses(two)] == pytest.approx([x[2] for x in losses(one)], rel=1e-5)
+        assert len(losses(two)) == 20
+
+
+def test_chunks_give_the_curve_of_the_whole_batch(tiny, whole, tmp_path):
+    run = tmp_path / "run"
+    code, _, err = train(tiny, run, "--pretrain.chunk=3", "--sft.chunk=5", "--weak.chunk=7", "--supervised.chunk=9")
+    assert code == 0, err
+    assert [x[2] for x in losses(run)] == pytest.approx([x[2] for x in losses(whole)], rel=1e-4)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_checkpoint_intact(tiny, tmp_path):
+    code, out, err = train(tiny, tmp_path / "run", "--stages=['pretrain']", "--pretrain.lr=1e30", "--pretrain.steps=20", "--pretrain.clip=1e30", "--max_skips=3")
+    assert code == 2 and "3 steps in a row were not finite" in err and "Traceback" not in err
+    assert "step skipped" in out
+    assert len(list((tmp_path / "run/checkpoints").glob("pretrain-*/state.json"))) >= 1
+
+
+def one_line(result, *said):
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
+    for text in said:
+        assert text in lines[0], lines[0]
+
+
+PRETRAIN = "--stages=['pretrain']"
+
+
+def test_a_source_that_is_missing_broken_or_empty_gets_one_line(tiny, tmp_path):
+    def with_source(content):
+        path = tmp_path / "mine.jsonl"
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+        config = tmp_path / "mine.toml"
+        text = Path(tiny).read_text()
+        config.write_text(text.replace(f"{tiny.parent}/text.jsonl", str(path)))
+        return train(config, tmp_path / "run", PRETRAIN)
+
+    one_line(with_source(None), "mine.jsonl: no such file")
+    one_line(with_source(b'{"text": "a"}\n{"text": \n'), "mine.jsonl: line 2: broken JSON")
+    one_line(with_source(b'{"text": "a"}\n{"txt": "b"}\n'), "mine.jsonl: line 2", "'txt'")
+    one_line(with_source(b""), "mine.jsonl: holds no records")
+    one_line(with_source(b'{"text": "a"}\n{"text": "\xff"}\n'), "mine.jsonl: line 2: not UTF-8")
+    one_line(with_source(b'{"text": "too little text for this vocabulary"}\n'), "tokenizer.vocab_size is 600, larger than the text allows")
+
+
+def test_a_mistake_in_settings_gets_one_line(tiny, tmp_path):
+    one_line(train(tiny, tmp_path / "run", "--weak.temprature=1"), "'weak.temprature'", "'weak.temperature'")
+
+
+def test_a_batch_that_no_rank_can_split_is_named(tiny, whole, tmp_path):
+    code, _, err = train(tiny, tmp_path / "run", PRETRAIN, "--pretrain.batch=7", ranks=2)
+    assert code != 0 and "error: pretrain.batch is 7, which 2 ranks cannot split evenly" in err
+
+
+def test_a_checkpoint_of_another_shape_is_named(tiny, whole):
+    one_line(train(tiny, whole, "--model.ffn=32"), "model.ffn = 64", "says 32")
+
+
+def test_another_tokenizer_is_an_error(tiny, whole, tmp_path):
+    code, _, err = train(tiny, tmp_path / "other", PRETRAIN, "--tokenizer.vocab_size=500")
+    assert code == 0, err
+    one_line(train(tiny, tmp_path / "run", PRETRAIN, f"--init_from={whole}", f"--tokenizer.path={tmp_path / 'other/tokenizer.model'}"), "was trained with tokenizer")
+
+
+def test_a_damaged_shard_is_named(tiny, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole / "data", run / "data")
+    shutil.copy(whole / "tokenizer.model", run)
+    shard = next(run.glob("data/pretrain-*/*[!n]"))
+    damaged = bytearray(shard.read_bytes())
+    damaged[len(damaged) // 3] ^= 16
+    shard.write_bytes(damaged)
+    one_line(train(tiny, run, PRETRAIN), shard.name)
