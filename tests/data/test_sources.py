@@ -1,0 +1,169 @@
+"""Where text comes from: installed documentation, catalogues, and a person's own files with every mistake in them."""
+
+import gzip
+import json
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from conan_engine.data.sources import catalogues, docstrings, files
+from conan_engine.errors import UserError
+
+
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """An empty site-packages."""
+    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
+    return tmp_path
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_docstrings_are_split_into_first_paragraph_and_rest(packages):
+    write(packages / "zoo/__init__.py", '"""The zoo.\n\nIt has animals."""\n')
+    write(packages / "zoo/cage.py", 'class Lion:\n    """One paragraph."""\n    def roar(self):\n        """Make a\n        noise.\n\n        Loud:\n            very\n        """\n')
+    write(packages / "zoo/tests/test_cage.py", '"""Not\n\ndocumentation."""')
+    write(packages / "zoo/template.py", "def {{ broken }}")
+    found = list(docstrings.read(["zoo"]))
+    assert [(d.module, d.name, d.line, d.summary, d.rest) for d in found] == [
+        ("zoo", "zoo", 1, "The zoo.", "It has animals."),
+        ("zoo.cage", "zoo.cage.Lion.roar", 4, "Make a noise.", "Loud:\n    very"),
+    ]
+
+
+def test_documentation_added_from_outside_is_found(packages):
+    write(packages / "zoo/added.py", 'add_newdoc("zoo.core", "feed", """Feed it.\n\nWith meat.""")\nadd_docstr(zoo.water, r"""water(x)\n\nWith water.""")\n')
+    assert [(d.name, d.rest) for d in docstrings.read(["zoo"])] == [("zoo.core.feed", "With meat."), ("zoo.water", "With water.")]
+
+
+def test_a_package_that_is_not_installed_is_named(packages):
+    for read in (docstrings.read, catalogues.read):
+        with pytest.raises(UserError, match="django: not installed here"):
+            list(read(["django"]))
+
+
+PO = r"""
+msgid ""
+msgstr "Content-Type: text/plain; charset=UTF-8\n"
+
+#. Default: "The page "
+#. "\"${title}\" was moved."
+msgid "page_moved"
+msgstr "Die Seite \"${title}\" "
+"wurde verschoben."
+
+#, fuzzy
+msgid "Not yet checked by anyone"
+msgstr "Noch nicht"
+
+msgid "Two words"
+msgstr "Zwei Worte"
+
+msgid "Not translated at all"
+msgstr ""
+
+msgid "Delete %d old file"
+msgid_plural "Delete %d old files"
+msgstr[0] "%d alte Datei löschen"
+msgstr[1] "%d alte Dateien löschen"
+
+#~ msgid "This one is obsolete"
+#~ msgstr "Veraltet"
+"""
+
+
+def test_source_catalogues_give_whole_checked_sentences(packages):
+    write(packages / "django/locale/de_AT/LC_MESSAGES/django.po", PO)
+    write(packages / "django/locale/en_GB/LC_MESSAGES/django.po", PO)
+    assert [tuple(m) for m in catalogues.read(["django"])] == [
+        ("django", "de", "de_AT", 'The page "${title}" was moved.', 'Die Seite "${title}" wurde verschoben.'),
+        ("django", "de", "de_AT", "Delete %d old file", "%d alte Datei löschen"),
+    ]
+
+
+def test_the_installed_catalogues_are_read_whole():
+    found = list(catalogues.read())
+    english = {m.english for m in found}
+    assert len(found) > 100_000 and len(english) > 4000 and len({m.language for m in found}) > 90
+    assert all(len(m.english.split()) >= 3 and m.foreign and m.language != "en" for m in found)
+    assert 0.17 < sum(map(catalogues.held_out, english)) / len(english) < 0.23
+
+
+def test_compiled_and_source_catalogues_say_the_same():
+    source = next(p for p in sorted(Path(sysconfig.get_path("purelib"), "django").rglob("de/LC_MESSAGES/django.po")) if p.with_suffix(".mo").exists())
+    compiled = {e: f for e, f in catalogues.read_mo(source.with_suffix(".mo")) if e}
+    same = {e: f for e, f in catalogues.read_po(source) if e and f}
+    assert len(same) > 50 and compiled == same
+
+
+@pytest.mark.parametrize("pack", [lambda path, data: path.write_bytes(data), lambda path, data: path.write_bytes(gzip.compress(data))])
+@pytest.mark.parametrize(
+    ("record", "kind", "read"),
+    [
+        ({"text": "a", "id": 7}, "text", {"text": "a"}),
+        ({"text": "a", "label": "b"}, "label", {"text": "a", "label": "b"}),
+        ({"instruction": "a", "output": "b"}, "instruction", {"instruction": "a", "input": "", "output": "b"}),
+        ({"query": "a", "pos": "b"}, "pairs", {"query": "a", "pos": ["b"]}),
+        ({"query": "a", "pos": ["b"], "neg": ["c", "d"], "score": 1}, "pairs", {"query": "a", "pos": ["b"], "neg": ["c", "d"], "score": 1}),
+        ({"sentence1": "a", "sentence2": "b", "score": 0.5}, "sts", {"sentence1": "a", "sentence2": "b", "score": 0.5}),
+    ],
+)
+def test_every_kind_of_record_is_read(tmp_path, pack, record, kind, read):
+    path = tmp_path / ("x.jsonl.gz" if "gzip" in pack.__code__.co_names else "x.jsonl")
+    pack(path, (json.dumps(record) + "\n\n").encode() * 3)
+    assert list(files.read(path)) == [read] * 3 and files.kind(read) == kind
+
+
+def test_parquet_is_read_with_the_same_columns(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"query": "a", "pos": ["b", "c"], "neg": None}, {"query": "d", "pos": ["e"], "neg": ["f"]}]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+    assert list(files.read(tmp_path / "x.parquet")) == [{"query": "a", "pos": ["b", "c"]}, rows[1]]
+    (tmp_path / "y.parquet").write_bytes(b"PAR1 but not really")
+    with pytest.raises(UserError, match="y.parquet: not a Parquet file"):
+        list(files.read(tmp_path / "y.parquet"))
+
+
+GOOD = b'{"text": "fine"}\n'
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        (GOOD + b"{broken\n", "line 2: broken JSON"),
+        (GOOD + b"[1, 2]\n", "line 2: found a list; expected one JSON object a line"),
+        (GOOD * 2 + b'{"txt": "x"}\n', r"line 3: found keys \['txt'\]"),
+        (b'{"query": "x"}\n', "line 1: key 'pos' is missing from a pairs record"),
+        (b'{"text": 3}\n', "line 1: 'text' is 3; expected text"),
+        (b'{"query": "x", "pos": ["a", 1]}\n', "line 1: 'pos' is .*; expected list of texts or text"),
+        (b'{"query": "x", "pos": []}\n', "line 1: 'pos' is empty"),
+        (b'{"sentence1": "x", "sentence2": "y", "score": "high"}\n', "line 1: 'score' is \"high\"; expected number"),
+        (GOOD + b'{"query": "x", "pos": ["a"]}\n', "line 2: a pairs record in a file of text records"),
+        (GOOD + b'{"text": "\xe9"}\n', "line 2: not UTF-8 .byte 0xe9 at column 11"),
+        (b"", "holds no records"),
+        (b"\n\n", "holds no records"),
+    ],
+)
+def test_a_mistake_is_named_by_file_and_line(tmp_path, data, said):
+    path = tmp_path / "mine.jsonl"
+    path.write_bytes(data)
+    with pytest.raises(UserError, match=f"mine.jsonl: {said}") as error:
+        list(files.read(path))
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file_a_folder_and_a_cut_off_archive_are_named(tmp_path):
+    for path in (tmp_path / "absent.jsonl", tmp_path):
+        with pytest.raises(UserError, match="no such file"):
+            list(files.read(path))
+    for name, data in (("cut", gzip.compress(GOOD * 9000)[:-20]), ("plain", GOOD)):
+        (tmp_path / f"{name}.jsonl.gz").write_bytes(data)
+        with pytest.raises(UserError, match=f"{name}.jsonl.gz: damaged or cut-off gzip"):
+            list(files.read(tmp_path / f"{name}.jsonl.gz"))
