@@ -41,7 +41,7 @@ def add_dq(
     return dq
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def dq_block(
     q, k, v, out, dout, lse, delta, dq, plan, bias, T, stride_q, stride_k, stride_v, scale,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -79,18 +79,23 @@ def dq_block(
 
 @triton.jit
 def add_dk_dv(
-    dk, dv, k, v, q, dout, lse, delta, bias, column_bias, columns, begin, end, length, stride_q, stride_dout, scale,
-    KIND: tl.constexpr, BM: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr,
+    dk, dv, k, v, q, dout, lse, delta, bias, column_bias, columns, begin, end, length, T, stride_q, stride_dout, scale,
+    KIND: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
-    """Over the rows from `begin` to `end` of one head; rows past the end have lse = inf, hence weight 0. Everything is
-    transposed, [BN, BM], so that the products take the weights from registers."""
+    """Over the rows from `begin` to `end` of each of HEADS heads; rows past the end have lse = inf, hence weight 0.
+    Everything is transposed, [BN, BM], so that the products take the weights from registers. Heads and rows are one loop,
+    for a loop within a loop would fill and drain its pipeline once a head."""
     if begin < end:  # as in soft_mask_tiles.attend
-        for first in tl.range(begin, end, BM):
+        tiles = tl.cdiv(end - begin, BM)
+        for step in tl.range(0, tiles * HEADS):
+            head = step // tiles
+            first = begin + (step - head * tiles) * BM
+            of_head = tl.cast(head, tl.int64) * T
             rows = first + tl.arange(0, BM)
             inside = rows < length
-            queries = load(q, first, length, stride_q, BM, PARTS, True)
-            douts = load(dout, first, length, stride_dout, BM, PARTS, True)
-            log_sum = tl.load(lse + rows, mask=inside, other=float("inf"))[None, :] * LOG2_E
+            queries = load(q + head * D, first, length, stride_q, BM, PARTS, True)
+            douts = load(dout + head * D, first, length, stride_dout, BM, PARTS, True)
+            log_sum = tl.load(lse + of_head + rows, mask=inside, other=float("inf"))[None, :] * LOG2_E
             s = inner_products(k, queries)  # [BN, BM]
             if KIND == PLAIN:
                 p = tl.exp2(tl.fma(s, scale, -log_sum))
@@ -101,11 +106,11 @@ def add_dk_dv(
                 p = tl.exp2(tl.fma(s, scale, tile) - log_sum)
             dv = add_product(dv, p, douts)
             dp = inner_products(v, douts)  # [BN, BM]
-            dk = add_product(dk, p * (dp - tl.load(delta + rows, mask=inside, other=0.0)[None, :]), queries)
+            dk = add_product(dk, p * (dp - tl.load(delta + of_head + rows, mask=inside, other=0.0)[None, :]), queries)
     return dk, dv
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def dk_dv_block(
     q, k, v, dout, lse, delta, dk, dv, plan, bias, T, stride_q, stride_k, stride_v, scale,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
@@ -132,15 +137,16 @@ def dk_dv_block(
     future, mixed = tl.where(all_ones, 0, future), tl.where(all_ones, 0, mixed)
     skip = tl.where(ones >= 0, 0, future)
 
+    heads: tl.constexpr = H // G
+    of_head = tl.cast(group * heads, tl.int64) * T + start
+    q += start * stride_q + group * (heads * D)
+    dout += start * (H * D) + group * (heads * D)
+    tile = keys, values, q, dout, lse + of_head, delta + of_head, bias, column_bias, columns
+    fixed = length, T, stride_q, H * D, scale
     sums, value_sums = zeros(BN, PARTS), zeros(BN, PARTS)
-    for head in range(group * (H // G), (group + 1) * (H // G)):
-        of_head = tl.cast(head, tl.int64) * T + start
-        queries, douts = q + start * stride_q + head * D, dout + start * (H * D) + head * D
-        tile = keys, values, queries, douts, lse + of_head, delta + of_head, bias, column_bias, columns
-        fixed = length, stride_q, H * D, scale
-        sums, value_sums = add_dk_dv(sums, value_sums, *tile, mixed, length, *fixed, PLAIN, BM, PARTS, BY_ROW)
-        sums, value_sums = add_dk_dv(sums, value_sums, *tile, future, mixed, *fixed, MIXED, BM, PARTS, BY_ROW)
-        sums, value_sums = add_dk_dv(sums, value_sums, *tile, skip, future, *fixed, FUTURE, BM, PARTS, BY_ROW)
+    sums, value_sums = add_dk_dv(sums, value_sums, *tile, mixed, length, *fixed, PLAIN, BM, D, heads, PARTS, BY_ROW)
+    sums, value_sums = add_dk_dv(sums, value_sums, *tile, future, mixed, *fixed, MIXED, BM, D, heads, PARTS, BY_ROW)
+    sums, value_sums = add_dk_dv(sums, value_sums, *tile, skip, future, *fixed, FUTURE, BM, D, heads, PARTS, BY_ROW)
     own = start * (G * D) + group * D
     store(dk + own, times(sums, scale / LOG2_E), first_column, length, G * D, BN, PARTS)
     store(dv + own, value_sums, first_column, length, G * D, BN, PARTS)

@@ -1,4 +1,4 @@
-"""The Triton kernels of soft-masked attention; soft_mask_triton.py has the math and launches them.
+"""The Triton kernels of soft-masked attention; soft_mask_attention.py has the math, soft_mask_launch.py launches them.
 
 A program owns a block of one sequence and walks the tiles of the other axis. Tiles are of three kinds, and each kind has
 its own loop, for what a kind does not need must not stand in its loop:
@@ -21,7 +21,7 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 PLAN_CHUNK: tl.constexpr = tl.constexpr(1024)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["B", "T", "slots"])
 def plan_blocks(cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK: tl.constexpr, BLOCK: tl.constexpr):
     """Which block of which sequence each program owns, found on the device, so that nothing waits for cu_seqlens.
 
@@ -152,7 +152,7 @@ def attend(
     KIND: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the columns from `begin` to `end`. scale carries log2(e): exp2 is the hardware's exponential."""
-    if begin < end:  # a loop that may run no times at all would have ptxas wait for every single wgmma
+    if begin < end:  # where a loop may run no times, ptxas waits for each wgmma before it issues the next (its C7515)
         for first in tl.range(begin, end, BN):
             s = inner_products(q, load(k, first, length, stride_k, BN, PARTS, KIND != PLAIN))  # [BM, BN]
             if KIND == PLAIN:
@@ -169,7 +169,7 @@ def attend(
     return out, total, peak
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T"])
 def forward_block(
     q, k, v, out, lse, plan, bias, T, stride_q, stride_k, stride_v, scale,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,

@@ -1,9 +1,10 @@
-"""A config small enough for a test, on text that is real: docstrings of the standard library."""
+"""What tests share: a config small enough for them, on text that is real (docstrings of the standard library)."""
 
 import ast
 from pathlib import Path
 
 import pytest
+import torch
 from runs import TINY, write_lines
 
 
@@ -28,3 +29,11 @@ def tiny(tmp_path_factory):
     path = folder / "tiny.toml"
     path.write_text(TINY.format(folder=folder))
     return path
+
+
+def pytest_collection_modifyitems(items):
+    """What needs a GPU is skipped where there is none, and says so."""
+    if not torch.cuda.is_available():
+        for item in items:
+            if item.get_closest_marker("gpu"):
+                item.add_marker(pytest.mark.skip(reason="needs a CUDA GPU; torch sees none"))
