@@ -125,7 +125,7 @@ def query_tiles(bias, first_row, length, ones, BM: tl.constexpr, BN: tl.constexp
     plain = tl.maximum(first_row + 1, ones)
     row_bias = 0.0
     if BY_ROW:
-        plain = tl.where(ones >= last_row, length, first_row + 1)
+        plain = tl.where(ones >= last_row, length, tl.maximum(first_row, ones) + 1)
         rows = first_row + tl.arange(0, BM)
         row_bias = tl.load(bias + rows, mask=rows < length, other=0.0)[:, None]
     plain = tl.minimum(plain, length) // BN * BN
