@@ -23,6 +23,7 @@ class Model:
     kv_heads: int = 8
     context: int = 32768  # tokens
     rope_theta: float = 1e6  # ours: the usual base for a 32k context
+    embedding_scale: float = 1.0  # ours: token vectors times this enter the first block; the LM head takes them as they are
     pooling: str = "mean"  # "mean" over the sequence's own tokens, or "last" token (ours)
 
 

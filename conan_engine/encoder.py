@@ -4,6 +4,7 @@ import numpy as np
 import torch
 
 from conan_engine import checkpoint
+from conan_engine.cpu import keep_freed_memory
 
 BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, little memory
 
@@ -39,7 +40,8 @@ class Encoder:
     @classmethod
     def load(cls, run):
         """The newest weights of a run's last stage. Raises UserError if there are none or they do not fit."""
-        return cls(*checkpoint.load_model(run))
+        keep_freed_memory()
+        return cls(*checkpoint.load_model(run, "cuda" if torch.cuda.is_available() else "cpu"))
 
     def encode(self, texts, dim=None):
         """Unit vectors float32 [len(texts), dim]: the first `dim` numbers of the embedding (all if None), normalised.

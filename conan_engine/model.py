@@ -25,8 +25,9 @@ class Block(nn.Module):
 
     def forward(self, x, cos, sin, attention):  # x [T, C]
         qkv = self.qkv(rms_norm(x, self.attention_norm)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
-        q, k, v = qkv.split([self.heads, self.kv_heads, self.kv_heads], dim=1)  # [T, H, D], [T, G, D] twice
-        out = attention(rotate(q, cos, sin), rotate(k, cos, sin), v)
+        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [T, H + G, D], [T, G, D]
+        q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], dim=1)
+        out = attention(q, k, v)
         x = x + self.attention_out(out.flatten(1))
         gate, up = self.gate_up(rms_norm(x, self.ffn_norm)).chunk(2, dim=-1)  # [T, F] twice
         return x + self.ffn_out(F.silu(gate) * up)
@@ -56,7 +57,7 @@ class Transformer(nn.Module):
     def forward(self, tokens, cu_seqlens, alpha=0.0, mask="column"):
         """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T, C]."""
         attention = Attention(cu_seqlens, alpha, mask)
-        x = F.embedding(tokens.long(), self.embedding)  # [T, C]
+        x = F.embedding(tokens.long(), self.embedding) * self.config.embedding_scale  # [T, C]
         cos, sin = rope(cu_seqlens, len(tokens), self.blocks[0].head_dim, self.config.rope_theta, x.dtype)
         for block in self.blocks:
             x = block(x, cos, sin, attention)

@@ -5,6 +5,8 @@ import os
 import torch
 import torch.distributed as dist
 
+from conan_engine.cpu import keep_freed_memory
+
 
 class Group:
     """The ranks that share one run. `rank`, `world`, `device`; every collective is the identity when world is 1."""
@@ -15,6 +17,8 @@ class Group:
         self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
         if cuda:
             torch.cuda.set_device(self.device)
+        else:
+            keep_freed_memory()
         if self.world > 1 and not dist.is_initialized():
             dist.init_process_group("nccl" if cuda else "gloo")
 

@@ -139,7 +139,7 @@ def report_plan(config, group):
     if group.device.type == "cuda":
         has = torch.cuda.mem_get_info()[1]
     else:
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") * 1  # shared by the ranks of this machine
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # shared by the ranks of this machine
     if group.rank == 0:
         print(
             f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters; per device ({group.world} in all) "

@@ -50,9 +50,16 @@ def texts(source, use):
 
 
 def make_tokenizer(settings, sources, path):
-    """Load `settings.path`, or the tokenizer at `path`, or train it there on `sources` (a list of (source, use))."""
-    if settings.path:
-        return Tokenizer.load(settings.path)
+    """Take `settings.path`, or the tokenizer that stands at `path`, or train one on `sources` (a list of (source, use)); in
+    the end it stands at `path`."""
+    if settings.path:  # a run carries its tokenizer with it
+        tokenizer = Tokenizer.load(settings.path)
+        if not Path(path).exists() or Tokenizer.load(path).hash != tokenizer.hash:
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            partial = Path(f"{path}.partial")
+            shutil.copyfile(settings.path, partial)
+            partial.replace(path)
+        return tokenizer
     if not Path(path).exists():
         sources = list(dict(sources).items())  # a source that several uses share is read for one
         total = sum(len(text) for source, use in sources for text in texts(source, use))
