@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, write_lines
+from runs import TINY, untrained, write_lines
 
 
 @pytest.fixture(scope="session")
@@ -29,6 +29,12 @@ def tiny(tmp_path_factory):
     path = folder / "tiny.toml"
     path.write_text(TINY.format(folder=folder))
     return path
+
+
+@pytest.fixture(scope="session")
+def untrained_run(tiny, tmp_path_factory):
+    """A run folder with a checkpoint of a model as it was drawn."""
+    return untrained(tiny, tmp_path_factory.mktemp("runs") / "untrained")
 
 
 def pytest_collection_modifyitems(items):

@@ -6,6 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from conan_engine import checkpoint
+from conan_engine.config import load
+from conan_engine.data import prepare
+from conan_engine.model import Transformer
+from conan_engine.parallel import Group, ShardedAdamW
+
 ROOT = Path(__file__).parent.parent
 TINY = """
 save_every = 4
@@ -74,3 +80,14 @@ def train(config, run, *arguments, ranks=1):
 
 def losses(run):
     return [(row["stage"], row["step"], row["loss"]) for row in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())]
+
+
+def untrained(config, run):
+    """A run folder as a training run leaves it, its weights still as they were drawn; the tokenizer is trained."""
+    settings = load(config, [f"--out_dir={run}"])
+    sources = [(source, name) for name in settings.stages for source in getattr(settings, name).data]
+    tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, Path(run, "tokenizer.model"))
+    model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
+    group = Group("cpu")
+    checkpoint.save(settings, tokenizer, "supervised", 0, model, ShardedAdamW(model, group, 0.0, 0.0), {}, {"updates": 0}, group)
+    return run
