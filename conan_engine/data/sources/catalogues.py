@@ -81,6 +81,8 @@ def read_po(path):
 
 def _unquote(text):
     """The value of one or several adjacent quoted strings, which PO writes as C does."""
+    if "\\" not in text and text.count('"') == 2:
+        return text[1:-1]  # nearly all of a million lines, and much faster
     try:
         return ast.literal_eval(f"({text})")
     except (SyntaxError, ValueError):

@@ -1,0 +1,83 @@
+"""Retrieval metrics by hand, BM25's side of the table, and that what is held out was never trained on."""
+
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from conan_engine import evaluate
+from conan_engine.data.sources import catalogues, installed
+from conan_engine.data.sources.docstrings import Docstring
+from conan_engine.encoder import truncate
+from conan_engine.evaluate import Search, bm25_ranks, ndcg, ranks, recall
+
+
+def test_rank_counts_the_better_and_the_tied():
+    scores = np.array([[0.9, 0.1, 0.5], [0.2, 0.2, 0.1], [0.0, 0.0, 0.0], [0.3, 0.2, 0.1]])
+    assert ranks(scores, np.array([0, 0, 1, 2])).tolist() == [1, 2, 3, 3]
+
+
+def test_ndcg_by_hand():
+    rank = np.array([1, 3, 10, 11])
+    assert ndcg(rank) == pytest.approx((1 + 1 / 2 + 1 / math.log2(11) + 0) / 4)
+
+
+def test_recall_by_hand():
+    assert recall(np.array([1, 20, 21, 400])) == 0.5
+
+
+def test_truncation_keeps_the_first_numbers_at_unit_length():
+    vectors = np.array([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]]) / [[13.0], [1.0]]
+    np.testing.assert_allclose(truncate(vectors, 2), [[0.6, 0.8], [0.0, 0.0]])  # no direction is left of the second
+
+
+def test_bm25_finds_words_and_nothing_where_none_is_shared():
+    documents = ["a graph with weighted edges", "the roots of a polynomial", "matrix of zeros"]
+    search = Search(["polynomial roots", "weighted graph", "entirely elsewhere", "été"], documents, np.array([1, 0, 2, 2]))
+    assert bm25_ranks(search).tolist() == [1, 1, 3, 3]
+
+
+def test_no_held_out_text_is_trained_on(monkeypatch):
+    messages = list(catalogues.read(("sphinx",)))
+    kept, held = ({m.english for m in messages if catalogues.held_out(m.english) is out} for out in (False, True))
+    assert 0.15 < len(held) / (len(held) + len(kept)) < 0.25 and not held & kept
+    assert not set(installed.TRAINING_PACKAGES) & set(installed.HELD_OUT_PACKAGES)
+    monkeypatch.setattr(installed.catalogues, "read", lambda: messages)
+    assert {m.english for m in installed.training_messages.__wrapped__()} == kept
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Three docstrings and one package of messages, so that a test does not wait for all of them."""
+    docs = [
+        Docstring("p", "p.m", "p.m.f", "f.py", 1, "Shortest path between two nodes.", "Dijkstra's algorithm over weighted edges of the path."),
+        Docstring("p", "p.m", "p.m.g", "f.py", 9, "Roots of a polynomial.", "Every root of the polynomial, with multiplicity."),
+        Docstring("p", "p.m", "p.m.h", "f.py", 20, "Roots of a polynomial.", "Another function with the same summary."),
+    ]
+    messages = list(catalogues.read(("sphinx",)))
+    monkeypatch.setattr(evaluate.docstrings, "read", lambda packages: docs)
+    monkeypatch.setattr(evaluate.catalogues, "read", lambda: messages)
+
+
+def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(untrained_run)])
+    evaluate.main()
+    results = json.loads((untrained_run / "results.json").read_text())
+    assert results["docs.queries"] == 2 and results["docs.bm25.ndcg@10"] == 1.0
+    assert {"docs.ndcg@10", "seconds.total", "params", "dims.8.ndcg@10", "dims.32.ndcg@10"} <= set(results)
+    for language in evaluate.LANGUAGES:
+        assert results[f"cross_lingual.{language}.queries"] > 5
+        assert 0 <= results[f"cross_lingual.bm25.{language}.recall@20"] <= 1
+        assert 0 <= results[f"cross_lingual.{language}.recall@20"] <= 1
+    assert results["dims.32.ndcg@10"] == results["docs.ndcg@10"]  # 32 is this model's whole width
+    shown = capsys.readouterr().out
+    assert "docs nDCG@10" in shown and "zh -> en Recall@20" in shown and f"{results['docs.ndcg@10']:.3f}" in shown
+
+
+def test_a_folder_without_a_run(tmp_path):
+    done = subprocess.run([sys.executable, "-m", "conan_engine.evaluate", str(tmp_path)], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "no trained run here" in done.stderr
