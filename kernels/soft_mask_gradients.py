@@ -25,7 +25,7 @@ from conan_kernels.soft_mask_tiles import (
 
 @triton.jit
 def add_dq(
-    dq, q, dout, k, v, bias, row_bias, rows, lse, delta, begin, end, length, stride_k, stride_v, scale,
+    dq, q, dout, k, v, bias, rows, lse, delta, begin, end, length, stride_k, stride_v, scale,
     KIND: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     if begin < end:  # as in soft_mask_tiles.attend
@@ -35,7 +35,7 @@ def add_dq(
             if KIND == PLAIN:
                 p = tl.exp2(tl.fma(s, scale, -lse[:, None]))
             else:
-                p = tl.exp2(tl.fma(s, scale, query_bias(bias, row_bias, rows, first, length, KIND, BN, BY_ROW)) - lse[:, None])
+                p = tl.exp2(tl.fma(s, scale, query_bias(bias, rows, first, length, KIND, BN, BY_ROW)) - lse[:, None])
             dp = inner_products(dout, load(v, first, length, stride_v, BN, PARTS, KIND != PLAIN))
             dq = add_product(dq, p * (dp - delta[:, None]), keys)
     return dq
@@ -67,9 +67,9 @@ def dq_block(
     of_head = head.to(tl.int64) * T + start
     tl.store(delta + of_head + rows, sums, mask=inside)
     log_sum = tl.load(lse + of_head + rows, mask=inside, other=float("inf")) * LOG2_E
-    plain, mixed, future, row_bias = query_tiles(bias, first_row, length, ones, BM, BN, BY_ROW)
+    plain, mixed, future = query_tiles(first_row, length, ones, BM, BN, BY_ROW)
 
-    tile = queries, douts, k, v, bias, row_bias, rows, log_sum, sums
+    tile = queries, douts, k, v, bias, rows, log_sum, sums
     fixed = length, stride_k, stride_v, scale
     total = add_dq(zeros(BM, PARTS), *tile, 0, plain, *fixed, PLAIN, BN, PARTS, BY_ROW)
     total = add_dq(total, *tile, plain, mixed, *fixed, MIXED, BN, PARTS, BY_ROW)

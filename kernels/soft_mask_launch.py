@@ -10,17 +10,18 @@ from conan_kernels.soft_mask_gradients import dk_dv_block, dq_block
 from conan_kernels.soft_mask_tiles import LOG2_E, forward_block, plan_blocks
 
 
-def tile_options(dtype, major):
-    """(forward, dq, dk_dv) for a dtype and a compute capability's first number. BM are rows, BN columns. dq's BM is dk_dv's
-    BN, for they share a plan. No size spills registers (test_attention_compiled.py): so what is largest is taken.
+def tile_options(dtype, D, major):
+    """(forward, dq, dk_dv) for a dtype, a head dim and a compute capability's first number. BM are rows, BN columns. dq's BM is dk_dv's
+    BN, for they share a plan. No size spills registers (test_soft_mask_compiled.py): so what is largest is taken.
     fp32 has no tensor cores at its full precision, and its small tiles serve exactness, not speed."""
-    if dtype == torch.float32:
-        sizes = (32, 32, 8, 1), (32, 16, 8, 2), (16, 32, 8, 2)
+    names = "BM", "BN", "num_warps", "num_stages"
+    if dtype == torch.float32:  # without maxnreg ptxas spills a few of its own accord, to fit three programs on a processor
+        sizes, names = ((32, 32, 8, 1, 255), (32, 16, 8, 2, 255), (16, 32, 8, 2, 255)), (*names, "maxnreg")
     elif major in (9, 10, 11):  # 228 KB of shared memory
-        sizes = (128, 64, 8, 3), (128, 64, 8, 2), (32, 128, 8, 2)
-    else:  # 100 KB on the smallest
-        sizes = (128, 32, 8, 2), (64, 32, 8, 2), (32, 64, 8, 2)
-    return [dict(zip(("BM", "BN", "num_warps", "num_stages"), size)) for size in sizes]
+        sizes = (128, 64, 8, 3), (128, 64, 8, 3), (32, 128, 8, 3)
+    else:  # 100 KB on the smallest; a warp owns 16 rows (columns in dk_dv), so more than 4 would repeat each other's 64
+        sizes = (128, 32, 8, 2), (64, 32, 4, 3 if D == 128 else 2), (32, 64, 4, 3)
+    return [dict(zip(names, size)) for size in sizes]
 
 
 def parts_of(D):
@@ -30,7 +31,7 @@ def parts_of(D):
 
 
 def _options(q):
-    return tile_options(q.dtype, torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 9)
+    return tile_options(q.dtype, q.shape[2], torch.cuda.get_device_capability(q.device)[0] if q.is_cuda else 9)
 
 
 def _plan(cu_seqlens, alpha, T, mask, block):

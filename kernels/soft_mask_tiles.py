@@ -119,25 +119,23 @@ def add_product(sums, p, b):
 
 
 @triton.jit
-def query_tiles(bias, first_row, length, ones, BM: tl.constexpr, BN: tl.constexpr, BY_ROW: tl.constexpr):
-    """For a block of rows: where its PLAIN, MIXED and FUTURE columns end, and the rows' bias."""
+def query_tiles(first_row, length, ones, BM: tl.constexpr, BN: tl.constexpr, BY_ROW: tl.constexpr):
+    """For a block of rows: where its PLAIN, MIXED and FUTURE columns end."""
     last_row = tl.minimum(first_row + BM, length)
     plain = tl.maximum(first_row + 1, ones)
-    row_bias = 0.0
     if BY_ROW:
         plain = tl.where(ones >= last_row, length, tl.maximum(first_row, ones) + 1)
-        rows = first_row + tl.arange(0, BM)
-        row_bias = tl.load(bias + rows, mask=rows < length, other=0.0)[:, None]
     plain = tl.minimum(plain, length) // BN * BN
     mixed = tl.maximum(plain, tl.cdiv(last_row, BN) * BN)
-    return plain, mixed, tl.where(ones >= 0, length, mixed), row_bias
+    return plain, mixed, tl.where(ones >= 0, length, mixed)
 
 
 @triton.jit
-def query_bias(bias, row_bias, rows, first, length, KIND: tl.constexpr, BN: tl.constexpr, BY_ROW: tl.constexpr):
+def query_bias(bias, rows, first, length, KIND: tl.constexpr, BN: tl.constexpr, BY_ROW: tl.constexpr):
     """log2 M of a tile of rows x the columns from `first` on; -inf for columns past the end."""
     columns = first + tl.arange(0, BN)
     if BY_ROW:
+        row_bias = tl.load(bias + rows, mask=rows < length, other=0.0)[:, None]  # here, lest it take registers in PLAIN loops
         tile = tl.where((columns < length)[None, :], row_bias, float("-inf"))
     else:
         tile = tl.load(bias + columns, mask=columns < length, other=float("-inf"))[None, :]
@@ -148,7 +146,7 @@ def query_bias(bias, row_bias, rows, first, length, KIND: tl.constexpr, BN: tl.c
 
 @triton.jit
 def attend(
-    out, total, peak, q, k, v, bias, row_bias, rows, begin, end, length, stride_k, stride_v, scale,
+    out, total, peak, q, k, v, bias, rows, begin, end, length, stride_k, stride_v, scale,
     KIND: tl.constexpr, BN: tl.constexpr, PARTS: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the columns from `begin` to `end`. scale carries log2(e): exp2 is the hardware's exponential."""
@@ -159,7 +157,7 @@ def attend(
                 higher = tl.maximum(peak, tl.max(s, 1) * scale)
                 p = tl.exp2(tl.fma(s, scale, -higher[:, None]))  # one instruction before the exponential
             else:
-                s = tl.fma(s, scale, query_bias(bias, row_bias, rows, first, length, KIND, BN, BY_ROW))
+                s = tl.fma(s, scale, query_bias(bias, rows, first, length, KIND, BN, BY_ROW))
                 higher = tl.maximum(peak, tl.max(s, 1))
                 p = tl.exp2(s - higher[:, None])
             shrink = tl.exp2(peak - higher)
@@ -185,14 +183,14 @@ def forward_block(
     bias += start
     rows = first_row + tl.arange(0, BM)
     block = load(q + start * stride_q + head * D, first_row, length, stride_q, BM, PARTS, True)  # [BM, D]
-    plain, mixed, future, row_bias = query_tiles(bias, first_row, length, ones, BM, BN, BY_ROW)
+    plain, mixed, future = query_tiles(first_row, length, ones, BM, BN, BY_ROW)
 
     # Column 0 is in every row's past: whichever loop comes first makes peak finite.
     state = zeros(BM, PARTS), tl.zeros((BM,), tl.float32), tl.full((BM,), float("-inf"), tl.float32)
     fixed = length, stride_k, stride_v, scale
-    a, total, peak = attend(*state, block, k, v, bias, row_bias, rows, 0, plain, *fixed, PLAIN, BN, PARTS, BY_ROW)
-    a, total, peak = attend(a, total, peak, block, k, v, bias, row_bias, rows, plain, mixed, *fixed, MIXED, BN, PARTS, BY_ROW)
-    a, total, peak = attend(a, total, peak, block, k, v, bias, row_bias, rows, mixed, future, *fixed, FUTURE, BN, PARTS, BY_ROW)
+    a, total, peak = attend(*state, block, k, v, bias, rows, 0, plain, *fixed, PLAIN, BN, PARTS, BY_ROW)
+    a, total, peak = attend(a, total, peak, block, k, v, bias, rows, plain, mixed, *fixed, MIXED, BN, PARTS, BY_ROW)
+    a, total, peak = attend(a, total, peak, block, k, v, bias, rows, mixed, future, *fixed, FUTURE, BN, PARTS, BY_ROW)
 
     store(out + start * (H * D) + head * D, times(a, (1 / total)[:, None]), first_row, length, H * D, BM, PARTS)
     tl.store(lse + head.to(tl.int64) * T + start + rows, (peak + tl.log2(total)) / LOG2_E, mask=rows < length)

@@ -50,10 +50,12 @@ def opcodes(sass):
     return Counter(match[1] for match in INSTRUCTION.finditer(sass))
 
 
-def compile(fn, signature, constants, target, num_warps, num_stages, aligned=()):
+def compile(fn, signature, constants, target, num_warps, num_stages, aligned=(), **options):
     """fn: a @triton.jit function. signature: {argument: type, e.g. "*bf16", "i32", "fp32"}. constants: {argument: value of
-    a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are) -> Machine."""
+    a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are). options: others of
+    Triton's, as at a launch -> Machine."""
     position = fn.arg_names.index
+    options |= {"num_warps": num_warps, "num_stages": num_stages}
     source = ASTSource(
         fn,
         {name: "constexpr" if name in constants else signature[name] for name in fn.arg_names},
@@ -64,7 +66,7 @@ def compile(fn, signature, constants, target, num_warps, num_stages, aligned=())
             if name not in constants and (name in aligned or signature[name].startswith("*"))
         },
     )
-    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options={"num_warps": num_warps, "num_stages": num_stages})
+    compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()

@@ -46,7 +46,7 @@ def test_as_exact_as_pytorch(dtype, D, ratio, mask, alpha, lengths):
 @pytest.fixture
 def half_precision_tiles(request, monkeypatch):
     """fp32 in the tiles of bf16: a wrong weight shows, which in bf16 the rounding would hide."""
-    sizes = soft_mask_launch.tile_options(torch.bfloat16, request.param)
+    sizes = soft_mask_launch.tile_options(torch.bfloat16, 16, request.param)
     monkeypatch.setattr(soft_mask_launch, "tile_options", lambda *_: sizes)
 
 

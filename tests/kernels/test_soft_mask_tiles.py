@@ -51,7 +51,7 @@ def tiles_needed(alpha, mask, BM, BN, open_end):
 def test_tiles_visited_are_the_minimum(monkeypatch, alpha, mask):
     counts = count_tiles(monkeypatch)
     results_and_gradients(soft_mask_attention, batch(LENGTHS, H, G, 16, torch.float16), alpha, mask)
-    for loop, sizes in zip(("attend", "add_dq", "add_dk_dv"), soft_mask_launch.tile_options(torch.float16, 9)):
+    for loop, sizes in zip(("attend", "add_dq", "add_dk_dv"), soft_mask_launch.tile_options(torch.float16, 16, 9)):
         visited = Counter({kind: number for (of, kind), number in counts.items() if of == loop})
         needed = tiles_needed(alpha, mask, sizes["BM"], sizes["BN"], open_end=loop == "add_dk_dv")
         assert visited.total() == needed.total() > 0, loop
