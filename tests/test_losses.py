@@ -1,0 +1,90 @@
+"""The losses against values worked out by hand, and over ranks against one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from ranked import on_ranks
+
+from conan_engine import losses
+from conan_engine.parallel import Group
+
+ALONE = Group("cpu")
+GROUPS = torch.tensor([1, 2])
+
+
+def unit(*degrees):
+    """Unit vectors in the plane, by angle: their cosines are those of the angles between."""
+    angle = torch.tensor(degrees).mul(math.pi / 180)
+    return torch.stack((angle.cos(), angle.sin()), dim=1)
+
+
+def test_info_nce_by_hand():
+    queries, documents = unit(0.0, 90.0), unit(60.0, 90.0)
+    # cosines: query 0 to documents 0.5, 0; query 1 to documents sqrt(3)/2, 1. T = 0.5 doubles them.
+    first = -math.log(math.exp(1.0) / (math.exp(1.0) + math.exp(0.0)))
+    second = -math.log(math.exp(2.0) / (math.exp(math.sqrt(3)) + math.exp(2.0)))
+    loss, accuracy = losses.info_nce(queries * 3, documents * 0.2, GROUPS, GROUPS, 0.5, ALONE)  # lengths do not matter
+    assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
+    assert accuracy.item() == 1.0
+
+
+def test_info_nce_counts_hard_negatives_and_not_the_own_group():
+    queries, documents = unit(0.0, 90.0), unit(60.0, 90.0, 0.0, 180.0)
+    groups = torch.tensor([1, 2, 1, -1])  # the third document is of query 0's own class
+    # query 0: positive 0.5 against documents 1 (0) and 3 (-1); query 1: positive 1 against 0 (sqrt(3)/2), 2 (0) and 3 (0)
+    first = math.log(math.exp(0.5) + math.exp(0.0) + math.exp(-1.0)) - 0.5
+    second = math.log(math.exp(1.0) + math.exp(math.sqrt(3) / 2) + 2 * math.exp(0.0)) - 1.0
+    loss, _ = losses.info_nce(queries, documents, GROUPS, groups, 1.0, ALONE)
+    assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
+
+
+def test_matryoshka_is_the_mean_over_the_dims():
+    queries, documents = unit(30.0, 100.0), unit(20.0, 75.0)
+    whole, _ = losses.info_nce(queries, documents, GROUPS, GROUPS, 0.1, ALONE)
+    # the first number alone has cosine 1 or -1: query 0 is positive, query 1 negative, both documents positive
+    short = (math.log(2) + math.log(2)) / 2
+    loss, _ = losses.info_nce(queries, documents, GROUPS, GROUPS, 0.1, ALONE, dims=[1, 2])
+    assert loss.item() == pytest.approx((short + whole.item()) / 2, rel=1e-6)
+
+
+def test_cosent_by_hand():
+    first, second = unit(0.0, 0.0, 0.0), unit(0.0, 60.0, 90.0)  # cosines 1, 0.5, 0
+    score = torch.tensor([0.0, 1.0, 0.5])
+    # ranked 1 above 2 above 0: exp of (lower cosine - higher cosine) / T over the three ordered pairs, T = 0.5
+    by_hand = math.log(1 + math.exp((0 - 0.5) / 0.5) + math.exp((1 - 0.5) / 0.5) + math.exp((1 - 0) / 0.5))
+    assert losses.cosent(first, second, score, 0.5, ALONE).item() == pytest.approx(by_hand, rel=1e-6)
+
+
+def test_cosent_of_equal_scores_is_nothing():
+    assert losses.cosent(unit(0.0, 40.0), unit(10.0, 90.0), torch.tensor([0.5, 0.5]), 0.05, ALONE).item() == 0.0
+
+
+def _both(group, seed):
+    """Loss and gradients of a global batch of 4, this rank's part of it."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = [torch.randn(4, 8, generator=generator) for _ in range(2)]
+    own = slice(group.rank * 4 // group.world, (group.rank + 1) * 4 // group.world)
+    queries, documents = (x[own].requires_grad_() for x in drawn)
+    groups, score = torch.tensor([1, 2, 2, 3])[own], torch.tensor([0.1, 0.9, 0.4, 0.4])[own]
+    loss = losses.info_nce(queries, documents, groups, groups, 0.1, group, dims=[3, 8])[0]
+    loss = loss + losses.cosent(queries, documents, score, 0.1, group, dims=[3, 8])
+    loss.backward()
+    everyones = [group.gather(x.grad).numpy() for x in (queries, documents)]
+    return group.sum(loss.detach()).item(), *everyones
+
+
+def _save(group, seed, path):
+    loss, queries, documents = _both(group, seed)
+    if group.rank == 0:
+        np.savez(path, loss=loss, queries=queries, documents=documents)
+
+
+def test_two_ranks_have_the_loss_and_the_gradients_of_one(tmp_path):
+    on_ranks(2, _save, 5, str(tmp_path / "out.npz"))
+    two = np.load(tmp_path / "out.npz")
+    loss, queries, documents = _both(ALONE, 5)
+    assert two["loss"] == pytest.approx(loss, rel=1e-6)
+    np.testing.assert_allclose(two["queries"], queries, rtol=1e-5, atol=1e-7)
+    np.testing.assert_allclose(two["documents"], documents, rtol=1e-5, atol=1e-7)
