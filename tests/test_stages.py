@@ -1,0 +1,88 @@
+"""What each stage takes from a record, and how far the soft mask is open when."""
+
+import numpy as np
+import pytest
+import torch
+
+from conan_engine import stages
+from conan_engine.config import Config, Sft, load
+from conan_engine.data import prepare
+from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.parallel import Group
+
+
+@pytest.mark.parametrize(
+    ("schedule", "quarter", "half"),
+    [("linear", 0.25, 0.5), ("accelerating", 0.0625, 0.25), ("decelerating", 0.4375, 0.75)],
+)
+def test_soft_mask_schedules(schedule, quarter, half):
+    alpha = stages.ALPHA[schedule]
+    assert (alpha(0.0), alpha(0.25), alpha(0.5), alpha(1.0)) == (0.0, quarter, half, 1.0)
+
+
+def test_the_weak_stage_starts_causal_and_ends_bidirectional(tiny, untrained_run):
+    config = load(tiny, [f"--out_dir={untrained_run}", "--weak.steps=5"])
+    tokenizer = prepare.make_tokenizer(config.tokenizer, [], untrained_run / "tokenizer.model")
+    shards = {s: prepare.make_shards(s, "weak", config.weak, tokenizer, untrained_run / "data") for s in config.weak.data}
+    stage = stages.Weak(config, shards, Group("cpu"))
+    model = stages_model(config, tokenizer)
+    rows = [stage.backward(model, stage.draw(step), step) for step in range(5)]
+    assert [row["alpha"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
+    assert {row["source"] for row in rows} == set(config.weak.data)
+
+
+def stages_model(config, tokenizer):
+    from conan_engine.model import Transformer
+
+    return Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+
+
+@pytest.fixture
+def instructions(tmp_path):
+    """Records of (instruction, input, output); some parts are empty, as users' are."""
+    records = [[[1, 2], [3, 4, 5], [6, 7]], [[], [8], [9, 10, 11]], [[12], [], [13]], [[], [], [14, 15]]]
+    with ShardWriter(tmp_path / "shards", kind="instruction", tokenizer_hash="ab" * 32, vocab_size=100) as writer:
+        for record in records:
+            writer.add(record)
+    return records, Shards(tmp_path / "shards", "ab" * 32)
+
+
+def test_sft_learns_the_output_and_nothing_else(instructions):
+    records, shards = instructions
+    config = Config(sft=Sft(data={"a": 1.0}, steps=3, batch=4))
+    stage = stages.LanguageModelling("sft", config, {"a": shards}, Group("cpu"))
+    _, packed, targets = stage.draw(0)
+    wanted = {sum(map(tuple, record), ()): record for record in records}
+    bounds = packed.cu_seqlens.tolist()
+    assert len(bounds) == 5
+    for start, end in zip(bounds, bounds[1:]):
+        tokens = packed.tokens[start:end].tolist()
+        instruction, text, output = wanted.pop(tuple(tokens))
+        before = len(instruction) + len(text)
+        # position p predicts token p + 1: all of the output, but its first token where nothing comes before it
+        expected = [tokens[p + 1] if p + 1 >= before and p + 1 < len(tokens) else -100 for p in range(len(tokens))]
+        assert targets[start:end].tolist() == expected
+    assert not wanted
+
+
+def test_pretraining_predicts_every_token_but_a_sequences_first(tmp_path):
+    with ShardWriter(tmp_path / "shards", kind="text", tokenizer_hash="ab" * 32, vocab_size=100) as writer:
+        for record in ([5, 6, 7], [8], [9, 10]):
+            writer.add([record])
+    config = Config()
+    config.pretrain.data, config.pretrain.steps, config.pretrain.batch = {"a": 1.0}, 1, 3
+    stage = stages.LanguageModelling("pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Group("cpu"))
+    _, packed, targets = stage.draw(0)
+    followers = {5: 6, 6: 7, 7: -100, 8: -100, 9: 10, 10: -100}
+    assert [followers[token] for token in packed.tokens.tolist()] == targets.tolist()
+
+
+@pytest.mark.parametrize("chunk", [0, 1, 2, 3, 5, 9])
+def test_splitting_keeps_every_sequence(chunk):
+    lengths = [3, 0, 1, 4, 2]
+    cu_seqlens = torch.tensor(np.concatenate(([0], np.cumsum(lengths))), dtype=torch.int32)
+    packed = stages.Packed(torch.arange(10), cu_seqlens)
+    parts = packed.split(chunk)
+    assert torch.cat([part.tokens for part in parts]).tolist() == list(range(10))
+    assert torch.cat([part.cu_seqlens.diff() for part in parts]).tolist() == lengths
+    assert all(len(part.cu_seqlens) - 1 <= (chunk or 5) and part.cu_seqlens[0] == 0 for part in parts)
