@@ -21,6 +21,8 @@ def main():
     arguments = parser.parse_args()
     if not arguments.text.strip():
         raise UserError("the text to look for is empty; say in a few words what the function does")
+    if arguments.count < 1:
+        raise UserError(f"--count is {arguments.count}; ask for at least 1")
     encoder = Encoder.load(arguments.run)
     docs = list(docstrings.read(TRAINING_PACKAGES + HELD_OUT_PACKAGES))
     vectors = document_vectors(encoder, docs, arguments.run)
@@ -39,15 +41,21 @@ def document_vectors(encoder, docs, run):
         return np.load(path)
     print(f"embedding {len(docs):,} documents, once ...", flush=True)
     vectors = encoder.encode(texts)
+    for old in Path(run).glob("search-*.npy"):
+        old.unlink()
     save_beside(path, vectors)
     return vectors
 
 
 def save_beside(path, array):
-    """np.save that leaves no half-written file behind."""
+    """np.save that leaves no half-written file behind. Raises UserError where `path` cannot be written."""
     partial = Path(f"{path}.partial.npy")
-    np.save(partial, array)
-    partial.replace(path)
+    try:
+        np.save(partial, array)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write it ({error.strerror}); name a folder that exists and has room") from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,129 @@
+"""From records to shards: which kinds fit a stage, the teacher's filter, labels as pairs, and what is reused."""
+
+import sys
+import types
+
+import numpy as np
+import pytest
+from runs import write_lines
+
+from conan_engine.config import Pretrain, Sft, Supervised, Weak
+from conan_engine.config import Tokenizer as TokenizerSettings
+from conan_engine.data import prepare
+from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.errors import UserError
+
+PAIRS = [{"query": f"question {i}", "pos": [f"answer {i}", f"another answer {i}"], "neg": [f"wrong {i}"] * (i % 3)} for i in range(9)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tokenizer")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(folder):
+    texts = [{"text": f"question {i} answer {i} another wrong bad good label"} for i in range(400)]
+    path = write_lines(folder / "text.jsonl", texts)
+    return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain")], folder / "tokenizer.model")
+
+
+def shards_of(path, use, settings, tokenizer):
+    return prepare.make_shards(str(path), use, settings, tokenizer, path.parent / "data")
+
+
+def texts_of(shards, tokenizer, field):
+    """That field of every record that has it, as text."""
+    records = np.flatnonzero(shards.field_counts(np.arange(len(shards))) > field)
+    tokens, cu_seqlens = shards.gather(records, np.full(len(records), field))
+    return [tokenizer.decode(tokens[start:end].tolist()) for start, end in zip(cu_seqlens, cu_seqlens[1:])]
+
+
+def test_a_pair_becomes_one_record_a_positive_with_its_negatives(tmp_path, tokenizer):
+    shards = shards_of(write_lines(tmp_path / "pairs.jsonl", PAIRS), "supervised", Supervised(), tokenizer)
+    assert texts_of(shards, tokenizer, 0) == [r["query"] for r in PAIRS for _ in r["pos"]]
+    assert texts_of(shards, tokenizer, 1) == [p for r in PAIRS for p in r["pos"]]
+    assert texts_of(shards, tokenizer, 2) == [r["neg"][0] for r in PAIRS for _ in r["pos"] if r["neg"]]
+    assert len(set(shards.groups(np.arange(18)).tolist())) == 18
+
+
+def test_instruction_and_input_make_the_query(tmp_path, tokenizer):
+    records = [{"instruction": "answer", "input": "question 1", "output": "good"}, {"instruction": "", "input": "question 2", "output": "bad"}]
+    shards = shards_of(write_lines(tmp_path / "i.jsonl", records), "weak", Weak(), tokenizer)
+    assert texts_of(shards, tokenizer, 0) == ["answer\nquestion 1", "question 2"]
+    assert texts_of(shards, tokenizer, 1) == ["good", "bad"]
+
+
+def test_a_teachers_low_scores_are_dropped(tmp_path, tokenizer, monkeypatch):
+    teacher = types.ModuleType("own_teacher")
+    teacher.score = lambda queries, documents: [0.39 if query.endswith(("3", "5")) else 0.4 for query in queries]
+    monkeypatch.setitem(sys.modules, "own_teacher", teacher)
+    path = write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    kept = set(texts_of(shards_of(path, "weak", Weak(teacher="own_teacher:score"), tokenizer), tokenizer, 0))
+    assert kept == {r["query"] for r in PAIRS} - {"question 3", "question 5"}
+
+
+def test_the_datas_own_score_filters_where_there_is_no_teacher(tmp_path, tokenizer):
+    scored = [{**r, "score": i / 8} if i else r for i, r in enumerate(PAIRS)]  # the first has none and stays
+    kept = set(texts_of(shards_of(write_lines(tmp_path / "pairs.jsonl", scored), "weak", Weak(), tokenizer), tokenizer, 0))
+    assert kept == {r["query"] for i, r in enumerate(PAIRS) if i == 0 or i / 8 >= 0.4}
+
+
+def test_a_teacher_that_cannot_be_loaded_is_named(tmp_path, tokenizer):
+    path = write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    with pytest.raises(UserError, match=r"weak.teacher: cannot load 'no_such_module:f'"):
+        shards_of(path, "weak", Weak(teacher="no_such_module:f"), tokenizer)
+
+
+def test_a_label_becomes_a_pair_with_its_class_as_group(tmp_path, tokenizer):
+    records = [{"text": f"question {i}", "label": "good" if i % 2 else "bad"} for i in range(8)]
+    shards = shards_of(write_lines(tmp_path / "labels.jsonl", records), "supervised", Supervised(), tokenizer)
+    groups = shards.groups(np.arange(8)).tolist()
+    assert len(set(groups[::2])) == len(set(groups[1::2])) == 1 and groups[0] != groups[1]
+    positives = texts_of(shards, tokenizer, 1)
+    assert positives[0] == positives[2] == "bad" and positives[3] == "question 1"  # the label, or the class's last text
+
+
+def test_a_long_text_is_split_in_pretraining_and_loses_nothing(tmp_path, tokenizer):
+    text = "question and answer " * 30
+    shards = shards_of(write_lines(tmp_path / "t.jsonl", [{"text": text}]), "pretrain", Pretrain(max_tokens=16), tokenizer)
+    tokens, cu_seqlens = shards.gather(np.arange(len(shards)), np.zeros(len(shards), np.int64))
+    assert np.diff(cu_seqlens).max() == 16
+    assert tokens.tolist() == [*tokenizer.encode_batch([text])[0], tokenizer.eos_id]
+
+
+def test_a_long_instruction_leaves_room_for_the_output(tmp_path, tokenizer):
+    long = "question " * 100
+    records = [{"instruction": long, "input": long, "output": "answer " * 100}]
+    shards = shards_of(write_lines(tmp_path / "i.jsonl", records), "sft", Sft(max_tokens=40), tokenizer)
+    lengths = [int(shards.lengths(np.array([0]), np.array([field]))[0]) for field in range(3)]
+    assert lengths[0] == 10 and lengths[0] + lengths[1] == 20 and sum(lengths) == 40
+
+
+def test_shards_that_stand_are_reused_and_a_changed_file_is_read_again(tmp_path, tokenizer, monkeypatch):
+    path = write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    first = shards_of(path, "weak", Weak(), tokenizer)
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "ShardWriter", None)  # writing again would fail
+        assert len(shards_of(path, "weak", Weak(), tokenizer)) == len(first)
+    write_lines(path, PAIRS[:4])
+    assert len(shards_of(path, "weak", Weak(), tokenizer)) == 8
+
+
+def test_a_source_that_does_not_fit_the_stage_is_named(tmp_path, tokenizer):
+    path = write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    with pytest.raises(UserError, match=r"pairs.jsonl: holds pairs records; sft takes instruction"):
+        shards_of(path, "sft", Sft(), tokenizer)
+
+
+def test_a_given_tokenizer_goes_with_the_run(tmp_path, folder, tokenizer):
+    given = folder / "tokenizer.model"
+    run = tmp_path / "run" / "tokenizer.model"
+    assert prepare.make_tokenizer(TokenizerSettings(path=str(given)), [], run).hash == tokenizer.hash
+    assert Tokenizer.load(run).hash == tokenizer.hash
+
+
+def test_no_text_at_all_for_a_tokenizer_is_named(tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", [{"text": ""}])
+    with pytest.raises(UserError, match="hold no text to train a tokenizer on"):
+        prepare.make_tokenizer(TokenizerSettings(vocab_size=300), [(str(path), "pretrain")], tmp_path / "tokenizer.model")

@@ -1,0 +1,74 @@
+"""`python -m conan_engine.encode`: row i is line i's text; a mistake gets one line and nothing is half written."""
+
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from runs import write_lines
+
+from conan_engine.encoder import Encoder
+
+TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 中文.", "word " * 200]
+
+
+def encode(*arguments):
+    done = subprocess.run([sys.executable, "-m", "conan_engine.encode", *map(str, arguments)], capture_output=True, text=True)
+    return done.returncode, done.stdout, done.stderr
+
+
+def test_rows_are_unit_vectors_in_the_files_order(untrained_run, tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
+    code, out, err = encode(untrained_run, path, tmp_path / "out.npy", "--dim", 16)
+    assert code == 0, err
+    vectors = np.load(tmp_path / "out.npy")
+    assert vectors.shape == (4, 16) and vectors.dtype == np.float32 and "[4, 16]" in out
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 0, 1, 1], atol=1e-5)  # of no text there is no direction
+    encoder = Encoder.load(untrained_run)
+    for row, text in zip(vectors, TEXTS):
+        np.testing.assert_allclose(row, encoder.encode([text], 16)[0], atol=1e-5)
+
+
+def test_queries_and_instructions_are_texts_too(untrained_run, tmp_path):
+    pairs = write_lines(tmp_path / "p.jsonl", [{"query": TEXTS[0], "pos": ["x"]}])
+    instructions = write_lines(tmp_path / "i.jsonl", [{"instruction": "Find", "input": "a path", "output": "x"}])
+    assert encode(untrained_run, pairs, tmp_path / "p.npy")[0] == encode(untrained_run, instructions, tmp_path / "i.npy")[0] == 0
+    encoder = Encoder.load(untrained_run)
+    np.testing.assert_allclose(np.load(tmp_path / "p.npy"), encoder.encode([TEXTS[0]]), atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "i.npy"), encoder.encode(["Find\na path"]), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "extra", "said"),
+    [
+        (None, [], "no such file"),
+        ("", [], "holds no records"),
+        ('{"text": "a"}\n{"text": ', [], "line 2"),
+        ('{"txt": "a"}\n', [], "line 1"),
+        ('{"sentence1": "a", "sentence2": "b", "score": 1}\n', [], "holds sentence pairs"),
+        ('{"text": "a"}\n', ["--dim", "33"], "--dim is 33; this model has 1 to 32"),
+        ('{"text": "a"}\n', ["--dim", "0"], "--dim is 0"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_leaves_no_file(untrained_run, tmp_path, content, extra, said):
+    path = tmp_path / "in.jsonl"
+    if content is not None:
+        path.write_text(content)
+    code, _, err = encode(untrained_run, path, tmp_path / "out.npy", *extra)
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert not list(tmp_path.glob("*.npy"))
+
+
+def test_a_folder_that_cannot_be_written_is_named(untrained_run, tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
+    code, _, err = encode(untrained_run, path, tmp_path / "no" / "out.npy")
+    assert code == 2 and "no/out.npy" in err and err.count("\n") == 1, err
+
+
+def test_a_run_whose_only_checkpoint_is_damaged_is_named(untrained_run, tmp_path):
+    run = shutil.copytree(untrained_run, tmp_path / "run")
+    next(run.glob("checkpoints/*/model.safetensors")).write_bytes(b"cut off")
+    path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
+    code, out, err = encode(run, path, tmp_path / "out.npy")
+    assert code == 2 and "is damaged (model.safetensors does not match its checksum)" in out and "no whole checkpoint" in err

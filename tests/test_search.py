@@ -1,0 +1,66 @@
+"""`python -m conan_engine.search`: the best first, with score and place; vectors kept until weights or texts change."""
+
+import sys
+
+import numpy as np
+import pytest
+
+from conan_engine import search
+from conan_engine.data.sources.docstrings import Docstring
+from conan_engine.encoder import Encoder
+from conan_engine.errors import UserError
+
+DOCS = [
+    Docstring("p", "p.m", f"p.m.f{i}", f"/lib/p/m{i}.py", 10 + i, summary, f"{summary} It takes {i} arguments.")
+    for i, summary in enumerate(["Shortest path between two nodes.", "Roots of a polynomial.", "Read a table from a file.", "Close the socket."])
+]
+
+
+@pytest.fixture
+def ask(untrained_run, monkeypatch, capsys):
+    monkeypatch.setattr(search.docstrings, "read", lambda packages: iter(DOCS))
+
+    def ask(*arguments):
+        monkeypatch.setattr(sys, "argv", ["search", str(untrained_run), *arguments])
+        search.main()
+        return capsys.readouterr().out
+
+    return ask
+
+
+def test_the_best_come_first_with_score_name_and_place(ask, untrained_run):
+    out = ask("Roots of a polynomial.\nRoots of a polynomial. It takes 1 arguments.", "--count", "3").splitlines()[-6:]
+    assert out[0].split()[1:] == ["p.m.f1", "/lib/p/m1.py:11"] and out[1].strip() == "Roots of a polynomial."
+    scores = [float(line.split()[0]) for line in out[::2]]
+    assert scores[0] == pytest.approx(1.0, abs=2e-3) and scores == sorted(scores, reverse=True)
+
+
+def test_vectors_are_made_once_and_again_when_the_documentation_changes(ask, untrained_run, monkeypatch):
+    for path in untrained_run.glob("search-*.npy"):
+        path.unlink()
+    assert "embedding 4 documents" in ask("a path")
+    assert "embedding" not in ask("a table")
+    monkeypatch.setattr(search.docstrings, "read", lambda packages: iter(DOCS[:2]))
+    assert "embedding 2 documents" in ask("a path")
+    encoder = Encoder.load(untrained_run)
+    kept = [np.load(path) for path in untrained_run.glob("search-*.npy")]
+    assert [len(vectors) for vectors in kept] == [2], "the ones of before are removed"
+    np.testing.assert_allclose(kept[0], encoder.encode([f"{d.summary}\n{d.rest}" for d in DOCS[:2]]), atol=1e-5)
+
+
+@pytest.mark.parametrize("text", ["", "  \n"])
+def test_an_empty_text_is_refused(ask, text):
+    with pytest.raises(UserError, match="is empty"):
+        ask(text)
+
+
+@pytest.mark.parametrize("count", ["0", "-1"])
+def test_a_count_below_one_is_refused(ask, count):
+    with pytest.raises(UserError, match=f"--count is {count}"):
+        ask("a path", "--count", count)
+
+
+def test_a_folder_without_a_run(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "argv", ["search", str(tmp_path), "a path"])
+    with pytest.raises(UserError, match="no trained run here"):
+        search.main()
