@@ -49,7 +49,7 @@ py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s&
 
     py::array_t<int32_t> cu_seqlens_array(records.size + 1);
     int32_t* cu_seqlens = cu_seqlens_array.mutable_data();
-    std::vector<std::pair<const ShardFile*, Span>> spans(records.size);
+    std::vector<std::pair<ShardSet::Place, Span>> spans(records.size);
     uint64_t total = 0;
     {
         py::gil_scoped_release release;
@@ -67,7 +67,11 @@ py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s&
     int32_t* tokens = tokens_array.mutable_data();
     {
         py::gil_scoped_release release;
-        for (size_t i = 0; i < spans.size(); ++i) spans[i].first->read(spans[i].second, tokens + cu_seqlens[i]);
+        for (size_t i = 0; i < spans.size(); ++i) {
+            auto& [place, span] = spans[i];
+            place.file->check_unchanged();
+            place.file->read(place.record, span, tokens + cu_seqlens[i]);
+        }
     }
     return py::make_tuple(tokens_array, cu_seqlens_array);
 }

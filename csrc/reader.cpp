@@ -7,10 +7,13 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstring>
 #include <filesystem>
 
 #include "crc32c.h"
+#include "sigbus.h"
+#include "widen.h"
 
 namespace {
 
@@ -21,9 +24,12 @@ T load(const uint8_t* array, uint64_t i) {
     return value;
 }
 
+int64_t modified(const struct stat& status) { return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec; }
+
 }  // namespace
 
 ShardFile::ShardFile(std::string path) : path_(std::move(path)) {
+    install_sigbus_handler();
     int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
     struct stat status {};
     if (file < 0 || ::fstat(file, &status) != 0) {
@@ -32,6 +38,8 @@ ShardFile::ShardFile(std::string path) : path_(std::move(path)) {
         damaged("cannot be opened (" + reason + ")");
     }
     bytes_ = status.st_size;
+    inode_ = status.st_ino;
+    changed_ = modified(status);
     if (!S_ISREG(status.st_mode) || bytes_ < sizeof(Header) + sizeof(Footer)) {
         ::close(file);
         damaged("is no whole shard (" + std::to_string(bytes_) + " bytes)");
@@ -40,9 +48,10 @@ ShardFile::ShardFile(std::string path) : path_(std::move(path)) {
     int error = errno;
     ::close(file);
     if (map == MAP_FAILED) throw UserError(path_ + ": cannot be mapped: " + std::strerror(error) + "; free memory, then run again");
+    ::madvise(map, bytes_, MADV_RANDOM);  // records come in random order: the pages around one are not its neighbours'
     map_ = static_cast<const uint8_t*>(map);
     try {
-        check();
+        check_ends();
     } catch (...) {
         ::munmap(map, bytes_);  // no destructor runs for an object that was never built
         throw;
@@ -51,9 +60,16 @@ ShardFile::ShardFile(std::string path) : path_(std::move(path)) {
 
 ShardFile::~ShardFile() { ::munmap(const_cast<uint8_t*>(map_), bytes_); }
 
-void ShardFile::check() {
-    std::memcpy(&header_, map_, sizeof header_);
-    std::memcpy(&footer_, map_ + bytes_ - sizeof footer_, sizeof footer_);
+template <typename F>
+void ShardFile::guarded(const F& f) const {
+    if (!survives(f)) damaged("was cut short while in use, or the disk cannot read it");
+}
+
+void ShardFile::check_ends() {
+    guarded([&] {
+        std::memcpy(&header_, map_, sizeof header_);
+        std::memcpy(&footer_, map_ + bytes_ - sizeof footer_, sizeof footer_);
+    });
     const Header& h = header_;
     const Footer& f = footer_;
 
@@ -70,13 +86,21 @@ void ShardFile::check() {
     if (f.index_offset != sizeof(Header) + data_bytes || bytes_ != f.index_offset + index_size + sizeof(Footer))
         damaged("its size is " + std::to_string(bytes_) + " bytes, which the footer's counts do not give");
 
-    if (f.index_crc != crc32c(map_ + f.index_offset, index_size)) damaged("the index's checksum is wrong");
     groups_ = map_ + f.index_offset;
     scores_ = groups_ + f.records * 8;
     field_start_ = scores_ + f.records * 4;
     token_start_ = field_start_ + (f.records + 1) * 4;
     block_crc_ = token_start_ + (f.fields + 1) * 4;
-    auto check_starts = [&](const uint8_t* starts, uint64_t count, uint64_t total, uint64_t max_step, const char* what) {
+}
+
+void ShardFile::check_index() const {
+    if (index_checked_.load(std::memory_order_acquire)) return;
+    std::lock_guard lock(index_mutex_);
+    if (index_checked_.load(std::memory_order_relaxed)) return;
+    uint64_t data_bytes = footer_.tokens * header_.token_bytes;
+    uint32_t crc = 0;
+    bool fields_good = false, tokens_good = false;
+    auto ascends = [](const uint8_t* starts, uint64_t count, uint64_t total, uint64_t max_step) {
         uint32_t before = 0;
         bool good = load<uint32_t>(starts, 0) == 0 && load<uint32_t>(starts, count) == total;
         for (uint64_t i = 1; i <= count; ++i) {
@@ -84,53 +108,114 @@ void ShardFile::check() {
             good &= now >= before && now - before <= max_step;
             before = now;
         }
-        if (!good) damaged(std::string("the index of ") + what + " makes no sense");
+        return good;
     };
-    check_starts(field_start_, f.records, f.fields, kMaxFields, "fields");
-    check_starts(token_start_, f.fields, f.tokens, kMaxCount, "tokens");
-    checked_ = std::make_unique<std::atomic<bool>[]>(block_count(data_bytes));
+    guarded([&] {
+        crc = crc32c(groups_, index_bytes(footer_.records, footer_.fields, data_bytes));
+        fields_good = ascends(field_start_, footer_.records, footer_.fields, kMaxFields);
+        tokens_good = ascends(token_start_, footer_.fields, footer_.tokens, kMaxCount);
+    });
+    if (crc != footer_.index_crc) damaged("the index's checksum is wrong");
+    if (!fields_good) damaged("the index of fields makes no sense");
+    if (!tokens_good) damaged("the index of tokens makes no sense");
+    blocks_checked_ = std::make_unique<std::atomic<uint64_t>[]>(block_count(data_bytes) / 64 + 1);
+    index_checked_.store(true, std::memory_order_release);
+}
+
+// What follows holds every number of the index against the footer again: the file may have been rewritten since.
+
+std::pair<uint32_t, uint32_t> ShardFile::fields_of(uint64_t record) const {
+    check_index();
+    uint32_t first = 0, last = 0;
+    guarded([&] {
+        first = load<uint32_t>(field_start_, record);
+        last = load<uint32_t>(field_start_, record + 1);
+    });
+    if (first > last || last > footer_.fields) damaged("was rewritten while in use");
+    return {first, last};
+}
+
+Span ShardFile::tokens_of(uint32_t first_field, uint32_t last_field) const {
+    uint32_t begin = 0, end = 0;
+    guarded([&] {
+        begin = load<uint32_t>(token_start_, first_field);
+        end = load<uint32_t>(token_start_, last_field);
+    });
+    if (begin > end || end > footer_.tokens) damaged("was rewritten while in use");
+    return {begin, end - begin};
 }
 
 uint32_t ShardFile::field_count(uint64_t record) const {
-    return load<uint32_t>(field_start_, record + 1) - load<uint32_t>(field_start_, record);
+    auto [first, last] = fields_of(record);
+    return last - first;
 }
 
 Span ShardFile::field(uint64_t record, uint64_t field) const {
-    uint64_t i = load<uint32_t>(field_start_, record) + field;
-    uint32_t begin = load<uint32_t>(token_start_, i);
-    return {begin, load<uint32_t>(token_start_, i + 1) - begin};
+    auto [first, last] = fields_of(record);
+    if (first + field >= last) damaged("was rewritten while in use");
+    return tokens_of(first + field, first + field + 1);
 }
 
-float ShardFile::score(uint64_t record) const { return load<float>(scores_, record); }
+Span ShardFile::whole(uint64_t record) const {
+    auto [first, last] = fields_of(record);
+    return tokens_of(first, last);
+}
 
-int64_t ShardFile::group(uint64_t record) const { return load<int64_t>(groups_, record); }
+float ShardFile::score(uint64_t record) const {
+    check_index();
+    float score = 0;
+    guarded([&] { score = load<float>(scores_, record); });
+    return score;
+}
 
-void ShardFile::read(Span span, int32_t* out) const {
+int64_t ShardFile::group(uint64_t record) const {
+    check_index();
+    int64_t group = 0;
+    guarded([&] { group = load<int64_t>(groups_, record); });
+    return group;
+}
+
+void ShardFile::read(uint64_t record, Span span, int32_t* out) const {
     if (span.count == 0) return;
-    uint64_t width = header_.token_bytes, begin = span.begin * width;
-    check_blocks(begin, begin + span.count * width);
-    const uint8_t* at = map_ + sizeof(Header) + begin;
+    uint64_t width = header_.token_bytes, begin = span.begin * width, end = begin + span.count * width;
+    uint64_t data_bytes = footer_.tokens * width;
+    uint64_t bad_block = UINT64_MAX;
     uint32_t highest = 0;
-    for (uint32_t i = 0; i < span.count; ++i) {
-        // Four bytes are loaded where a token has two or three: past the last token stands the index, so that is inside the map.
-        uint32_t id;
-        std::memcpy(&id, at + i * width, 4);
-        id &= width == 2 ? 0xFFFF : 0xFFFFFF;
-        highest = std::max(highest, id);
-        out[i] = static_cast<int32_t>(id);
-    }
-    if (highest >= header_.vocab_size) damaged("holds the token id " + std::to_string(highest) + ", outside its vocabulary of " + std::to_string(header_.vocab_size));
+    guarded([&] {
+        for (uint64_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block) {
+            if (block_is_checked(block)) continue;
+            uint64_t start = block * kBlockBytes;
+            if (crc32c(map_ + sizeof(Header) + start, std::min(kBlockBytes, data_bytes - start)) != load<uint32_t>(block_crc_, block)) {
+                bad_block = block;
+                return;
+            }
+            blocks_checked_[block / 64].fetch_or(uint64_t{1} << (block % 64), std::memory_order_relaxed);
+        }
+        highest = widen(map_ + sizeof(Header) + begin, width, span.count, out);
+    });
+    if (bad_block != UINT64_MAX) damaged("record " + std::to_string(record) + ": the checksum of token block " + std::to_string(bad_block) + " is wrong");
+    if (highest >= header_.vocab_size)
+        damaged("record " + std::to_string(record) + ": holds the token id " + std::to_string(highest) + ", outside its vocabulary of " + std::to_string(header_.vocab_size));
 }
 
-void ShardFile::check_blocks(uint64_t begin_byte, uint64_t end_byte) const {
-    uint64_t data_bytes = footer_.tokens * header_.token_bytes;
-    for (uint64_t block = begin_byte / kBlockBytes; block * kBlockBytes < end_byte; ++block) {
-        if (checked_[block].load(std::memory_order_relaxed)) continue;
-        uint64_t start = block * kBlockBytes;
-        if (crc32c(map_ + sizeof(Header) + start, std::min(kBlockBytes, data_bytes - start)) != load<uint32_t>(block_crc_, block))
-            damaged("the checksum of token block " + std::to_string(block) + " is wrong");
-        checked_[block].store(true, std::memory_order_relaxed);
-    }
+void ShardFile::prefetch(Span span) const {
+    uint64_t width = header_.token_bytes, begin = span.begin * width, end = begin + span.count * width;
+    bool all_checked = true;
+    for (uint64_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block) all_checked &= block_is_checked(block);
+    if (all_checked) return;
+    const uint64_t page = 4096;  // madvise wants the address on a page; a larger page size only makes it fail, and it is a hint
+    uint64_t first = (sizeof(Header) + begin / kBlockBytes * kBlockBytes) / page * page;
+    uint64_t last = std::min(bytes_, sizeof(Header) + (end + kBlockBytes - 1) / kBlockBytes * kBlockBytes);
+    ::madvise(const_cast<uint8_t*>(map_) + first, last - first, MADV_WILLNEED);
+}
+
+void ShardFile::check_unchanged() const {
+    int64_t now = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+    if (now < look_again_.load(std::memory_order_relaxed)) return;
+    look_again_.store(now + 1'000'000'000, std::memory_order_relaxed);
+    struct stat status {};
+    if (::stat(path_.c_str(), &status) != 0) damaged(std::string("was removed while in use (") + std::strerror(errno) + ")");
+    if (status.st_ino != inode_ || static_cast<uint64_t>(status.st_size) != bytes_ || modified(status) != changed_) damaged("was rewritten while in use");
 }
 
 void ShardFile::damaged(const std::string& what) const {
@@ -152,10 +237,10 @@ ShardSet::Place ShardSet::find(int64_t record) const {
     return {files_[file].get(), record - first_record_[file]};
 }
 
-std::pair<const ShardFile*, Span> ShardSet::find(int64_t record, int64_t field) const {
+std::pair<ShardSet::Place, Span> ShardSet::find(int64_t record, int64_t field) const {
     Place place = find(record);
     uint32_t count = place.file->field_count(place.record);
     if (field < 0 || field >= count)
         throw std::out_of_range("field: record " + std::to_string(record) + " has " + std::to_string(count) + " fields, asked for field " + std::to_string(field));
-    return {place.file, place.file->field(place.record, field)};
+    return {place, place.file->field(place.record, field)};
 }

@@ -1,0 +1,27 @@
+#include "sigbus.h"
+
+#include <csignal>
+#include <mutex>
+
+thread_local sigjmp_buf* sigbus_return = nullptr;
+
+namespace {
+
+struct sigaction before;
+
+void on_sigbus(int, siginfo_t*, void*) {
+    if (sigbus_return) siglongjmp(*sigbus_return, 1);
+    ::sigaction(SIGBUS, &before, nullptr);  // the instruction runs again and faults again, for the handler before ours
+}
+
+}  // namespace
+
+void install_sigbus_handler() {
+    static std::once_flag once;
+    std::call_once(once, [] {
+        struct sigaction action {};
+        action.sa_sigaction = on_sigbus;
+        action.sa_flags = SA_SIGINFO | SA_NODEFER;  // left by a jump: the signal must not stay blocked
+        ::sigaction(SIGBUS, &action, &before);
+    });
+}

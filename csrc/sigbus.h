@@ -1,0 +1,25 @@
+// Reading a mapped page that its file no longer has raises SIGBUS, which would end the process without a word. Under
+// survives() the read ends instead and the caller can say which file it was.
+#pragma once
+
+#include <csetjmp>
+
+// Where this thread goes on after a SIGBUS; null outside of survives().
+extern thread_local sigjmp_buf* sigbus_return;
+
+// Once a process. A SIGBUS outside of survives() goes to whoever handled it before.
+void install_sigbus_handler();
+
+// Calls f(), which must neither throw nor own anything: it may never come to its end. False if it hit such a page.
+template <typename F>
+bool survives(const F& f) {
+    sigjmp_buf here;
+    if (sigsetjmp(here, 0) != 0) {
+        sigbus_return = nullptr;
+        return false;
+    }
+    sigbus_return = &here;
+    f();
+    sigbus_return = nullptr;
+    return true;
+}
