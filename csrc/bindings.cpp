@@ -8,6 +8,7 @@
 #include <optional>
 
 #include "crc32c.h"
+#include "loader_bindings.h"
 #include "order.h"
 #include "reader.h"
 #include "writer.h"
@@ -143,7 +144,7 @@ PYBIND11_MODULE(_loader, m) {
         .def_property_readonly("records", &ShardWriter::records)
         .def_property_readonly("tokens", &ShardWriter::tokens);
 
-    py::class_<ShardSet>(m, "ShardSet")
+    py::class_<ShardSet, std::shared_ptr<ShardSet>>(m, "ShardSet")
         .def(py::init<const std::vector<std::string>&>(), py::call_guard<py::gil_scoped_release>())
         .def("__len__", &ShardSet::records)
         .def("describe", &describe)
@@ -162,6 +163,7 @@ PYBIND11_MODULE(_loader, m) {
             return map<int64_t>(records.size, [&](size_t i) { auto at = set.find(records.data[i]); return at.file->group(at.record); });
         });
 
+    bind_loader(m);
     m.def("order", &order);
     m.def("crc32c", [](const py::bytes& data) { std::string_view view = data; return crc32c(view.data(), view.size()); });
     m.def("crc32c_portable", [](const py::bytes& data) { std::string_view view = data; return crc32c_portable(view.data(), view.size()); });

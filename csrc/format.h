@@ -1,6 +1,7 @@
 // The layout of a shard file, as FORMAT.md describes it; the writer and the reader share this one statement of it.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <stdexcept>
 #include <string>

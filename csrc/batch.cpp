@@ -1,0 +1,194 @@
+#include "batch.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <numeric>
+
+namespace {
+
+constexpr int32_t kNoTarget = -100;  // torch's ignore_index
+
+[[noreturn]] void bad(const Piece& piece, const std::string& what) {
+    throw UserError(piece.file->path() + ": record " + std::to_string(piece.in_file) + ": " + what +
+                    "; mend the source and delete the shards, or set skip_bad_records = true to leave such records out");
+}
+
+void allocate(Batch& batch, uint64_t tokens, bool language, BufferPool& pool) {
+    if (tokens > INT32_MAX) throw UserError("a batch of " + std::to_string(tokens) + " tokens on one rank: at most 2147483647 fit; lower batch");
+    size_t room = (tokens + 1 + 15) / 16 * 16;  // one more: see fill_language
+    batch.memory = pool.take(room * (language ? 13 : 8));
+    batch.tokens_count = tokens;
+    batch.tokens = reinterpret_cast<int32_t*>(batch.memory.get());
+    batch.positions = batch.tokens + room;
+    if (language) {
+        batch.targets = batch.positions + room;
+        batch.mask = reinterpret_cast<uint8_t*>(batch.targets + room);
+    }
+}
+
+// Fields that a sequence of this kind is made of.
+uint32_t fields_of(const Settings& settings) { return settings.kind == "text" ? 1 : settings.kind == "instruction" ? 3 : settings.fields; }
+
+// The spans of the record's fields, cut as set.
+std::vector<Span> checked_fields(const Settings& settings, const Piece& piece) {
+    uint32_t wanted = fields_of(settings), found = piece.file->field_count(piece.in_file);
+    if (settings.language() ? found != wanted : found < wanted) bad(piece, "has " + std::to_string(found) + " fields, expected " + std::to_string(wanted));
+    if (settings.kind == "text") {
+        if (piece.tokens.count == 0) bad(piece, "has no tokens");
+        return {piece.tokens};
+    }
+    std::vector<Span> spans;
+    for (uint32_t field = 0; field < wanted; ++field) {
+        Span span = piece.file->field(piece.in_file, field);
+        bool may_be_empty = settings.kind == "instruction" && field < 2;
+        if (span.count == 0 && !may_be_empty) bad(piece, "field " + std::to_string(field) + " has no tokens");
+        if (!settings.language() && settings.max_tokens) span.count = std::min(span.count, settings.max_tokens);
+        spans.push_back(span);
+    }
+    if (settings.language() && settings.max_tokens && piece.tokens.count > settings.max_tokens)
+        bad(piece, "has " + std::to_string(piece.tokens.count) + " tokens, more than max_tokens = " + std::to_string(settings.max_tokens));
+    return spans;
+}
+
+// Reads everything once beforehand; what cannot be read is left out, or replaced where the number of records must stay
+// (all ranks bring equally many to in-batch negatives) by a neighbour of equal group, which is no negative of itself.
+void leave_out_bad(const Settings& settings, std::vector<Piece>& pieces, std::vector<uint32_t>& row_start, std::vector<std::string>& skipped) {
+    std::vector<int32_t> scratch;
+    std::vector<uint8_t> good(pieces.size(), 1);
+    for (size_t i = 0; i < pieces.size(); ++i) try {
+            for (Span span : checked_fields(settings, pieces[i])) {
+                scratch.resize(span.count);
+                pieces[i].file->read(pieces[i].in_file, span, scratch.data());
+            }
+        } catch (const UserError& error) {
+            skipped.push_back(error.what());
+            good[i] = 0;
+        }
+    if (skipped.empty()) return;
+    if (skipped.size() == pieces.size()) throw UserError("none of the step's records can be used: " + skipped[0]);
+    if (!settings.language()) {
+        size_t from = std::find(good.begin(), good.end(), 1) - good.begin();
+        for (size_t i = 0; i < pieces.size(); ++i) good[i] ? from = i : (pieces[i] = pieces[from], 0);
+        return;
+    }
+    std::vector<uint32_t> kept(pieces.size() + 1, 0);  // how many good ones come before each
+    for (size_t i = 0; i < pieces.size(); ++i) {
+        kept[i + 1] = kept[i] + good[i];
+        if (good[i]) pieces[kept[i]] = pieces[i];
+    }
+    pieces.resize(kept.back());
+    for (uint32_t& start : row_start) start = kept[start];
+}
+
+void fill_language(const Settings& settings, const std::vector<Piece>& pieces, Batch& batch, BufferPool& pool) {
+    uint64_t total = 0;
+    for (const Piece& piece : pieces) total += piece.tokens.count;
+    allocate(batch, total, true, pool);
+    int32_t at = 0;
+    for (const Piece& piece : pieces) {
+        std::vector<Span> fields = checked_fields(settings, piece);
+        int32_t count = piece.tokens.count;
+        int32_t *tokens = batch.tokens + at, *targets = batch.targets + at;
+        // where the record goes on, its next token is the last target; the next sequence then takes its place
+        piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last}, tokens);
+        int32_t end = piece.last ? count - 1 : count;  // targets are [begin, end)
+        int32_t begin = std::min(end, settings.kind == "instruction" ? std::max<int32_t>(0, static_cast<int32_t>(fields[2].begin - piece.tokens.begin) - 1) : 0);
+        std::memcpy(targets + begin, tokens + begin + 1, (end - begin) * sizeof(int32_t));
+        std::fill(targets, targets + begin, kNoTarget);
+        std::fill(targets + end, targets + count, kNoTarget);
+        uint8_t* mask = batch.mask + at;
+        std::memset(mask, 0, count);
+        std::memset(mask + begin, 1, end - begin);
+        std::iota(batch.positions + at, batch.positions + at + count, 0);
+        batch.cu_seqlens.push_back(at);
+        if (settings.kind == "instruction")
+            for (Span field : fields) batch.fields.push_back(at + static_cast<int32_t>(field.begin - piece.tokens.begin));
+        at += count;
+    }
+    batch.cu_seqlens.push_back(at);
+    if (settings.kind == "instruction")
+        batch.fields.push_back(at);
+    else
+        batch.fields = batch.cu_seqlens;
+}
+
+void fill_fields(const Settings& settings, const std::vector<Piece>& pieces, Batch& batch, BufferPool& pool) {
+    size_t records = pieces.size(), fields = settings.fields;
+    std::vector<Span> spans(records * fields);
+    uint64_t total = 0;
+    for (size_t r = 0; r < records; ++r) {
+        std::vector<Span> of_record = checked_fields(settings, pieces[r]);
+        for (size_t f = 0; f < fields; ++f) {
+            spans[f * records + r] = of_record[f];
+            total += of_record[f].count;
+        }
+    }
+    allocate(batch, total, false, pool);
+    int32_t at = 0;
+    for (size_t i = 0; i < spans.size(); ++i) {
+        pieces[i % records].file->read(pieces[i % records].in_file, spans[i], batch.tokens + at);
+        std::iota(batch.positions + at, batch.positions + at + spans[i].count, 0);
+        batch.cu_seqlens.push_back(at);
+        at += spans[i].count;
+    }
+    batch.cu_seqlens.push_back(at);
+    batch.fields = batch.cu_seqlens;
+}
+
+}  // namespace
+
+std::shared_ptr<uint8_t> BufferPool::take(size_t bytes) {
+    Buffer buffer{{nullptr, std::free}, 0};
+    {
+        std::lock_guard lock(mutex_);
+        for (Buffer& spare : spare_)
+            if (spare.bytes >= bytes) {
+                buffer = std::move(spare);
+                spare = std::move(spare_.back());
+                spare_.pop_back();
+                break;
+            }
+    }
+    if (!buffer.memory) {
+        buffer.bytes = (bytes + bytes / 4 + 63) / 64 * 64;  // batches differ in size: the next may be a little larger
+        buffer.memory.reset(static_cast<uint8_t*>(std::aligned_alloc(64, buffer.bytes)));
+        if (!buffer.memory) throw std::bad_alloc();
+    }
+    uint8_t* memory = buffer.memory.get();
+    auto give_back = [pool = shared_from_this(), held = std::make_shared<Buffer>(std::move(buffer))](uint8_t*) { pool->give(std::move(*held)); };
+    return std::shared_ptr<uint8_t>(memory, std::move(give_back));
+}
+
+void BufferPool::give(Buffer buffer) {
+    std::lock_guard lock(mutex_);
+    spare_.push_back(std::move(buffer));
+    if (spare_.size() > keep_) spare_.erase(std::min_element(spare_.begin(), spare_.end(), [](auto& a, auto& b) { return a.bytes < b.bytes; }));
+}
+
+std::unique_ptr<Batch> fill(const Settings& settings, const ShardSet& set, Plan plan, BufferPool& pool) {
+    auto batch = std::make_unique<Batch>();
+    batch->step = plan.step;
+    batch->source = plan.source;
+    batch->state = std::move(plan.after);
+    std::vector<Piece> pieces = std::move(plan.pieces);
+    for (int64_t record : plan.records) pieces.push_back(whole_record(set, record));
+    for (const Piece& piece : pieces) {
+        piece.file->check_unchanged();
+        piece.file->prefetch(piece.tokens);  // all of the batch's reads are under way before the first is waited for
+    }
+    if (settings.language() && plan.row_start.empty()) {
+        plan.row_start.resize(pieces.size() + 1);
+        std::iota(plan.row_start.begin(), plan.row_start.end(), 0);
+    }
+    if (settings.skip_bad_records) leave_out_bad(settings, pieces, plan.row_start, batch->skipped);
+    batch->rows.assign(plan.row_start.begin(), plan.row_start.end());
+    settings.language() ? fill_language(settings, pieces, *batch, pool) : fill_fields(settings, pieces, *batch, pool);
+    for (const Piece& piece : pieces) {
+        batch->records.push_back(piece.record);
+        batch->groups.push_back(piece.file->group(piece.in_file));
+        batch->scores.push_back(piece.file->score(piece.in_file));
+    }
+    return batch;
+}
