@@ -97,7 +97,7 @@ def load_training(folder, state, optimizer, stage, group):
 
 
 def load_model(run, device="cpu"):
-    """(model, tokenizer, max_tokens, Matryoshka dims) of a run's newest whole checkpoint. Raises UserError where there is none."""
+    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint. Raises UserError where there is none."""
     tokenizer_path = Path(run, "tokenizer.model")
     if not tokenizer_path.exists():
         raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --out_dir={run}")
@@ -109,7 +109,7 @@ def load_model(run, device="cpu"):
     tokenizer = Tokenizer.load(tokenizer_path)
     model = Transformer(config.model, tokenizer.vocab_size).to(device)
     load_weights(folder, state, model, config.model, tokenizer)
-    return model, tokenizer, getattr(config, state["stage"]).max_tokens, config.supervised.dims
+    return model, tokenizer, config.model.context, config.supervised.dims
 
 
 def _checkpoints(run, stage):

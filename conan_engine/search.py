@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ def main():
         raise UserError("the text to look for is empty; say in a few words what the function does")
     if arguments.count < 1:
         raise UserError(f"--count is {arguments.count}; ask for at least 1")
+    sys.stdout.reconfigure(errors="backslashreplace")  # documentation holds what not every terminal can show
     encoder = Encoder.load(arguments.run)
     docs = list(docstrings.read(TRAINING_PACKAGES + HELD_OUT_PACKAGES))
     vectors = document_vectors(encoder, docs, arguments.run)
@@ -32,7 +34,8 @@ def main():
 
 
 def document_vectors(encoder, docs, run):
-    """One unit vector a document, kept in the run's folder until the weights or the documentation change."""
+    """One unit vector a document, kept in the run's folder until the weights or the documentation change; where that
+    folder cannot be written, a line says so."""
     texts = [f"{doc.summary}\n{doc.rest}" for doc in docs]
     folder, _ = checkpoint.newest(run)
     key = hashlib.blake2b("\0".join([folder.name, (folder / "state.json").read_text(), *texts]).encode("utf-8", "replace"), digest_size=8)
@@ -41,9 +44,13 @@ def document_vectors(encoder, docs, run):
         return np.load(path)
     print(f"embedding {len(docs):,} documents, once ...", flush=True)
     vectors = encoder.encode(texts)
-    for old in Path(run).glob("search-*.npy"):
+    try:
+        save_beside(path, vectors)
+    except UserError as error:  # someone else's run can be searched too
+        print(f"{error}; the next search embeds them again", flush=True)
+        return vectors
+    for old in set(Path(run).glob("search-*.npy")) - {path}:
         old.unlink()
-    save_beside(path, vectors)
     return vectors
 
 
