@@ -1,9 +1,11 @@
 """`python -m conan_engine.search`: the best first, with score and place; vectors kept until weights or texts change."""
 
+import subprocess
 import sys
 
 import numpy as np
 import pytest
+from runs import ROOT
 
 from conan_engine import search
 from conan_engine.data.sources.docstrings import Docstring
@@ -48,6 +50,25 @@ def test_vectors_are_made_once_and_again_when_the_documentation_changes(ask, unt
     np.testing.assert_allclose(kept[0], encoder.encode([f"{d.summary}\n{d.rest}" for d in DOCS[:2]]), atol=1e-5)
 
 
+def test_a_run_that_cannot_be_written_is_searched_all_the_same(ask, untrained_run, monkeypatch):
+    for path in untrained_run.glob("search-*.npy"):
+        path.unlink()
+
+    def full(path, array):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(search.np, "save", full)
+    out = ask("a path")
+    assert "cannot write it (No space left on device)" in out and "p.m.f0" in out
+    assert not list(untrained_run.glob("search-*"))
+
+
+def test_what_a_terminal_cannot_show_is_escaped(ask, monkeypatch):
+    monkeypatch.setattr(search.docstrings, "read", lambda packages: iter([DOCS[0]._replace(summary="half a pair: \ud800")]))
+    assert r"half a pair: \ud800" in ask("half a pair \udcff")
+
+
 @pytest.mark.parametrize("text", ["", "  \n"])
 def test_an_empty_text_is_refused(ask, text):
     with pytest.raises(UserError, match="is empty"):
@@ -60,7 +81,8 @@ def test_a_count_below_one_is_refused(ask, count):
         ask("a path", "--count", count)
 
 
-def test_a_folder_without_a_run(monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["search", str(tmp_path), "a path"])
-    with pytest.raises(UserError, match="no trained run here"):
-        search.main()
+@pytest.mark.parametrize(("arguments", "said"), [(["a path"], "no trained run here"), ([" "], "is empty"), (["a path", "--count", "0"], "--count is 0")])
+def test_the_command_says_a_mistake_in_one_line(tmp_path, arguments, said):
+    command = [sys.executable, "-m", "conan_engine.search", str(tmp_path), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
