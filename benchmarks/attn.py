@@ -281,6 +281,11 @@ def machine(device):
     return {"machine": name, "device": device, "commit": commit, "versions": versions}
 
 
+def shown(value, unit, form):
+    """The value in units, "-" in its place where there is none; form: as of an f-string, two digits wide."""
+    return format("-", f">{form[:2]}") if value is None else format(value / unit, form)
+
+
 def run_question(report, question, shapes, forms, options, H, G, dtype, gemm):
     print(f"\n{question}\n{'form':22}{'batch':>16}{'alpha':>6}{'D':>5}{'fwd ms':>10}{'bwd ms':>10}{'fwd TF/s':>10}{'bwd TF/s':>10}"
           f"{'fwd/GEMM':>10}{'bwd/GEMM':>10}{'peak MiB':>10}{'differs':>9}")  # fmt: skip
@@ -295,14 +300,16 @@ def run_question(report, question, shapes, forms, options, H, G, dtype, gemm):
                 row["left_out"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:120]}"
                 print(f"{name:22}{label:>16}{alpha:6}{D:5}  left out: {row['left_out'][:90]}", flush=True)
             else:
-                backward = max(row["both"] - row["forward"], 1e-9)
-                rates = problem.flops / row["forward"], 2.5 * problem.flops / backward
-                row |= {"forward_flops": rates[0], "backward_flops": rates[1]}
-                row |= {"forward_share": rates[0] / gemm, "backward_share": rates[1] / gemm}
-                peak = "-" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**20:,.0f}"
-                print(f"{name:22}{label:>16}{alpha:6}{D:5}{1e3 * row['forward']:10.3f}{1e3 * backward:10.3f}"
-                      f"{rates[0] / 1e12:10.3g}{rates[1] / 1e12:10.3g}{row['forward_share']:10.1%}{row['backward_share']:10.1%}"
-                      f"{peak:>10}{row['difference']:9.0e}", flush=True)  # fmt: skip
+                backward = row["both"] - row["forward"]
+                row["forward_flops"] = problem.flops / row["forward"]
+                row["backward_flops"] = 2.5 * problem.flops / backward if backward > 0 else None  # noise beyond the time itself
+                for what in ("forward", "backward"):
+                    row[f"{what}_share"] = row[f"{what}_flops"] and row[f"{what}_flops"] / gemm
+                rates = shown(row["forward_flops"], 1e12, "10.3g"), shown(row["backward_flops"], 1e12, "10.3g")
+                shares = shown(row["forward_share"], 1, "10.1%"), shown(row["backward_share"], 1, "10.1%")
+                times = f"{1e3 * row['forward']:10.3f}{1e3 * backward:10.3f}"
+                print(f"{name:22}{label:>16}{alpha:6}{D:5}", times, *rates, *shares, shown(row["peak_bytes"], 2**20, "10,.0f"),
+                      f"{row['difference']:9.0e}", sep="", flush=True)  # fmt: skip
                 if expected is None:
                     with torch.no_grad():
                         expected = build(problem).run()
@@ -343,13 +350,14 @@ def draw(report, folder):
         ("gemm", ("forward_share", "backward_share"), "share of the measured GEMM rate"),
         ("memory", ("peak_bytes",), "peak bytes, forward and backward"),
     ):
-        if any(row[key] is None for row in by_length for key in keys):
+        if all(row[key] is None for row in by_length for key in keys):
             continue
         figure, axes = plt.subplots(len(keys), len(ALPHAS), figsize=(14, 4 * len(keys)), layout="constrained", squeeze=False)
         for line, key in zip(axes, keys):
             for axis, alpha in zip(line, ALPHAS):
                 for form in dict.fromkeys(row["form"] for row in by_length):
-                    points = [(int(row["batch"][4:]), row[key]) for row in by_length if (row["form"], row["alpha"]) == (form, alpha)]
+                    own = [row for row in by_length if (row["form"], row["alpha"]) == (form, alpha) and row[key] is not None]
+                    points = [(int(row["batch"][4:]), row[key]) for row in own]
                     if points:
                         axis.plot(*zip(*points), marker=".", label=form, linewidth=2.5 if form == "ours" else 1)
                 axis.set_xscale("log", base=2)
@@ -359,7 +367,7 @@ def draw(report, folder):
         figure.savefig(folder / f"attn_{name}.png", dpi=120)
     packed = [row for row in measured if not row["batch"].startswith("L = ") and row["D"] == D]
     batches = list(dict.fromkeys((row["batch"], row["alpha"]) for row in packed))
-    figure, axes = plt.subplots(1, len(batches), figsize=(3 * len(batches), 4), layout="constrained", squeeze=False)
+    figure, axes = plt.subplots(1, len(batches), figsize=(4 * len(batches), 4), layout="constrained", squeeze=False)
     for axis, key in zip(axes[0], batches):
         rows = [row for row in packed if (row["batch"], row["alpha"]) == key]
         axis.barh([row["form"] for row in rows], [1e3 * row["both"] for row in rows], color=["C1" if row["form"] == "ours" else "C0" for row in rows])
@@ -402,7 +410,8 @@ def main():
     arguments = options, H, G, dtype, gemm
     run_question(report, "Against length (questions 1, 3 and 4)", by_length, own | dense, *arguments)
     run_question(report, "Packed batches (question 2)", packed, own | padded | ragged, *arguments)
-    summarise(report)
+    if not cpu:
+        summarise(report)
     draw(report, options.out)
 
 
