@@ -64,12 +64,12 @@ def test_a_mistake_gets_one_line_and_leaves_no_file(untrained_run, tmp_path, con
     assert not list(tmp_path.glob("*.npy"))
 
 
-@pytest.mark.parametrize("out", ["no/out.npy", "folder"])
-def test_a_place_that_cannot_be_written_is_named(untrained_run, tmp_path, out):
+@pytest.mark.parametrize(("out", "said"), [("no/out.npy", "its folder does not exist"), ("folder", "cannot write it")])
+def test_a_place_that_cannot_be_written_is_named(untrained_run, tmp_path, out, said):
     path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
     (tmp_path / "folder").mkdir()
     code, _, err = encode(untrained_run, path, tmp_path / out)
-    assert code == 2 and str(tmp_path / out) in err and err.count("\n") == 1, err
+    assert code == 2 and f"{tmp_path / out}: {said}" in err and err.count("\n") == 1, err
     assert not list(tmp_path.rglob("*.npy"))
 
 
