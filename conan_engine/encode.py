@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import numpy as np
+
 from conan_engine import errors
 from conan_engine.data.prepare import join
 from conan_engine.data.sources import files
@@ -36,7 +38,7 @@ def main():
     if not Path(arguments.out).absolute().parent.is_dir():  # before hours of work, not after
         raise UserError(f"{arguments.out}: its folder does not exist; make it, or name another")
     vectors = encoder.encode([text_of(record, arguments.file) for record in files.read(arguments.file)], arguments.dim)
-    save_beside(arguments.out, vectors)
+    save_beside(arguments.out, lambda file: np.save(file, vectors))
     print(f"{arguments.out}: float32 {list(vectors.shape)}")
 
 
