@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from conan_engine import config as settings
@@ -29,11 +30,6 @@ def save(config, tokenizer, stage, step, model, optimizer, stage_state, counters
     if group.rank == 0:
         folder = Path(config.out_dir, "checkpoints")
         final, partial = folder / f"{stage}-{step:08d}", folder / f".{stage}-{step:08d}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        save_file({name: p.detach().contiguous() for name, p in model.named_parameters()}, partial / "model.safetensors")
-        save_file(moments, partial / "optimizer.safetensors")
-        save_file({name: torch.from_numpy(array) for name, array in stage_state.items()}, partial / "stage.safetensors")
         state = {
             "stage": stage,
             "step": step,
@@ -41,14 +37,20 @@ def save(config, tokenizer, stage, step, model, optimizer, stage_state, counters
             "tokenizer": tokenizer.hash,
             "config": dataclasses.asdict(config),
             "rngs": rngs,
-            "digests": {path.name: _digest(path) for path in sorted(partial.iterdir())},
         }
-        (partial / "state.json").write_text(json.dumps(state))
-        for path in (*partial.iterdir(), partial):
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        _sync(folder)
+        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        own = {name: torch.from_numpy(array) for name, array in stage_state.items()}
+        try:
+            _write(partial, state, model=weights, optimizer=moments, stage=own)
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            _sync(folder)
+        except (OSError, SafetensorError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise UserError(
+                f"{final}: cannot write it ({error}); make room or free the folder, then start the same command again: "
+                f"it goes on from the checkpoint before"
+            ) from None
         for old in _checkpoints(config.out_dir, stage)[config.keep :]:
             shutil.rmtree(old)
     group.barrier()
@@ -97,7 +99,7 @@ def load_training(folder, state, optimizer, stage, group):
 
 
 def load_model(run, device="cpu"):
-    """(model, tokenizer, max_tokens, Matryoshka dims) of a run's newest whole checkpoint. Raises UserError where there is none."""
+    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint. Raises UserError where there is none."""
     tokenizer_path = Path(run, "tokenizer.model")
     if not tokenizer_path.exists():
         raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --out_dir={run}")
@@ -109,7 +111,19 @@ def load_model(run, device="cpu"):
     tokenizer = Tokenizer.load(tokenizer_path)
     model = Transformer(config.model, tokenizer.vocab_size).to(device)
     load_weights(folder, state, model, config.model, tokenizer)
-    return model, tokenizer, getattr(config, state["stage"]).max_tokens, config.supervised.dims
+    return model, tokenizer, config.model.context, config.supervised.dims
+
+
+def _write(folder, state, **tensors):
+    """NAME.safetensors for each dict of tensors, and `state` with a digest of each file as state.json, down on the disk."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for name, content in tensors.items():
+        save_file(content, folder / f"{name}.safetensors")
+    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
+    (folder / "state.json").write_text(json.dumps({**state, "digests": digests}))
+    for path in (*folder.iterdir(), folder):
+        _sync(path)
 
 
 def _checkpoints(run, stage):

@@ -1,6 +1,9 @@
 """Vectors for your own texts: `python -m conan_engine.encode RUN FILE.jsonl OUT.npy --dim 256`. Row i is line i's text."""
 
 import argparse
+from pathlib import Path
+
+import numpy as np
 
 from conan_engine import errors
 from conan_engine.data.prepare import join
@@ -32,8 +35,10 @@ def main():
     width = encoder.model.config.width
     if arguments.dim is not None and not 1 <= arguments.dim <= width:
         raise UserError(f"--dim is {arguments.dim}; this model has 1 to {width}")
+    if not Path(arguments.out).absolute().parent.is_dir():  # before hours of work, not after
+        raise UserError(f"{arguments.out}: its folder does not exist; make it, or name another")
     vectors = encoder.encode([text_of(record, arguments.file) for record in files.read(arguments.file)], arguments.dim)
-    save_beside(arguments.out, vectors)
+    save_beside(arguments.out, lambda file: np.save(file, vectors))
     print(f"{arguments.out}: float32 {list(vectors.shape)}")
 
 

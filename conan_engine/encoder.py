@@ -32,7 +32,7 @@ def embed_sequences(model, tokens, cu_seqlens, group=None):
 
 
 class Encoder:
-    """A model and its tokenizer; texts are cut to max_tokens; dims are the sizes it was trained to be truncated to."""
+    """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was trained to be truncated to."""
 
     def __init__(self, model, tokenizer, max_tokens, dims):
         self.model, self.tokenizer, self.max_tokens, self.dims = model.eval(), tokenizer, max_tokens, dims
@@ -45,7 +45,7 @@ class Encoder:
 
     def encode(self, texts, dim=None):
         """Unit vectors float32 [len(texts), dim]: the first `dim` numbers of the embedding (all if None), normalised.
-        Longer texts are cut to the stage's max_tokens; an empty text gives a zero vector."""
+        Longer texts are cut to max_tokens; an empty text gives a zero vector."""
         encoded = [ids[: self.max_tokens] for ids in self.tokenizer.encode_batch(list(texts))]
         cu_seqlens = np.concatenate(([0], np.cumsum([len(ids) for ids in encoded]))).astype(np.int32)
         tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded] or [np.zeros(0, np.int32)])

@@ -2,6 +2,8 @@
 
 import argparse
 import hashlib
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -23,35 +25,47 @@ def main():
         raise UserError("the text to look for is empty; say in a few words what the function does")
     if arguments.count < 1:
         raise UserError(f"--count is {arguments.count}; ask for at least 1")
+    sys.stdout.reconfigure(errors="backslashreplace")  # documentation holds what not every terminal can show
     encoder = Encoder.load(arguments.run)
-    docs = list(docstrings.read(TRAINING_PACKAGES + HELD_OUT_PACKAGES))
-    vectors = document_vectors(encoder, docs, arguments.run)
+    documents, vectors = index(encoder, arguments.run)
     scores = vectors @ encoder.encode([arguments.text])[0]
     for i in np.argsort(-scores, kind="stable")[: arguments.count]:
-        print(f"{scores[i]:.3f}  {docs[i].name}  {docs[i].path}:{docs[i].line}\n       {docs[i].summary[:100]}")
+        name, place, summary = documents[i]
+        print(f"{scores[i]:.3f}  {name}  {place.removeprefix(f'{Path.cwd()}/')}\n       {summary}")
 
 
-def document_vectors(encoder, docs, run):
-    """One unit vector a document, kept in the run's folder until the weights or the documentation change."""
-    texts = [f"{doc.summary}\n{doc.rest}" for doc in docs]
+def index(encoder, run):
+    """Documents [name, place, start of the summary] and one unit vector for each, kept in the run's folder until the weights
+    or the documentation's files change; where that folder cannot be written, a line says so."""
+    packages = TRAINING_PACKAGES + HELD_OUT_PACKAGES
+    files = [path for package in packages for path, _ in docstrings.modules(package)]
     folder, _ = checkpoint.newest(run)
-    key = hashlib.blake2b("\0".join([folder.name, (folder / "state.json").read_text(), *texts]).encode("utf-8", "replace"), digest_size=8)
-    path = Path(run, f"search-{key.hexdigest()}.npy")
+    of = [folder.name, (folder / "state.json").read_text(), *(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)]
+    path = Path(run, f"search-{hashlib.blake2b(repr(of).encode(), digest_size=8).hexdigest()}.npz")
     if path.exists():
-        return np.load(path)
+        with np.load(path) as kept:
+            return json.loads(kept["documents"].tobytes()), kept["vectors"]
+    print(f"reading {len(files):,} files of documentation, once ...", flush=True)
+    docs = list(docstrings.read(packages))
     print(f"embedding {len(docs):,} documents, once ...", flush=True)
-    vectors = encoder.encode(texts)
-    for old in Path(run).glob("search-*.npy"):
-        old.unlink()
-    save_beside(path, vectors)
-    return vectors
-
-
-def save_beside(path, array):
-    """np.save that leaves no half-written file behind. Raises UserError where `path` cannot be written."""
-    partial = Path(f"{path}.partial.npy")
+    vectors = encoder.encode([f"{doc.summary}\n{doc.rest}" for doc in docs])
+    documents = [[doc.name, f"{doc.path}:{doc.line}", doc.summary[:100]] for doc in docs]
     try:
-        np.save(partial, array)
+        save_beside(path, lambda file: np.savez(file, documents=np.frombuffer(json.dumps(documents).encode(), np.uint8), vectors=vectors))
+    except UserError as error:  # someone else's run can be searched too
+        print(f"{error}; the next search embeds them again", flush=True)
+        return documents, vectors
+    for old in set(Path(run).glob("search-*")) - {path}:
+        old.unlink()
+    return documents, vectors
+
+
+def save_beside(path, save):
+    """save(file), by way of a file beside it that is then renamed. Raises UserError where `path` cannot be written."""
+    partial = Path(f"{path}.partial")
+    try:
+        with open(partial, "wb") as file:
+            save(file)
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)

@@ -8,7 +8,8 @@ its own loop, for what a kind does not need must not stand in its loop:
     FUTURE  every j > i: the bias is one vector, by column or by row
 
 The head dim need not be a power of two: 112 columns are 64 + 32 + 16, tuples of tensors here (PARTS: first column and width
-of each). Beside padding to 128 that saves an eighth of the products whose inner dim is D, and of registers and shared memory.
+of each). Beside padding to 128 that saves an eighth of the products and of shared memory, and costs more waits between them:
+benchmarks/README.md counts both.
 """
 
 import triton

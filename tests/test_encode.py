@@ -1,20 +1,22 @@
 """`python -m conan_engine.encode`: row i is line i's text; a mistake gets one line and nothing is half written."""
 
+import json
 import shutil
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from runs import write_lines
+from runs import ROOT, write_lines
 
+from conan_engine.data.tokenizer import train
 from conan_engine.encoder import Encoder
 
 TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 中文.", "word " * 200]
 
 
 def encode(*arguments):
-    done = subprocess.run([sys.executable, "-m", "conan_engine.encode", *map(str, arguments)], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "conan_engine.encode", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -46,6 +48,8 @@ def test_queries_and_instructions_are_texts_too(untrained_run, tmp_path):
         ("", [], "holds no records"),
         ('{"text": "a"}\n{"text": ', [], "line 2"),
         ('{"txt": "a"}\n', [], "line 1"),
+        ('{"text": "a"}\n{"text": 5}\n', [], "line 2: 'text' is 5"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', [], "line 2: not UTF-8"),
         ('{"sentence1": "a", "sentence2": "b", "score": 1}\n', [], "holds sentence pairs"),
         ('{"text": "a"}\n', ["--dim", "33"], "--dim is 33; this model has 1 to 32"),
         ('{"text": "a"}\n', ["--dim", "0"], "--dim is 0"),
@@ -54,16 +58,42 @@ def test_queries_and_instructions_are_texts_too(untrained_run, tmp_path):
 def test_a_mistake_gets_one_line_and_leaves_no_file(untrained_run, tmp_path, content, extra, said):
     path = tmp_path / "in.jsonl"
     if content is not None:
-        path.write_text(content)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
     code, _, err = encode(untrained_run, path, tmp_path / "out.npy", *extra)
     assert code == 2 and said in err and err.count("\n") == 1, err
     assert not list(tmp_path.glob("*.npy"))
 
 
-def test_a_folder_that_cannot_be_written_is_named(untrained_run, tmp_path):
+@pytest.mark.parametrize(("out", "said"), [("no/out.npy", "its folder does not exist"), ("folder", "cannot write it")])
+def test_a_place_that_cannot_be_written_is_named(untrained_run, tmp_path, out, said):
     path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
-    code, _, err = encode(untrained_run, path, tmp_path / "no" / "out.npy")
-    assert code == 2 and "no/out.npy" in err and err.count("\n") == 1, err
+    (tmp_path / "folder").mkdir()
+    code, _, err = encode(untrained_run, path, tmp_path / out)
+    assert code == 2 and f"{tmp_path / out}: {said}" in err and err.count("\n") == 1, err
+    assert not list(tmp_path.rglob("*.npy"))
+
+
+@pytest.mark.parametrize("run", ["nowhere", "t.jsonl", "."])
+def test_what_is_no_run_is_named(tmp_path, run):
+    path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
+    code, _, err = encode(tmp_path / run, path, tmp_path / "out.npy")
+    assert code == 2 and f"{tmp_path / run}: no trained run here" in err and err.count("\n") == 1, err
+
+
+def test_a_file_of_before_stays_whole_when_the_new_one_fails(untrained_run, tmp_path):
+    path = tmp_path / "t.jsonl"
+    path.write_text('{"text": "a"}\n{"text"')
+    np.save(tmp_path / "out.npy", np.arange(3))
+    assert encode(untrained_run, path, tmp_path / "out.npy")[0] == 2
+    assert np.load(tmp_path / "out.npy").tolist() == [0, 1, 2]
+
+
+def test_another_runs_tokenizer_is_named(untrained_run, tmp_path):
+    run = shutil.copytree(untrained_run, tmp_path / "run")
+    lines = write_lines(tmp_path / "t.jsonl", [{"text": "some other text, with words of its own " * 20 + str(i)} for i in range(50)])
+    train((text["text"] for text in map(json.loads, lines.read_text().splitlines())), run / "tokenizer.model", 300)
+    code, _, err = encode(run, lines, tmp_path / "out.npy")
+    assert code == 2 and "was trained with tokenizer" in err and err.count("\n") == 1, err
 
 
 def test_a_run_whose_only_checkpoint_is_damaged_is_named(untrained_run, tmp_path):

@@ -12,11 +12,13 @@ import mteb
 import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
+from mteb.abstasks.classification import AbsTaskClassification
 from mteb.abstasks.retrieval import AbsTaskRetrieval
 from mteb.abstasks.retrieval_dataset_loaders import RetrievalSplitData
 from mteb.abstasks.sts import AbsTaskSTS
 from mteb.abstasks.task_metadata import TaskMetadata
 from scipy.stats import spearmanr
+from sklearn.neighbors import KNeighborsClassifier
 
 from conan_engine.encoder import truncate
 from conan_engine.errors import UserError
@@ -64,6 +66,21 @@ class DocstringSTS(AbsTaskSTS):
         self.data_loaded = True
 
 
+class DocstringKinds(AbsTaskClassification):
+    """Is it a summary or the text below one? Told by the nearest of the other half."""
+
+    metadata = metadata("DocstringKinds", "Classification", "accuracy")
+    evaluator_model = KNeighborsClassifier(n_neighbors=1)
+    samples_per_label, n_experiments = len(TEXTS), 1  # all there are, so that nothing is left to chance
+
+    def load_data(self, **_):
+        halves = {split: {"text": HALVES[i], "label": KINDS[i]} for i, split in enumerate(("train", "test"))}
+        self.dataset = DatasetDict({split: Dataset.from_dict(columns) for split, columns in halves.items()})
+        self.data_loaded = True
+
+
+HALVES = [QUERIES[i::2] + DOCUMENTS[i::2] for i in range(2)]
+KINDS = [[0] * len(QUERIES[i::2]) + [1] * len(DOCUMENTS[i::2]) for i in range(2)]
 # A summary beside its own text, the first half of it, or another's text.
 PAIRS = [
     (query, (DOCUMENTS[i], DOCUMENTS[i][: len(DOCUMENTS[i]) // 2], DOCUMENTS[i - 1])[i % 3], (1.0, 0.7, 0.0)[i % 3])
@@ -73,11 +90,16 @@ PAIRS = [
 
 @pytest.fixture
 def model(untrained_run, monkeypatch):
-    def refuse(*_):
+    asked = []
+
+    def refuse(_, address):
+        asked.append(address)  # an error alone could be passed over by a library that asks twice
         raise OSError("these tests work offline")
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
-    return Model(untrained_run, dim=DIM)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *_, **__: refuse(None, host))
+    yield Model(untrained_run, dim=DIM)
+    assert not asked
 
 
 def score_of(model, task):
@@ -97,6 +119,14 @@ def test_sts_is_the_rank_correlation_of_the_cosines(model):
     first, second, score = zip(*PAIRS)
     cosine = (model.encoder.encode(first, DIM) * model.encoder.encode(second, DIM)).sum(axis=1)
     assert score_of(model, DocstringSTS()) == pytest.approx(spearmanr(cosine, score).statistic, abs=1e-4)
+
+
+def test_classification_is_by_the_cosines_too(model):
+    train, test = (model.encoder.encode(half, DIM) for half in HALVES)
+    told = np.array(KINDS[0])[(test @ train.T).argmax(axis=1)]
+    accuracy = (told == KINDS[1]).mean()
+    assert 0.5 < accuracy < 1
+    assert score_of(model, DocstringKinds()) == pytest.approx(accuracy, abs=1e-4)
 
 
 def test_mteb_is_told_what_the_model_is(model, untrained_run):

@@ -1,6 +1,7 @@
 """The training script as a person runs it: resume, ranks, skipped steps, and what a mistake gets."""
 
 import random
+import resource
 import shutil
 import time
 from pathlib import Path
@@ -78,6 +79,22 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_checkpoi
     assert code == 2 and "3 steps in a row were not finite" in err and "Traceback" not in err
     assert "step skipped" in out
     assert len(list((tmp_path / "run/checkpoints").glob("pretrain-*/state.json"))) >= 1
+
+
+def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(tiny, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints/supervised-00000006")
+    weights = (run / "checkpoints/supervised-00000004/model.safetensors").stat().st_size
+    for room in (weights // 2, weights + 1000):  # within the first file, within the second
+        process = start(tiny, run)
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))  # no file may grow beyond it
+        out, err = process.communicate()
+        one_line((process.returncode, out, err), "supervised-00000006: cannot write it", "goes on from the checkpoint before")
+        assert not list(run.glob("checkpoints/.*")) and not (run / "checkpoints/supervised-00000006").exists()
+    code, _, err = train(tiny, run)
+    assert code == 0, err
+    assert losses(run) == losses(whole)
 
 
 def one_line(result, *said):

@@ -85,7 +85,7 @@ def make_shards(source, use, stage, tokenizer, folder):
         elif kind == "instruction" and shape == "pairs":
             records = ({"query": join(r["instruction"], r["input"]), "pos": [r["output"]]} for r in records)
         if use == "weak":
-            records = _taught(records, stage.teacher, stage.min_score)
+            records = _taught(records, source, stage.teacher, stage.min_score)
         shutil.rmtree(path, ignore_errors=True)
         with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as writer:
             for batch in batched(tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False, mininterval=1), 1024):
@@ -112,23 +112,31 @@ def _key(source, use, stage, tokenizer):
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
 
-def _taught(records, teacher, min_score):
-    """Drop the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays."""
-    score = None
+def _taught(records, source, teacher, min_score):
+    """Drop the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays. A teacher
+    scores a query with each of its positives."""
+    score, kept = None, 0
     if teacher:
         module, _, name = teacher.partition(":")
         try:
             score = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError) as error:
             raise UserError(f"weak.teacher: cannot load {teacher!r} ({error}); expected \"module:function\"") from None
+        records = ({**r, "pos": [positive]} for r in records for positive in r["pos"])
     for batch in batched(records, 1024):
         if score:
             scores = score([r["query"] for r in batch], [r["pos"][0] for r in batch])
+            if len(scores) != len(batch):
+                raise UserError(f"weak.teacher: {teacher} gave {len(scores)} scores for {len(batch)} pairs; it must score each")
         else:
             scores = [r.get("score", min_score) for r in batch]
         for record, value in zip(batch, scores):
             if value >= min_score:
+                kept += 1
                 yield {**record, "score": value}
+    if not kept:
+        judge = f"weak.teacher {teacher!r}" if teacher else "its own \"score\""
+        raise UserError(f"{source}: {judge} puts every pair below weak.min_score = {min_score}; lower it, or give other data")
 
 
 def _label_pairs(records):

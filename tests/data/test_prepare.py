@@ -63,6 +63,32 @@ def test_a_teachers_low_scores_are_dropped(tmp_path, tokenizer, monkeypatch):
     assert kept == {r["query"] for r in PAIRS} - {"question 3", "question 5"}
 
 
+def test_a_teacher_judges_each_positive_by_itself(tmp_path, tokenizer, monkeypatch):
+    teacher = types.ModuleType("own_teacher")
+    teacher.score = lambda queries, documents: [0.9 if document.startswith("another") else 0.1 for document in documents]
+    monkeypatch.setitem(sys.modules, "own_teacher", teacher)
+    shards = shards_of(write_lines(tmp_path / "pairs.jsonl", PAIRS), "weak", Weak(teacher="own_teacher:score"), tokenizer)
+    assert texts_of(shards, tokenizer, 1) == [r["pos"][1] for r in PAIRS]
+
+
+@pytest.mark.parametrize(
+    ("scores", "said"),
+    [
+        (lambda queries, documents: [0.0] * len(queries), r"pairs.jsonl: weak.teacher 'own_teacher:score' puts every pair below weak.min_score = 0.4"),
+        (lambda queries, documents: [1.0], r"own_teacher:score gave 1 scores for 18 pairs"),
+    ],
+)
+def test_a_teacher_that_drops_all_or_miscounts_is_named(tmp_path, tokenizer, monkeypatch, scores, said):
+    teacher = types.ModuleType("own_teacher")
+    teacher.score = scores
+    monkeypatch.setitem(sys.modules, "own_teacher", teacher)
+    path = write_lines(tmp_path / "pairs.jsonl", PAIRS)
+    for _ in range(2):  # what the first try left half written is no shard of the second
+        with pytest.raises(UserError, match=said):
+            shards_of(path, "weak", Weak(teacher="own_teacher:score"), tokenizer)
+    assert not list(tmp_path.rglob("manifest.json"))
+
+
 def test_the_datas_own_score_filters_where_there_is_no_teacher(tmp_path, tokenizer):
     scored = [{**r, "score": i / 8} if i else r for i, r in enumerate(PAIRS)]  # the first has none and stays
     kept = set(texts_of(shards_of(write_lines(tmp_path / "pairs.jsonl", scored), "weak", Weak(), tokenizer), tokenizer, 0))

@@ -167,3 +167,9 @@ def test_a_missing_file_a_folder_and_a_cut_off_archive_are_named(tmp_path):
         (tmp_path / f"{name}.jsonl.gz").write_bytes(data)
         with pytest.raises(UserError, match=f"{name}.jsonl.gz: damaged or cut-off gzip"):
             list(files.read(tmp_path / f"{name}.jsonl.gz"))
+
+
+@pytest.mark.skipif(not Path("/proc/self/mem").exists(), reason="needs Linux's /proc")
+def test_a_file_that_the_system_refuses_to_read_is_named():
+    with pytest.raises(UserError, match="mem: cannot be read"):  # its first byte belongs to no page
+        list(files.read("/proc/self/mem"))

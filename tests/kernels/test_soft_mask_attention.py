@@ -25,7 +25,7 @@ DIMS = (16, 32, 64, 80, 96, 112, 128)
 RATIOS = (1, 4, 8)
 MASKS = ("column", "row", "uniform")
 ALPHAS = (0, 1e-4, 0.3, 0.7, 1)
-LENGTHS = ([1], [33], [0, 70, 2], [5, 1, 0, 0, 17])
+LENGTHS = ([1], [33], [0, 70, 2], [5, 0, 17])
 
 # log2 0 of a closed future; and in dk_dv the columns past a sequence's end, which are computed and not stored
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning:triton")
@@ -59,7 +59,7 @@ def test_the_large_tiles_of_half_precision_are_exact_too(half_precision_tiles, m
 
 
 @pytest.mark.parametrize("half_precision_tiles", [8], indirect=True)
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=3), st.floats(0, 1), st.sampled_from(MASKS))
 def test_any_lengths_and_any_alpha(half_precision_tiles, lengths, alpha, mask):
     assert_as_exact_as_pytorch(soft_mask_attention, batch(lengths, 1, 1, 16), alpha, mask)
@@ -68,7 +68,7 @@ def test_any_lengths_and_any_alpha(half_precision_tiles, lengths, alpha, mask):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_long_sequences_of_the_models_head_dim(dtype):
     lengths = [70] if dtype == torch.float32 else [200, 41]
-    assert_as_exact_as_pytorch(soft_mask_attention, batch(lengths, 4, 1, 112, dtype), 0.4)
+    assert_as_exact_as_pytorch(soft_mask_attention, batch(lengths, 2, 1, 112, dtype), 0.4)
 
 
 @pytest.mark.parametrize("mask", MASKS)

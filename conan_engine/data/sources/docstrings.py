@@ -33,7 +33,7 @@ def read(packages):
     """
     seen = set()
     for package in packages:
-        for path, module in _modules(package):
+        for path, module in modules(package):
             try:
                 tree = ast.parse(path.read_bytes())
             except (SyntaxError, ValueError):
@@ -46,8 +46,8 @@ def read(packages):
                     yield Docstring(package, module, name, str(path), line, summary, rest)
 
 
-def _modules(package):
-    """(file, dotted name) of every module of a package, in sorted order."""
+def modules(package):
+    """(file, dotted name) of every module of a package, in sorted order. Raises UserError where it is not installed."""
     root = Path(sysconfig.get_path("stdlib" if package == "stdlib" else "purelib"))
     start = root if package == "stdlib" else root / package
     if not start.is_dir():

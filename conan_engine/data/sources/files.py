@@ -67,6 +67,8 @@ def _json_lines(path):
                 yield place, row
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut-off gzip file ({error}); compress it again") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
 
 
 def _parquet(path):
