@@ -38,10 +38,11 @@ class Tokenizer:
 class Stage:
     """What all four stages share."""
 
-    data: dict[str, float] = field(default_factory=dict)  # source -> weight; steps are shared out in proportion
+    data: dict[str, float] = field(default_factory=dict)  # source -> weight; steps are shared out in proportion ...
+    size_power: float = 0.0  # ours: ... to weight * records ** size_power: 0 by weight alone, 1 by size, between is a temperature
     steps: int = 0
-    batch: int = 64  # sequences (LM) or queries (contrastive) a step, over all ranks
-    chunk: int = 0  # sequences embedded at a time on one rank; 0 = all at once. Same result, less memory
+    batch: int = 64  # rows of max_tokens tokens (LM) or queries (contrastive) a step, over all ranks
+    chunk: int = 0  # rows or sequences computed at a time on one rank; 0 = all at once. Same result, less memory
     max_tokens: int = 512  # a longer text is cut (contrastive) or split (pretrain)
     lr: float = 1e-4
     warmup: float = 0.05  # share of the steps
@@ -104,6 +105,8 @@ class Config:
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints kept a stage; the newest is never the only one
+    loader_threads: int = 2  # that read and pack batches ahead of the step, on each rank
+    skip_bad_records: bool = False  # leave damaged records out, say so and count them, instead of stopping
     max_skips: int = 10  # non-finite steps in a row before the run stops
     model: Model = field(default_factory=Model)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
@@ -217,7 +220,7 @@ def _check(config, where):
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
-    for key in ("save_every", "keep", "max_skips"):
+    for key in ("save_every", "keep", "max_skips", "loader_threads"):
         require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
     dims = config.supervised.dims
     require(dims and dims == sorted(set(dims)) and dims[0] > 0, "supervised.dims", dims, "increasing numbers")

@@ -3,6 +3,7 @@
 Without arguments: the demo recipe, into runs/demo. The same command again goes on from the last checkpoint.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -10,7 +11,6 @@ import os
 import random
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -89,15 +89,11 @@ def main():
         model.train()
         earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
-        with ThreadPoolExecutor(1) as ahead, log.stage(name, settings.steps, first_step, earlier):
-            upcoming = ahead.submit(stage.draw, first_step)
+        with contextlib.closing(stage), log.stage(name, settings.steps, first_step, earlier):
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
-                batch = upcoming.result()
+                batch = stage.draw()
                 waited = time.perf_counter() - started
-                if step + 1 < settings.steps:
-                    upcoming = ahead.submit(stage.draw, step + 1)  # while this step computes
-
                 row = stage.backward(model, batch, step)
                 norm = optimizer.reduce_gradients()
                 lr = learning_rate(settings, step)
@@ -111,6 +107,8 @@ def main():
                     log.say(f"{name} step {step}: loss {row['loss']}, gradient norm {norm}: step skipped ({counters['skipped']} so far)")
                 optimizer.zero_gradients()
 
+                if config.skip_bad_records:
+                    row["skipped_records"] = stage.skipped_records()
                 seconds = time.perf_counter() - started
                 log.step(step, {**row, "lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds,
                                 "waited": waited, "tokens_per_s": row["tokens"] / seconds})  # fmt: skip

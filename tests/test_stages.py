@@ -8,6 +8,7 @@ from conan_engine import stages
 from conan_engine.config import Config, Sft, load
 from conan_engine.data import prepare
 from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.model import Transformer
 from conan_engine.parallel import Group
 
 
@@ -26,14 +27,12 @@ def test_the_weak_stage_starts_causal_and_ends_bidirectional(tiny, untrained_run
     shards = {s: prepare.make_shards(s, "weak", config.weak, tokenizer, untrained_run / "data") for s in config.weak.data}
     stage = stages.Weak(config, shards, Group("cpu"))
     model = stages_model(config, tokenizer)
-    rows = [stage.backward(model, stage.draw(step), step) for step in range(5)]
+    rows = [stage.backward(model, stage.draw(), step) for step in range(5)]
     assert [row["alpha"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert {row["source"] for row in rows} == set(config.weak.data)
 
 
 def stages_model(config, tokenizer):
-    from conan_engine.model import Transformer
-
     return Transformer(config.model, tokenizer.vocab_size).init_weights(0)
 
 
@@ -49,19 +48,18 @@ def instructions(tmp_path):
 
 def test_sft_learns_the_output_and_nothing_else(instructions):
     records, shards = instructions
-    config = Config(sft=Sft(data={"a": 1.0}, steps=3, batch=4))
-    stage = stages.LanguageModelling("sft", config, {"a": shards}, Group("cpu"))
-    _, packed, targets = stage.draw(0)
+    config = Config(sft=Sft(data={"a": 1.0}, steps=3, batch=1, max_tokens=16))
+    batch = stages.LanguageModelling("sft", config, {"a": shards}, Group("cpu")).draw()
     wanted = {sum(map(tuple, record), ()): record for record in records}
-    bounds = packed.cu_seqlens.tolist()
+    bounds = batch.cu_seqlens.tolist()
     assert len(bounds) == 5
     for start, end in zip(bounds, bounds[1:]):
-        tokens = packed.tokens[start:end].tolist()
+        tokens = batch.tokens[start:end].tolist()
         instruction, text, output = wanted.pop(tuple(tokens))
         before = len(instruction) + len(text)
         # position p predicts token p + 1: all of the output, but its first token where nothing comes before it
         expected = [tokens[p + 1] if p + 1 >= before and p + 1 < len(tokens) else -100 for p in range(len(tokens))]
-        assert targets[start:end].tolist() == expected
+        assert batch.targets[start:end].tolist() == expected
     assert not wanted
 
 
@@ -70,19 +68,29 @@ def test_pretraining_predicts_every_token_but_a_sequences_first(tmp_path):
         for record in ([5, 6, 7], [8], [9, 10]):
             writer.add([record])
     config = Config()
-    config.pretrain.data, config.pretrain.steps, config.pretrain.batch = {"a": 1.0}, 1, 3
-    stage = stages.LanguageModelling("pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Group("cpu"))
-    _, packed, targets = stage.draw(0)
+    config.pretrain.data, config.pretrain.batch, config.pretrain.max_tokens = {"a": 1.0}, 1, 8
+    batch = stages.LanguageModelling("pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Group("cpu")).draw()
     followers = {5: 6, 6: 7, 7: -100, 8: -100, 9: 10, 10: -100}
-    assert [followers[token] for token in packed.tokens.tolist()] == targets.tolist()
+    assert [followers[token] for token in batch.tokens.tolist()] == batch.targets.tolist()
 
 
+LENGTHS = [3, 0, 1, 4, 2]
+
+
+@pytest.mark.parametrize(("rows", "units"), [(None, 5), ([0, 2, 3, 5], 3)])
 @pytest.mark.parametrize("chunk", [0, 1, 2, 3, 5, 9])
-def test_splitting_keeps_every_sequence(chunk):
-    lengths = [3, 0, 1, 4, 2]
-    cu_seqlens = torch.tensor(np.concatenate(([0], np.cumsum(lengths))), dtype=torch.int32)
-    packed = stages.Packed(torch.arange(10), cu_seqlens)
-    parts = packed.split(chunk)
+def test_splitting_keeps_every_sequence_and_every_row_whole(chunk, rows, units):
+    cu_seqlens = torch.tensor(np.concatenate(([0], np.cumsum(LENGTHS))), dtype=torch.int32)
+    whole = stages.Packed(torch.arange(10), cu_seqlens)
+    parts = whole.split(chunk, rows and torch.tensor(rows, dtype=torch.int32))
     assert torch.cat([part.tokens for part in parts]).tolist() == list(range(10))
-    assert torch.cat([part.cu_seqlens.diff() for part in parts]).tolist() == lengths
-    assert all(len(part.cu_seqlens) - 1 <= (chunk or 5) and part.cu_seqlens[0] == 0 for part in parts)
+    assert torch.cat([part.cu_seqlens.diff() for part in parts]).tolist() == LENGTHS
+    assert all(part.cu_seqlens[0] == 0 for part in parts)
+    firsts = np.cumsum([0, *(len(part.cu_seqlens) - 1 for part in parts)]).tolist()
+    assert firsts == (rows or list(range(6)))[:: chunk or units] + ([5] if units % (chunk or units) else [])
+
+
+def test_parts_stand_one_after_another():
+    first, second = (stages.Packed(torch.arange(sum(n)), torch.tensor([0, *np.cumsum(n)], dtype=torch.int32)) for n in ([2, 0, 3], [1, 4]))
+    whole = stages.concatenate(first, second, first)
+    assert whole.tokens.tolist() == [0, 1, 2, 3, 4] * 3 and whole.cu_seqlens.diff().tolist() == [2, 0, 3, 1, 4, 2, 0, 3]

@@ -154,13 +154,11 @@ def _group(value):
     return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
 
 
-def _write_text(writer, tokenizer, batch, max_tokens):
-    """A text longer than max_tokens becomes several records; its end is marked by the end-of-text token."""
+def _write_text(writer, tokenizer, batch, _):
+    """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
     texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
     for tokens in tokenizer.encode_batch(texts):
-        tokens.append(tokenizer.eos_id)
-        for start in range(0, len(tokens), max_tokens):
-            writer.add([tokens[start : start + max_tokens]])
+        writer.add([tokens + [tokenizer.eos_id]])
 
 
 def _write_instructions(writer, tokenizer, batch, max_tokens):

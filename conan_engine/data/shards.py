@@ -109,7 +109,7 @@ class ShardWriter:
 class Shards:
     """The records of a finished folder, mapped; len() is their number. Any thread may call any method.
 
-    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number). tokenizer_hash: the tokenizer that the caller
+    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on). tokenizer_hash: the tokenizer that the caller
     will read the ids with; None accepts any.
 
     Sizes, headers and indexes are checked here, each 16 KiB block of tokens when it is first touched. Whatever is
@@ -124,12 +124,12 @@ class Shards:
                 f"{self.directory}: written with tokenizer {manifest['tokenizer'][:12]}, but the one in use is {tokenizer_hash[:12].lower()}; "
                 "use that tokenizer, or delete the folder and run again: it is rebuilt from the source"
             )
-        self._set = _loader.ShardSet([str(self.directory / _name(i)) for i in range(len(manifest["shards"]))])
-        self._compare(manifest, self._set.describe())
+        self.mapped = _loader.ShardSet([str(self.directory / _name(i)) for i in range(len(manifest["shards"]))])
+        self._compare(manifest, self.mapped.describe())
         self.kind, self.vocab_size, self.tokens = manifest["kind"], manifest["vocab_size"], manifest["tokens"]
 
     def __len__(self):
-        return len(self._set)
+        return len(self.mapped)
 
     def gather(self, records, fields, limit=None):
         """The tokens of field fields[i] of record records[i], end to end: (tokens int32 [T], cu_seqlens int32 [n+1]).
@@ -137,23 +137,23 @@ class Shards:
         records: int64 [n]. fields: int64 [n], or an int for all. limit: each is cut to its first `limit` tokens.
         Raises IndexError for a record or field that does not exist, ValueError for more than 2^31 - 1 tokens in all.
         """
-        return self._set.gather(records, np.broadcast_to(fields, np.shape(records)), limit)
+        return self.mapped.gather(records, np.broadcast_to(fields, np.shape(records)), limit)
 
     def lengths(self, records, fields):
         """Tokens in each field, int32 [n]; arguments and errors as for `gather`."""
-        return self._set.lengths(records, np.broadcast_to(fields, np.shape(records)))
+        return self.mapped.lengths(records, np.broadcast_to(fields, np.shape(records)))
 
     def field_counts(self, records):
         """Fields of each record, int32 [n]. records: int64 [n]. Raises IndexError."""
-        return self._set.field_counts(records)
+        return self.mapped.field_counts(records)
 
     def scores(self, records):
         """float32 [n], NaN where the record has none. records: int64 [n]. Raises IndexError."""
-        return self._set.scores(records)
+        return self.mapped.scores(records)
 
     def groups(self, records):
         """int64 [n]. records: int64 [n]. Raises IndexError."""
-        return self._set.groups(records)
+        return self.mapped.groups(records)
 
     def _manifest(self):
         """The manifest as written, its keys and names in order but its facts not yet held against the shards."""

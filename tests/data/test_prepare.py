@@ -110,12 +110,11 @@ def test_a_label_becomes_a_pair_with_its_class_as_group(tmp_path, tokenizer):
     assert positives[0] == positives[2] == "bad" and positives[3] == "question 1"  # the label, or the class's last text
 
 
-def test_a_long_text_is_split_in_pretraining_and_loses_nothing(tmp_path, tokenizer):
-    text = "question and answer " * 30
-    shards = shards_of(write_lines(tmp_path / "t.jsonl", [{"text": text}]), "pretrain", Pretrain(max_tokens=16), tokenizer)
-    tokens, cu_seqlens = shards.gather(np.arange(len(shards)), np.zeros(len(shards), np.int64))
-    assert np.diff(cu_seqlens).max() == 16
-    assert tokens.tolist() == [*tokenizer.encode_batch([text])[0], tokenizer.eos_id]
+def test_a_text_is_one_record_however_long_and_ends_in_the_end_token(tmp_path, tokenizer):
+    texts = ["question and answer " * 30, ""]
+    shards = shards_of(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]), "pretrain", Pretrain(max_tokens=16), tokenizer)
+    tokens, cu_seqlens = shards.gather(np.arange(2), 0)
+    assert [tokens[a:b].tolist() for a, b in zip(cu_seqlens, cu_seqlens[1:])] == [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
 
 
 def test_a_long_instruction_leaves_room_for_the_output(tmp_path, tokenizer):
