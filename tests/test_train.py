@@ -58,7 +58,8 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whol
 
 def test_two_ranks_give_the_curve_of_one(tiny, whole, tmp_path):
     for stages in (["pretrain"], ["weak"], ["supervised"]):
-        steps = [f"--stages={stages}", f"--{stages[0]}.steps=20", f"--{stages[0]}.lr=1e-3", f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}"]
+        # fp32 rounding reaches the loss times 1 / T: at the default T = 0.02 a few 1e-5 after some steps
+        steps = [f"--stages={stages}", f"--{stages[0]}.steps=20", "--weak.temperature=0.05", f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}"]
         one, two = tmp_path / f"one-{stages[0]}", tmp_path / f"two-{stages[0]}"
         for run, ranks in ((one, 1), (two, 2)):
             code, _, err = train(tiny, run, *steps, ranks=ranks)
