@@ -60,7 +60,7 @@ void leave_out_bad(const Settings& settings, std::vector<Piece>& pieces, std::ve
     for (size_t i = 0; i < pieces.size(); ++i) try {
             for (Span span : checked_fields(settings, pieces[i])) {
                 scratch.resize(span.count);
-                pieces[i].file->read(pieces[i].in_file, span, scratch.data());
+                pieces[i].file->read(pieces[i].in_file, span, {scratch.data()});
             }
         } catch (const UserError& error) {
             skipped.push_back(error.what());
@@ -90,18 +90,16 @@ void fill_language(const Settings& settings, const std::vector<Piece>& pieces, B
     for (const Piece& piece : pieces) {
         std::vector<Span> fields = checked_fields(settings, piece);
         int32_t count = piece.tokens.count;
-        int32_t *tokens = batch.tokens + at, *targets = batch.targets + at;
+        int32_t* targets = batch.targets + at;
         // where the record goes on, its next token is the last target; the next sequence then takes its place
-        piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last}, tokens);
+        piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last}, {batch.tokens + at, batch.positions + at, targets});
         int32_t end = piece.last ? count - 1 : count;  // targets are [begin, end)
         int32_t begin = std::min(end, settings.kind == "instruction" ? std::max<int32_t>(0, static_cast<int32_t>(fields[2].begin - piece.tokens.begin) - 1) : 0);
-        std::memcpy(targets + begin, tokens + begin + 1, (end - begin) * sizeof(int32_t));
         std::fill(targets, targets + begin, kNoTarget);
         std::fill(targets + end, targets + count, kNoTarget);
         uint8_t* mask = batch.mask + at;
         std::memset(mask, 0, count);
         std::memset(mask + begin, 1, end - begin);
-        std::iota(batch.positions + at, batch.positions + at + count, 0);
         batch.cu_seqlens.push_back(at);
         if (settings.kind == "instruction")
             for (Span field : fields) batch.fields.push_back(at + static_cast<int32_t>(field.begin - piece.tokens.begin));
@@ -128,8 +126,7 @@ void fill_fields(const Settings& settings, const std::vector<Piece>& pieces, Bat
     allocate(batch, total, false, pool);
     int32_t at = 0;
     for (size_t i = 0; i < spans.size(); ++i) {
-        pieces[i % records].file->read(pieces[i % records].in_file, spans[i], batch.tokens + at);
-        std::iota(batch.positions + at, batch.positions + at + spans[i].count, 0);
+        pieces[i % records].file->read(pieces[i % records].in_file, spans[i], {batch.tokens + at, batch.positions + at});
         batch.cu_seqlens.push_back(at);
         at += spans[i].count;
     }
@@ -173,7 +170,7 @@ std::unique_ptr<Batch> fill(const Settings& settings, const ShardSet& set, Plan 
     batch->source = plan.source;
     batch->state = std::move(plan.after);
     std::vector<Piece> pieces = std::move(plan.pieces);
-    for (int64_t record : plan.records) pieces.push_back(whole_record(set, record));
+    append_records(set, plan.records, pieces);
     for (const Piece& piece : pieces) {
         piece.file->check_unchanged();
         piece.file->prefetch(piece.tokens);  // all of the batch's reads are under way before the first is waited for

@@ -71,7 +71,7 @@ py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s&
         for (size_t i = 0; i < spans.size(); ++i) {
             auto& [place, span] = spans[i];
             place.file->check_unchanged();
-            place.file->read(place.record, span, tokens + cu_seqlens[i]);
+            place.file->read(place.record, span, {tokens + cu_seqlens[i]});
         }
     }
     return py::make_tuple(tokens_array, cu_seqlens_array);

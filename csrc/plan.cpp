@@ -11,9 +11,15 @@ constexpr uint64_t kWindowRecords = 65536;
 
 }  // namespace
 
-Piece whole_record(const ShardSet& set, int64_t record) {
-    ShardSet::Place place = set.find(record);
-    return {place.file, static_cast<uint64_t>(record), place.record, place.file->whole(place.record), true, true};
+void append_records(const ShardSet& set, const std::vector<int64_t>& records, std::vector<Piece>& pieces) {
+    size_t first = pieces.size();
+    for (int64_t record : records) {
+        ShardSet::Place place = set.find(record);
+        pieces.push_back({place.file, static_cast<uint64_t>(record), place.record, {}, true, true});
+        place.file->prefetch_record(place.record);
+    }
+    for (size_t i = first; i < pieces.size(); ++i) pieces[i].file->prefetch_fields(pieces[i].in_file);
+    for (size_t i = first; i < pieces.size(); ++i) pieces[i].tokens = pieces[i].file->whole(pieces[i].in_file);
 }
 
 Planner::Planner(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, const std::vector<double>& weights)
@@ -148,11 +154,19 @@ void Planner::take_rows(Source& source, Plan& plan) const {
 void Planner::make_window(Source& source) const {
     uint64_t count = source.set->records(), room = settings_.max_tokens;
     uint64_t end = std::min(source.position + kWindowRecords, (source.position / count + 1) * count);
-    std::vector<Piece> pieces;
+    std::vector<Piece> pieces, upcoming;
+    std::vector<int64_t> records;
     std::vector<uint32_t> lengths, row_of;
-    uint64_t tokens = 0, position = source.position;
+    uint64_t tokens = 0, position = source.position, asked = position;
+    size_t next = 0;
     for (; position < end && tokens < kWindowRows * room; ++position) {
-        Piece piece = whole_record(*source.set, record_at(source, position));
+        if (next == upcoming.size()) {  // a few at a time: see prefetch_record
+            records.clear();
+            upcoming.clear();
+            for (next = 0; asked < std::min(position + 64, end); ++asked) records.push_back(record_at(source, asked));
+            append_records(*source.set, records, upcoming);
+        }
+        Piece piece = upcoming[next++];
         tokens += piece.tokens.count;
         while (settings_.kind == "text" && piece.tokens.count > room) {
             Piece part = piece;
@@ -172,7 +186,7 @@ void Planner::make_window(Source& source) const {
     for (uint32_t& row : row_of) ++source.row_start[(row = shuffle(row)) + 1];
     for (uint32_t row = 0; row < rows; ++row) source.row_start[row + 1] += source.row_start[row];
     source.pieces.resize(pieces.size());
-    std::vector<uint32_t> next(source.row_start.begin(), source.row_start.end() - 1);
-    for (size_t i = 0; i < pieces.size(); ++i) source.pieces[next[row_of[i]]++] = pieces[i];
+    std::vector<uint32_t> place(source.row_start.begin(), source.row_start.end() - 1);
+    for (size_t i = 0; i < pieces.size(); ++i) source.pieces[place[row_of[i]]++] = pieces[i];
     source.window_end = position;
 }

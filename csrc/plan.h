@@ -47,7 +47,8 @@ struct Plan {
     std::vector<int64_t> after;       // the state after this step, for Planner::seek
 };
 
-Piece whole_record(const ShardSet& set, int64_t record);
+// Appends these records, each in one piece.
+void append_records(const ShardSet& set, const std::vector<int64_t>& records, std::vector<Piece>& pieces);
 
 class Planner {
 public:

@@ -13,7 +13,6 @@
 
 #include "crc32c.h"
 #include "sigbus.h"
-#include "widen.h"
 
 namespace {
 
@@ -175,7 +174,7 @@ int64_t ShardFile::group(uint64_t record) const {
     return group;
 }
 
-void ShardFile::read(uint64_t record, Span span, int32_t* out) const {
+void ShardFile::read(uint64_t record, Span span, const Sequence& out) const {
     if (span.count == 0) return;
     uint64_t width = header_.token_bytes, begin = span.begin * width, end = begin + span.count * width;
     uint64_t data_bytes = footer_.tokens * width;
@@ -198,8 +197,18 @@ void ShardFile::read(uint64_t record, Span span, int32_t* out) const {
         damaged("record " + std::to_string(record) + ": holds the token id " + std::to_string(highest) + ", outside its vocabulary of " + std::to_string(header_.vocab_size));
 }
 
+void ShardFile::prefetch_record(uint64_t record) const {
+    __builtin_prefetch(groups_ + record * 8);
+    __builtin_prefetch(scores_ + record * 4);
+    __builtin_prefetch(field_start_ + record * 4);
+}
+
+void ShardFile::prefetch_fields(uint64_t record) const { __builtin_prefetch(token_start_ + uint64_t{fields_of(record).first} * 4); }
+
 void ShardFile::prefetch(Span span) const {
+    const uint64_t line = 64, lines = 16;  // the CPU sees by itself where a longer read goes on
     uint64_t width = header_.token_bytes, begin = span.begin * width, end = begin + span.count * width;
+    for (uint64_t at = begin; at < std::min(end, begin + lines * line); at += line) __builtin_prefetch(map_ + sizeof(Header) + at);
     bool all_checked = true;
     for (uint64_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block) all_checked &= block_is_checked(block);
     if (all_checked) return;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "format.h"
+#include "widen.h"
 
 // Tokens [begin, begin + count) of a shard.
 struct Span {
@@ -37,10 +38,14 @@ public:
     float score(uint64_t record) const;
     int64_t group(uint64_t record) const;
 
-    // Writes the tokens of `span`, a part of `record`, to `out`, checking the blocks that nobody has checked yet.
-    void read(uint64_t record, Span span, int32_t* out) const;
+    // Writes the tokens of `span`, a part of `record`, checking the blocks that nobody has checked yet.
+    void read(uint64_t record, Span span, const Sequence& out) const;
 
-    // Asks the kernel to read those of the span's blocks that nobody has checked yet.
+    // Hints that a record's numbers, then the places of its fields, then the beginning of its tokens will be asked for soon:
+    // records come in random order, and most of the time that reading one takes is waiting for memory. The last also asks
+    // the kernel to read those of the span's blocks that nobody has checked yet.
+    void prefetch_record(uint64_t record) const;
+    void prefetch_fields(uint64_t record) const;
     void prefetch(Span span) const;
 
     // Compares the file's size and time with those at opening, at most once a second.

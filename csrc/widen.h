@@ -3,6 +3,13 @@
 
 #include <cstdint>
 
-// Writes `count` ids of `width` bytes (2 or 3) at `at` to `out` and returns the highest. Up to 8 bytes past the last id are
-// read (and ignored): in a shard the index and the footer stand there.
-uint32_t widen(const uint8_t* at, uint32_t width, uint32_t count, int32_t* out);
+// Where a sequence goes; what is null is left out.
+struct Sequence {
+    int32_t* tokens;               // [count]
+    int32_t* positions = nullptr;  // [count]: 0, 1, ...
+    int32_t* targets = nullptr;    // [count - 1]: the token that follows; only with positions
+};
+
+// Writes `count` ids of `width` bytes (2 or 3) at `at` and returns the highest. Up to 8 bytes past the last id are read (and
+// ignored): in a shard the index and the footer stand there.
+uint32_t widen(const uint8_t* at, uint32_t width, uint32_t count, const Sequence& out);
