@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -13,10 +14,15 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+NVCC = os.environ.get("NVCC", shutil.which("nvcc") or "")
 
 
 class NinjaBuild(build_ext):
-    """CXX names another compiler, CXXFLAGS adds to the flags. No -march=native: a wheel runs on any machine of its kind."""
+    """CXX names another compiler, CXXFLAGS adds to the flags. No -march=native: a wheel runs on any machine of its kind.
+
+    Where nvcc is found (NVCC names it; empty: leave it out) unpack.cu is built too, for sm_80, sm_90 and, by its PTX,
+    newer ones. The CUDA runtime is linked in, so that the same file loads on a machine without CUDA.
+    """
 
     def build_extension(self, extension):
         # not build_temp: an editable install gives a fresh one each time, and everything would be compiled again
@@ -27,17 +33,24 @@ class NinjaBuild(build_ext):
         includes = {pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
         flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
         flags += [f"-isystem{path}" for path in sorted(includes)] + shlex.split(os.environ.get("CXXFLAGS", ""))
+        flags += ["-DCONAN_CUDA"] if NVCC else []
         objects = {str(ROOT / source): f"{Path(source).stem}.o" for source in extension.sources}
         lines = [
             f"cxx = {os.environ.get('CXX', 'c++')}",
+            f"nvcc = {_escape(shlex.quote(NVCC))} -ccbin $cxx",
             f"flags = {_escape(shlex.join(flags))}",
             "rule compile",
             "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",  # the .d file names the headers: a change rebuilds
             "  depfile = $out.d",
             "  deps = gcc",
+            "rule compile_cuda",
+            "  command = $nvcc -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall -gencode arch=compute_80,code=compute_80 "
+            "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -MD -MF $out.d -c $in -o $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
             "rule link",
-            "  command = $cxx -shared $in -o $out",
-            *(f"build {_path(name)}: compile {_path(source)}" for source, name in objects.items()),
+            f"  command = {'$nvcc -cudart static' if NVCC else '$cxx'} -shared $in -o $out",
+            *(f"build {_path(name)}: {'compile_cuda' if source.endswith('.cu') else 'compile'} {_path(source)}" for source, name in objects.items()),
             f"build {_path(output)}: link {' '.join(map(_path, objects.values()))}",
             "",
         ]
@@ -61,7 +74,7 @@ setup(
     python_requires=">=3.11",
     packages=["conan_engine", "conan_engine.data", "conan_engine.data.sources", "conan_kernels"],
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
-    ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/*.cpp")), depends=sorted(glob("csrc/*.h")))],
+    ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/*.cpp")) + ["csrc/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/*.h")))],
     cmdclass={"build_ext": NinjaBuild},
     install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tqdm", "bm25s", "matplotlib"],
     extras_require={

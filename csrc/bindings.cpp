@@ -11,6 +11,7 @@
 #include "loader_bindings.h"
 #include "order.h"
 #include "reader.h"
+#include "unpack_bindings.h"
 #include "writer.h"
 
 namespace py = pybind11;
@@ -164,6 +165,7 @@ PYBIND11_MODULE(_loader, m) {
         });
 
     bind_loader(m);
+    bind_unpack(m);
     m.def("order", &order);
     m.def("crc32c", [](const py::bytes& data) { std::string_view view = data; return crc32c(view.data(), view.size()); });
     m.def("crc32c_portable", [](const py::bytes& data) { std::string_view view = data; return crc32c_portable(view.data(), view.size()); });

@@ -1,0 +1,34 @@
+"""Batches to the GPU in 2 or 3 bytes a token, widened there (csrc/unpack.cu)."""
+
+import torch
+
+from conan_engine import _loader
+from conan_engine.errors import UserError
+
+
+class Unpacker:
+    """Hands over batches of narrow token ids as CUDA tensors, through pinned memory and a stream of its own.
+
+    device: a torch.device of type cuda. slots: batches on the device at a time. Raises UserError where the extension was
+    built without nvcc, RuntimeError with what CUDA says where there is no such device.
+    """
+
+    def __init__(self, device, slots=4):
+        if not _loader.has_cuda:
+            raise UserError("the loader's CUDA part was not built: put nvcc on the PATH and install again")
+        self.device = torch.device(device)
+        self._ring = _loader.Unpacker(self.device.index or 0, slots)
+
+    def upload(self, ids, width, cu_seqlens, learn_from=None, follow=None):
+        """ids: uint8 [T * width], little-endian, width 2 or 3; cu_seqlens: int32 [B+1]; for targets also learn_from: int32
+        [B], the first place of each sequence whose target is learned, and follow: int32 [B], the target of its last token
+        or -100. All NumPy, and free again when this returns.
+
+        Returns {"tokens": int32 [T], "cu_seqlens": int32 [B+1], "positions": int32 [T]} and with learn_from {"targets": int32
+        [T], "mask": bool [T]}, which share memory with the ring. The current stream waits for them, the caller does not.
+        Their slot is free again when the last of them is gone: another stream that used them must have been joined to
+        the current one by then. Raises ValueError for arrays that do not fit together, RuntimeError if all slots are held.
+        """
+        stream = torch.cuda.current_stream(self.device).cuda_stream
+        arrays = self._ring.upload(ids, width, cu_seqlens, learn_from, follow, stream)
+        return {name: torch.as_tensor(array, device=self.device) for name, array in arrays.items()}
