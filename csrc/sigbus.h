@@ -2,6 +2,7 @@
 // survives() the read ends instead and the caller can say which file it was.
 #pragma once
 
+#include <atomic>
 #include <csetjmp>
 
 // Where this thread goes on after a SIGBUS; null outside of survives().
@@ -19,7 +20,9 @@ bool survives(const F& f) {
         return false;
     }
     sigbus_return = &here;
+    std::atomic_signal_fence(std::memory_order_seq_cst);  // the handler sees it before f() touches a page, and until it has
     f();
+    std::atomic_signal_fence(std::memory_order_seq_cst);
     sigbus_return = nullptr;
     return true;
 }
