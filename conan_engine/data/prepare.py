@@ -72,7 +72,8 @@ def make_tokenizer(settings, sources, path):
 
 
 def make_shards(source, use, stage, tokenizer, folder):
-    """The token shards of a source for a use, written under `folder` unless they stand there already: a Shards.
+    """The token shards of a source for a use, written under `folder` unless they stand there already: a Shards. What an
+    earlier run finished before it was stopped is kept: its records are read again, but neither encoded nor written.
 
     stage: that stage's settings (max_tokens; for "weak" teacher and min_score).
     """
@@ -86,10 +87,14 @@ def make_shards(source, use, stage, tokenizer, folder):
             records = ({"query": join(r["instruction"], r["input"]), "pos": [r["output"]]} for r in records)
         if use == "weak":
             records = _taught(records, source, stage.teacher, stage.min_score)
-        shutil.rmtree(path, ignore_errors=True)
-        with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size) as writer:
+        with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, resume=True) as writer:
+            left = writer.resumed
             for batch in batched(tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False, mininterval=1), 1024):
-                _WRITE[shape](writer, tokenizer, batch, stage.max_tokens)
+                count = sum(len(r["pos"]) for r in batch) if shape == "pairs" else len(batch)
+                if left < count:
+                    for record in itertools.islice(_ENCODE[shape](tokenizer, batch, stage.max_tokens), left, None):
+                        writer.add(*record)
+                left = max(0, left - count)
     return Shards(path, tokenizer.hash)
 
 
@@ -154,35 +159,38 @@ def _group(value):
     return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
 
 
-def _write_text(writer, tokenizer, batch, _):
+# Each gives, for a batch of a source's records, what ShardWriter.add takes.
+
+
+def _encode_text(tokenizer, batch, _):
     """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
     texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
     for tokens in tokenizer.encode_batch(texts):
-        writer.add([tokens + [tokenizer.eos_id]])
+        yield ([tokens + [tokenizer.eos_id]],)
 
 
-def _write_instructions(writer, tokenizer, batch, max_tokens):
+def _encode_instructions(tokenizer, batch, max_tokens):
     """Cut from the end of the output, after the input has been cut to half the room: something is left to learn from."""
     encoded = tokenizer.encode_batch([text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])])
     for instruction, text, output in batched(encoded, 3):
         instruction = instruction[: max_tokens // 4]
         text = text[: max_tokens // 2 - len(instruction)] if len(text) > max_tokens // 4 else text
-        writer.add([instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]])
+        yield ([instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]],)
 
 
-def _write_pairs(writer, tokenizer, batch, max_tokens):
+def _encode_pairs(tokenizer, batch, max_tokens):
     """One record a positive; the group is the positive's text (or the class)."""
     flat = [(r, positive) for r in batch for positive in r["pos"]]
     encoded = iter(tokenizer.encode_batch([t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))]))
     for record, positive in flat:
         fields = [next(encoded)[:max_tokens] for _ in range(2 + len(record.get("neg", ())))]
-        writer.add(fields, score=record.get("score", float("nan")), group=_group(record.get("group", positive)))
+        yield fields, record.get("score", float("nan")), _group(record.get("group", positive))
 
 
-def _write_sts(writer, tokenizer, batch, max_tokens):
+def _encode_sts(tokenizer, batch, max_tokens):
     encoded = tokenizer.encode_batch([text for r in batch for text in (r["sentence1"], r["sentence2"])])
     for record, (first, second) in zip(batch, batched(encoded, 2)):
-        writer.add([first[:max_tokens], second[:max_tokens]], score=record["score"])
+        yield [first[:max_tokens], second[:max_tokens]], record["score"]
 
 
-_WRITE = {"text": _write_text, "instruction": _write_instructions, "pairs": _write_pairs, "sts": _write_sts}
+_ENCODE = {"text": _encode_text, "instruction": _encode_instructions, "pairs": _encode_pairs, "sts": _encode_sts}

@@ -17,6 +17,7 @@ FIELDS = {
     "sts": ("sentence1", "sentence2"),
 }
 MANIFEST = "manifest.json"
+PROGRESS = "progress.json"  # the manifest so far of an unfinished folder
 FORMAT_VERSION = 1
 
 
@@ -24,27 +25,31 @@ class ShardWriter:
     """Writes a folder of shards; `close`, or the end of a `with` block, makes it whole. After an exception it stays
     unfinished: there is no manifest, and Shards refuses it.
 
-    directory: made if missing; leftovers of an unfinished writer in it are deleted.
+    directory: made if missing; leftovers of an unfinished writer in it are deleted, or with resume gone on from: its finished
+    shards are kept, `resumed` says how many records they hold, and the caller goes on with the next.
     kind: a key of FIELDS. tokenizer_hash: SHA-256 of the tokenizer's file, in hex. vocab_size: 1 to 2^24.
     shard_bytes: a file grows to at most this size, unless a single record is larger.
     Raises ValueError for bad arguments, UserError if the folder is finished already or cannot be written.
     """
 
-    def __init__(self, directory, *, kind, tokenizer_hash, vocab_size, shard_bytes=256 * 2**20):
+    def __init__(self, directory, *, kind, tokenizer_hash, vocab_size, shard_bytes=256 * 2**20, resume=False):
         if kind not in FIELDS:
             raise ValueError(f"kind: expected one of {', '.join(FIELDS)}, got {kind!r}")
         self.directory = Path(directory)
         self.kind, self.vocab_size, self.shard_bytes = kind, vocab_size, shard_bytes
         self._tokenizer = bytes.fromhex(tokenizer_hash)
-        self._finished = []  # the manifest's line for each whole shard
         if (self.directory / MANIFEST).exists():
             raise UserError(f"{self.directory}: already holds finished shards; delete it or choose another folder")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
+            self._finished = self._already_finished() if resume else []
+            kept = {shard["name"] for shard in self._finished}
             for leftover in self.directory.glob("shard-*"):
-                leftover.unlink()
+                if leftover.name not in kept:
+                    leftover.unlink()
         except OSError as error:
             raise UserError(f"{self.directory}: cannot write here: {error.strerror}; choose another folder") from None
+        self.resumed = sum(shard["records"] for shard in self._finished)
         self._shard = self._open()
 
     def add(self, fields, score=float("nan"), group=0):
@@ -64,30 +69,15 @@ class ShardWriter:
         """Finish the last shard, then write the manifest. Raises UserError if no record was added."""
         if self._shard is None:
             return
-        if not self._shard.records:
+        if self._shard.records:
+            self._finish()
+        elif not self._finished:
             raise UserError(f"{self.directory}: the source gave no records, nothing was written; check the source")
-        self._finish()
+        else:  # stopped between the last shard and the manifest
+            Path(f"{self.directory / _name(len(self._finished))}.partial").unlink()
         self._shard = None
-        manifest = {
-            "version": FORMAT_VERSION,
-            "kind": self.kind,
-            "tokenizer": self._tokenizer.hex(),
-            "vocab_size": self.vocab_size,
-            "records": sum(shard["records"] for shard in self._finished),
-            "tokens": sum(shard["tokens"] for shard in self._finished),
-            "shards": self._finished,
-        }
-        partial = self.directory / f"{MANIFEST}.partial"
-        try:
-            with open(partial, "w", encoding="utf-8") as file:
-                json.dump(manifest, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync(self.directory)  # the shards' names are on disk before the manifest that counts on them
-            partial.rename(self.directory / MANIFEST)
-            _sync(self.directory)
-        except OSError as error:
-            raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+        self._write_json(MANIFEST)
+        (self.directory / PROGRESS).unlink()
 
     def __enter__(self):
         return self
@@ -104,6 +94,45 @@ class ShardWriter:
         bytes_, records, tokens = self._shard.bytes_with(0, 0, 0), self._shard.records, self._shard.tokens
         crc = self._shard.finish()
         self._finished.append({"name": _name(len(self._finished)), "bytes": bytes_, "records": records, "tokens": tokens, "crc32c": crc})
+        self._write_json(PROGRESS)
+
+    def _about(self):
+        return {"version": FORMAT_VERSION, "kind": self.kind, "tokenizer": self._tokenizer.hex(), "vocab_size": self.vocab_size}
+
+    def _write_json(self, name):
+        """The manifest of the shards finished so far, beside and renamed."""
+        totals = {key: sum(shard[key] for shard in self._finished) for key in ("records", "tokens")}
+        partial = self.directory / f"{name}.partial"
+        try:
+            with open(partial, "w", encoding="utf-8") as file:
+                json.dump({**self._about(), **totals, "shards": self._finished}, file, indent=1)
+                file.flush()
+                os.fsync(file.fileno())
+            _sync(self.directory)  # the shards' names are on disk before the manifest that counts on them
+            partial.rename(self.directory / name)
+            _sync(self.directory)
+        except OSError as error:
+            raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+
+    def _already_finished(self):
+        """The manifest's lines of an unfinished folder, up to the first shard that is not what its line says."""
+        try:
+            progress = json.loads((self.directory / PROGRESS).read_text(encoding="utf-8"))
+            shards = progress.pop("shards")
+            if {key: progress.get(key) for key in self._about()} != self._about():
+                return []
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return []
+        kept = []
+        for listed in shards:
+            try:
+                found = _loader.ShardSet([str(self.directory / _name(len(kept)))]).describe()[0]
+            except UserError:
+                break
+            if {"name": _name(len(kept)), **{key: found[key] for key in ("bytes", "records", "tokens", "crc32c")}} != listed:
+                break
+            kept.append(listed)
+        return kept
 
 
 class Shards:

@@ -1,15 +1,22 @@
 """From records to shards: which kinds fit a stage, the teacher's filter, labels as pairs, and what is reused."""
 
+import functools
+import itertools
+import json
+import shutil
 import sys
 import types
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from runs import write_lines
 
 from conan_engine.config import Pretrain, Sft, Supervised, Weak
 from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.data import prepare
+from conan_engine.data.shards import ShardWriter
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 
@@ -133,6 +140,96 @@ def test_shards_that_stand_are_reused_and_a_changed_file_is_read_again(tmp_path,
         assert len(shards_of(path, "weak", Weak(), tokenizer)) == len(first)
     write_lines(path, PAIRS[:4])
     assert len(shards_of(path, "weak", Weak(), tokenizer)) == 8
+
+
+def files_of(path):
+    return {file.name: file.read_bytes() for file in path.iterdir()}
+
+
+MANY = [{"query": f"question {i}", "pos": [f"answer {i} {'label ' * (i % 9)}"] * (1 + i % 3), "neg": ["wrong"] * (i % 2)} for i in range(3000)]
+
+
+@pytest.mark.parametrize("stop", [1, 1024, 1300, 2049, 2999])
+def test_a_run_that_is_stopped_goes_on_after_the_last_finished_shard(tmp_path, tokenizer, monkeypatch, stop):
+    monkeypatch.setattr(prepare, "ShardWriter", functools.partial(prepare.ShardWriter, shard_bytes=5000))
+    monkeypatch.setattr(prepare, "_key", lambda *_: "key")
+    source = write_lines(tmp_path / "many.jsonl", MANY)
+    read = prepare.read
+
+    def stopped(*arguments):
+        kind, records = read(*arguments)
+
+        def until():
+            yield from itertools.islice(records, stop)
+            raise KeyboardInterrupt
+
+        return kind, until()
+
+    shards_of(source, "supervised", Supervised(), tokenizer)
+    folder = tmp_path / "data" / "supervised-key"
+    whole = files_of(folder)
+    assert len(whole) > 20 and "progress.json" not in whole
+    shutil.rmtree(folder)
+    monkeypatch.setattr(prepare, "read", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        shards_of(source, "supervised", Supervised(), tokenizer)
+    finished = {name: data for name, data in files_of(folder).items() if name.endswith(".tokens")}
+    assert (stop < 1024) == (not finished) and finished.items() <= whole.items()
+    monkeypatch.setattr(prepare, "read", read)
+    encoded = []
+    monkeypatch.setattr(Tokenizer, "encode_batch", lambda self, texts, encode=Tokenizer.encode_batch: encoded.extend(texts) or encode(self, texts))
+    shards_of(source, "supervised", Supervised(), tokenizer)
+    assert files_of(folder) == whole
+    # whole batches of 1,024 that were finished are not encoded again, but for one whose last records may not have been
+    assert sum(text.startswith("question") for text in encoded) <= sum(len(r["pos"]) for r in MANY[max(0, stop // 1024 - 1) * 1024 :])
+
+
+@given(data=st.data(), kill=st.integers(0, 40))
+@settings(deadline=None, max_examples=40)
+def test_a_writer_resumes_behind_what_is_whole_whatever_else_lies_there(tmp_path_factory, data, kill):
+    records = [[[i, i + 1, i + 2] * (i % 4)] for i in range(40)]
+    options = {"kind": "text", "tokenizer_hash": "ab" * 32, "vocab_size": 1000, "shard_bytes": 220}
+    whole, folder = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
+    with ShardWriter(whole, **options) as writer:
+        for record in records:
+            writer.add(record)
+    writer = ShardWriter(folder, **options)
+    for record in records[:kill]:
+        writer.add(record)
+    del writer  # killed: neither close nor the end of a with block
+    damage = data.draw(st.sampled_from(["none", "shard", "progress", "missing", "kind"]))
+    victims = sorted(folder.glob("progress.json" if damage == "progress" else "shard-*.tokens"))
+    victim = data.draw(st.sampled_from(victims)) if victims else None
+    if victim and damage in ("shard", "progress"):
+        bytes_ = victim.read_bytes()
+        victim.write_bytes(bytes_[: data.draw(st.integers(0, len(bytes_) - 1))])
+    elif victim and damage == "missing":
+        victim.unlink()
+    elif damage == "kind":
+        with ShardWriter(folder, **{**options, "kind": "sts"}, resume=True) as other:
+            assert other.resumed == 0
+            other.add([[1], [2]])
+        (folder / "manifest.json").unlink()
+    with ShardWriter(folder, **options, resume=True) as writer:
+        assert writer.resumed <= kill
+        if damage == "none":
+            assert writer.resumed == sum(s["records"] for s in json.loads((folder / "progress.json").read_text())["shards"]) if victims else writer.resumed == 0
+        elif damage == "shard" and victim:
+            assert writer.resumed == sum(s["records"] for s in json.loads((whole / "manifest.json").read_text())["shards"][: int(victim.name[6:11])])
+        for record in records[writer.resumed :]:
+            writer.add(record)
+    assert files_of(folder) == files_of(whole)
+
+
+def test_a_writer_stopped_before_the_manifest_has_nothing_left_to_write(tmp_path):
+    options = {"kind": "text", "tokenizer_hash": "ab" * 32, "vocab_size": 1000}
+    with ShardWriter(tmp_path, **options) as writer:
+        writer.add([[1, 2]])
+    whole = files_of(tmp_path)
+    (tmp_path / "manifest.json").rename(tmp_path / "progress.json")
+    with ShardWriter(tmp_path, **options, resume=True) as writer:
+        assert writer.resumed == 1
+    assert files_of(tmp_path) == whole
 
 
 def test_a_source_that_does_not_fit_the_stage_is_named(tmp_path, tokenizer):
