@@ -16,7 +16,7 @@ from runs import write_lines
 from conan_engine.config import Pretrain, Sft, Supervised, Weak
 from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.data import prepare
-from conan_engine.data.shards import ShardWriter
+from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 
@@ -219,6 +219,20 @@ def test_a_writer_resumes_behind_what_is_whole_whatever_else_lies_there(tmp_path
         for record in records[writer.resumed :]:
             writer.add(record)
     assert files_of(folder) == files_of(whole)
+
+
+def test_a_shard_that_is_whole_but_another_is_written_again(tmp_path):
+    options = {"kind": "text", "tokenizer_hash": "ab" * 32, "vocab_size": 1000, "shard_bytes": 1}  # a record a shard
+    writer = ShardWriter(tmp_path, **options)
+    for i in range(4):
+        writer.add([[i]])
+    del writer
+    shutil.copyfile(tmp_path / "shard-00000.tokens", tmp_path / "shard-00001.tokens")
+    with ShardWriter(tmp_path, **options, resume=True) as writer:
+        assert writer.resumed == 1
+        for i in range(1, 4):
+            writer.add([[i]])
+    assert Shards(tmp_path).gather(range(4), 0)[0].tolist() == [0, 1, 2, 3]
 
 
 def test_a_writer_stopped_before_the_manifest_has_nothing_left_to_write(tmp_path):
