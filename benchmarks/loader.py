@@ -42,6 +42,7 @@ VOCAB = 50_304  # two bytes a token
 class Alone(NamedTuple):
     rank: int = 0
     world: int = 1
+    device: torch.device = torch.device("cpu")
 
 
 def write_texts(folder, tokens, rng):

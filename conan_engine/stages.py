@@ -42,8 +42,8 @@ class Packed(NamedTuple):
         ]
 
 
-def packed(batch, device):
-    return Packed(batch.tokens.to(device), batch.cu_seqlens.to(device))
+def packed(batch):
+    return Packed(batch.tokens, batch.cu_seqlens)
 
 
 def concatenate(*parts):
@@ -96,7 +96,7 @@ class LanguageModelling(Stage):
         self.add_loader("data", shards, self.settings.data, "batch", kind="text" if name == "pretrain" else "instruction", shape="rows")
 
     def backward(self, model, batch, step):
-        sequences, targets = packed(batch, self.group.device), batch.targets.to(self.group.device).long()
+        sequences, targets = packed(batch), batch.targets.long()
         counted = self.group.sum((targets != -100).sum())
         loss, start = 0.0, 0
         for part in sequences.split(self.settings.chunk, batch.rows):
@@ -117,7 +117,7 @@ class Weak(Stage):
 
     def backward(self, model, batch, step):
         groups = batch.groups.to(self.group.device)
-        sequences = packed(batch, self.group.device)
+        sequences = packed(batch)
         alpha = ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1))
 
         def loss_of(embeddings):
@@ -171,7 +171,7 @@ class Supervised(Stage):
         hard = Packed(torch.from_numpy(tokens).to(device), torch.from_numpy(cu_seqlens).to(device))
         groups = batch.groups.to(device)
         document_group = torch.cat((groups, torch.from_numpy(hard_group).to(device)))
-        everything = concatenate(packed(batch, device), hard, *([packed(sts, device)] if sts else []))
+        everything = concatenate(packed(batch), hard, *([packed(sts)] if sts else []))
         settings = self.settings
         dims = settings.dims
 

@@ -15,11 +15,17 @@ constexpr int32_t kNoTarget = -100;  // torch's ignore_index
                     "; mend the source and delete the shards, or set skip_bad_records = true to leave such records out");
 }
 
-void allocate(Batch& batch, uint64_t tokens, bool language, BufferPool& pool) {
+// raw_width: bytes an id, 0 for int32.
+void allocate(Batch& batch, uint64_t tokens, bool language, uint32_t raw_width, BufferPool& pool) {
     if (tokens > INT32_MAX) throw UserError("a batch of " + std::to_string(tokens) + " tokens on one rank: at most 2147483647 fit; lower batch");
     size_t room = (tokens + 1 + 15) / 16 * 16;  // one more: see fill_language
-    batch.memory = pool.take(room * (language ? 13 : 8));
     batch.tokens_count = tokens;
+    batch.memory = pool.take(room * (raw_width ? raw_width : language ? 13 : 8));
+    if (raw_width) {
+        batch.width = raw_width;
+        batch.ids = batch.memory.get();
+        return;
+    }
     batch.tokens = reinterpret_cast<int32_t*>(batch.memory.get());
     batch.positions = batch.tokens + room;
     if (language) {
@@ -82,24 +88,34 @@ void leave_out_bad(const Settings& settings, std::vector<Piece>& pieces, std::ve
     for (uint32_t& start : row_start) start = kept[start];
 }
 
+uint32_t raw_width_of(const Settings& settings, const std::vector<Piece>& pieces) { return settings.raw && !pieces.empty() ? pieces[0].file->header().token_bytes : 0; }
+
 void fill_language(const Settings& settings, const std::vector<Piece>& pieces, Batch& batch, BufferPool& pool) {
     uint64_t total = 0;
     for (const Piece& piece : pieces) total += piece.tokens.count;
-    allocate(batch, total, true, pool);
+    uint32_t raw_width = raw_width_of(settings, pieces);
+    allocate(batch, total, true, raw_width, pool);
     int32_t at = 0;
     for (const Piece& piece : pieces) {
         std::vector<Span> fields = checked_fields(settings, piece);
         int32_t count = piece.tokens.count;
-        int32_t* targets = batch.targets + at;
-        // where the record goes on, its next token is the last target; the next sequence then takes its place
-        piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last}, {batch.tokens + at, batch.positions + at, targets});
         int32_t end = piece.last ? count - 1 : count;  // targets are [begin, end)
         int32_t begin = std::min(end, settings.kind == "instruction" ? std::max<int32_t>(0, static_cast<int32_t>(fields[2].begin - piece.tokens.begin) - 1) : 0);
-        std::fill(targets, targets + begin, kNoTarget);
-        std::fill(targets + end, targets + count, kNoTarget);
-        uint8_t* mask = batch.mask + at;
-        std::memset(mask, 0, count);
-        std::memset(mask + begin, 1, end - begin);
+        if (raw_width) {
+            piece.file->copy(piece.in_file, piece.tokens, batch.ids + uint64_t(at) * raw_width);
+            int32_t follow = kNoTarget;
+            if (!piece.last) piece.file->read(piece.in_file, {piece.tokens.begin + piece.tokens.count, 1}, {&follow});
+            batch.learn_from.push_back(begin);
+            batch.follow.push_back(follow);
+        } else {
+            int32_t* targets = batch.targets + at;
+            // where the record goes on, its next token is the last target; the next sequence then takes its place
+            piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last}, {batch.tokens + at, batch.positions + at, targets});
+            std::fill(targets, targets + begin, kNoTarget);
+            std::fill(targets + end, targets + count, kNoTarget);
+            std::memset(batch.mask + at, 0, count);
+            std::memset(batch.mask + at + begin, 1, end - begin);
+        }
         batch.cu_seqlens.push_back(at);
         if (settings.kind == "instruction")
             for (Span field : fields) batch.fields.push_back(at + static_cast<int32_t>(field.begin - piece.tokens.begin));
@@ -123,10 +139,12 @@ void fill_fields(const Settings& settings, const std::vector<Piece>& pieces, Bat
             total += of_record[f].count;
         }
     }
-    allocate(batch, total, false, pool);
+    uint32_t raw_width = raw_width_of(settings, pieces);
+    allocate(batch, total, false, raw_width, pool);
     int32_t at = 0;
     for (size_t i = 0; i < spans.size(); ++i) {
-        pieces[i % records].file->read(pieces[i % records].in_file, spans[i], {batch.tokens + at, batch.positions + at});
+        const Piece& piece = pieces[i % records];
+        raw_width ? piece.file->copy(piece.in_file, spans[i], batch.ids + uint64_t(at) * raw_width) : piece.file->read(piece.in_file, spans[i], {batch.tokens + at, batch.positions + at});
         batch.cu_seqlens.push_back(at);
         at += spans[i].count;
     }

@@ -42,13 +42,19 @@ py::dict next(Loader& loader) {
     py::dict out;
     out["step"] = batch->step;
     out["source"] = batch->source;
-    out["tokens"] = view(batch->tokens, count, owner);
+    auto some = [&](auto* data, size_t size) { return data ? py::object(view(data, size, owner)) : py::none(); };
+    bool language = !batch->rows.empty();
+    out["tokens"] = some(batch->tokens, count);
+    out["positions"] = some(batch->positions, count);
+    out["targets"] = some(batch->targets, count);
+    out["mask"] = some(reinterpret_cast<bool*>(batch->mask), count);
+    out["width"] = batch->width;
+    out["ids"] = some(batch->ids, count * batch->width);
+    out["learn_from"] = batch->ids && language ? py::object(to_array(std::move(batch->learn_from))) : py::none();
+    out["follow"] = batch->ids && language ? py::object(to_array(std::move(batch->follow))) : py::none();
     out["cu_seqlens"] = to_array(std::move(batch->cu_seqlens));
-    out["positions"] = view(batch->positions, count, owner);
     out["fields"] = to_array(std::move(batch->fields));
-    out["targets"] = batch->targets ? py::object(view(batch->targets, count, owner)) : py::none();
-    out["mask"] = batch->mask ? py::object(py::array(py::dtype::of<bool>(), {count}, {size_t{1}}, batch->mask, owner)) : py::none();
-    out["rows"] = batch->targets ? py::object(to_array(std::move(batch->rows))) : py::none();
+    out["rows"] = language ? py::object(to_array(std::move(batch->rows))) : py::none();
     out["records"] = to_array(std::move(batch->records));
     out["groups"] = to_array(std::move(batch->groups));
     out["scores"] = to_array(std::move(batch->scores));
@@ -76,16 +82,16 @@ void bind_loader(py::module_& m) {
 
     py::class_<Loader>(m, "Loader")
         .def(py::init([](const std::vector<std::shared_ptr<ShardSet>>& sets, const std::vector<double>& weights, std::string kind, Shape shape, uint64_t batch, uint32_t max_tokens,
-                         uint32_t fields, uint64_t multiple, uint64_t seed, uint32_t rank, uint32_t world, bool skip_bad_records, uint32_t threads, uint32_t ahead, uint64_t step,
+                         uint32_t fields, uint64_t multiple, uint64_t seed, uint32_t rank, uint32_t world, bool skip_bad_records, bool raw, uint32_t threads, uint32_t ahead, uint64_t step,
                          const std::optional<std::vector<int64_t>>& state) {
                  py::gil_scoped_release release;
-                 Settings settings{std::move(kind), shape, batch, max_tokens, fields, multiple, seed, rank, world, skip_bad_records};
+                 Settings settings{std::move(kind), shape, batch, max_tokens, fields, multiple, seed, rank, world, skip_bad_records, raw};
                  Planner planner(settings, constant(sets), weights);
                  state ? planner.seek(*state) : planner.seek(step);
                  return std::make_unique<Loader>(settings, constant(sets), std::move(planner), threads, ahead);
              }),
              py::kw_only(), py::arg("sets"), py::arg("weights"), py::arg("kind"), py::arg("shape"), py::arg("batch"), py::arg("max_tokens"), py::arg("fields"), py::arg("multiple"),
-             py::arg("seed"), py::arg("rank"), py::arg("world"), py::arg("skip_bad_records"), py::arg("threads"), py::arg("ahead"), py::arg("step"), py::arg("state"))
+             py::arg("seed"), py::arg("rank"), py::arg("world"), py::arg("skip_bad_records"), py::arg("raw"), py::arg("threads"), py::arg("ahead"), py::arg("step"), py::arg("state"))
         .def("next", &next)
         .def("close", &Loader::close, py::call_guard<py::gil_scoped_release>());
 }

@@ -174,7 +174,9 @@ int64_t ShardFile::group(uint64_t record) const {
     return group;
 }
 
-void ShardFile::read(uint64_t record, Span span, const Sequence& out) const {
+// highest_of(first byte) takes the span's tokens and returns the highest, once their blocks are known to be whole.
+template <typename F>
+void ShardFile::checked(uint64_t record, Span span, const F& highest_of) const {
     if (span.count == 0) return;
     uint64_t width = header_.token_bytes, begin = span.begin * width, end = begin + span.count * width;
     uint64_t data_bytes = footer_.tokens * width;
@@ -190,11 +192,22 @@ void ShardFile::read(uint64_t record, Span span, const Sequence& out) const {
             }
             blocks_checked_[block / 64].fetch_or(uint64_t{1} << (block % 64), std::memory_order_relaxed);
         }
-        highest = widen(map_ + sizeof(Header) + begin, width, span.count, out);
+        highest = highest_of(map_ + sizeof(Header) + begin);
     });
     if (bad_block != UINT64_MAX) damaged("record " + std::to_string(record) + ": the checksum of token block " + std::to_string(bad_block) + " is wrong");
     if (highest >= header_.vocab_size)
         damaged("record " + std::to_string(record) + ": holds the token id " + std::to_string(highest) + ", outside its vocabulary of " + std::to_string(header_.vocab_size));
+}
+
+void ShardFile::read(uint64_t record, Span span, const Sequence& out) const {
+    checked(record, span, [&](const uint8_t* at) { return widen(at, header_.token_bytes, span.count, out); });
+}
+
+void ShardFile::copy(uint64_t record, Span span, uint8_t* out) const {
+    checked(record, span, [&](const uint8_t* at) {
+        std::memcpy(out, at, uint64_t{span.count} * header_.token_bytes);
+        return widen(at, header_.token_bytes, span.count, {});
+    });
 }
 
 void ShardFile::prefetch_record(uint64_t record) const {

@@ -40,6 +40,8 @@ public:
 
     // Writes the tokens of `span`, a part of `record`, checking the blocks that nobody has checked yet.
     void read(uint64_t record, Span span, const Sequence& out) const;
+    // The same, as they are stored: header().token_bytes bytes each.
+    void copy(uint64_t record, Span span, uint8_t* out) const;
 
     // Hints that a record's numbers, then the places of its fields, then the beginning of its tokens will be asked for soon:
     // records come in random order, and most of the time that reading one takes is waiting for memory. The last also asks
@@ -58,6 +60,8 @@ private:
     void check_index() const;
     template <typename F>
     void guarded(const F& f) const;
+    template <typename F>
+    void checked(uint64_t record, Span span, const F& highest_of) const;
     std::pair<uint32_t, uint32_t> fields_of(uint64_t record) const;  // [first, last)
     Span tokens_of(uint32_t first_field, uint32_t last_field) const;
     bool block_is_checked(uint64_t block) const { return blocks_checked_[block / 64].load(std::memory_order_relaxed) >> (block % 64) & 1; }

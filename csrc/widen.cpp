@@ -8,7 +8,7 @@
 
 namespace {
 
-enum What { kTokens, kPositions, kTargets };  // each with those before it
+enum What { kNothing, kTokens, kPositions, kTargets };  // each with those before it
 
 // Ids [i, count).
 template <What what>
@@ -19,7 +19,7 @@ uint32_t widen_portable(const uint8_t* at, uint32_t width, uint32_t i, uint32_t 
         std::memcpy(&id, at + uint64_t{i} * width, 4);
         id &= keep;
         highest = std::max(highest, id);
-        out.tokens[i] = static_cast<int32_t>(id);
+        if constexpr (what >= kTokens) out.tokens[i] = static_cast<int32_t>(id);
         if constexpr (what >= kPositions) out.positions[i] = static_cast<int32_t>(i);
         if constexpr (what >= kTargets)
             if (i > 0) out.targets[i - 1] = static_cast<int32_t>(id);
@@ -47,7 +47,7 @@ __attribute__((target("avx2"))) uint32_t widen_avx2(const uint8_t* at, uint32_t 
             ids = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), spread);
         }
         highest = _mm256_max_epu32(highest, ids);
-        _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.tokens + i), ids);
+        if constexpr (what >= kTokens) _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.tokens + i), ids);
         if constexpr (what >= kPositions) {
             _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.positions + i), position);
             position = _mm256_add_epi32(position, _mm256_set1_epi32(8));
@@ -74,5 +74,6 @@ uint32_t widen_as(const uint8_t* at, uint32_t width, uint32_t count, const Seque
 uint32_t widen(const uint8_t* at, uint32_t width, uint32_t count, const Sequence& out) {
     if (out.targets) return widen_as<kTargets>(at, width, count, out);
     if (out.positions) return widen_as<kPositions>(at, width, count, out);
-    return widen_as<kTokens>(at, width, count, out);
+    if (out.tokens) return widen_as<kTokens>(at, width, count, out);
+    return widen_as<kNothing>(at, width, count, out);
 }

@@ -3,11 +3,11 @@
 
 #include <cstdint>
 
-// Where a sequence goes; what is null is left out.
+// Where a sequence goes; what is null is left out, and so is all that follows it.
 struct Sequence {
-    int32_t* tokens;               // [count]
+    int32_t* tokens = nullptr;     // [count]
     int32_t* positions = nullptr;  // [count]: 0, 1, ...
-    int32_t* targets = nullptr;    // [count - 1]: the token that follows; only with positions
+    int32_t* targets = nullptr;    // [count - 1]: the token that follows
 };
 
 // Writes `count` ids of `width` bytes (2 or 3) at `at` and returns the highest. Up to 8 bytes past the last id are read (and

@@ -13,11 +13,13 @@ import torch
 
 from conan_engine import _loader
 from conan_engine.data.shards import order
+from conan_engine.data.unpack import Unpacker
 
 
 class Batch(NamedTuple):
-    """One rank's part of a step, T tokens in B sequences end to end. Where a record is a sequence (text, instruction) its
-    fields follow each other in it; else field f of record r is sequence f * n + r."""
+    """One rank's part of a step, T tokens in B sequences end to end. On the rank's device are tokens, cu_seqlens, positions,
+    targets and mask; the rest is on the CPU. Where a record is a sequence (text, instruction) its fields follow each other
+    in it; else field f of record r is sequence f * n + r."""
 
     source: str
     tokens: torch.Tensor  # int32 [T]
@@ -53,7 +55,10 @@ class Loader:
             "kind": kind, "shape": getattr(_loader.Shape, shape), "batch": batch, "max_tokens": max_tokens, "fields": fields, "multiple": group.world,
             "seed": seed % 2**64, "rank": group.rank, "world": group.world, "skip_bad_records": skip_bad_records, "threads": threads, "ahead": threads + 2,
         }  # fmt: skip
-        self.state, self.skipped, self._stream = None, 0, None
+        # To a GPU the ids go as they are stored, where the extension was built with nvcc; else they are widened on the CPU.
+        self.unpacker = Unpacker(group.device) if group.device.type == "cuda" and _loader.has_cuda else None
+        self.options["raw"] = self.unpacker is not None
+        self.device, self.state, self.skipped, self._stream = group.device, None, 0, None
 
     def next(self):
         """The next step's Batch; its tensors stay whole for as long as someone holds them. Ctrl-C gets through."""
@@ -61,13 +66,17 @@ class Loader:
             sets = [self.shards[name].mapped for name in self.names]
             self._stream = _loader.Loader(sets=sets, weights=self.weights, step=0, state=self.state, **self.options)
         batch = self._stream.next()
-        self.state = batch.pop("state")
-        skipped, source = batch.pop("skipped"), self.names[batch.pop("source")]
-        for what in skipped:
+        self.state = batch["state"]
+        for what in batch["skipped"]:
             print(f"left out: {what}", file=sys.stderr, flush=True)
-        self.skipped += len(skipped)
-        values = {name: batch[name] for name in Batch._fields if name != "source"}
-        return Batch(source, **{k: v if k == "records" or v is None else torch.from_numpy(v) for k, v in values.items()})
+        self.skipped += len(batch["skipped"])
+        packed = dict.fromkeys(("tokens", "cu_seqlens", "positions", "targets", "mask"))
+        if self.unpacker:
+            packed |= self.unpacker.upload(*(batch[name] for name in ("ids", "width", "cu_seqlens", "learn_from", "follow")))
+        else:
+            packed |= {name: torch.from_numpy(batch[name]).to(self.device) for name in packed if batch[name] is not None}
+        rest = {name: None if batch[name] is None else torch.from_numpy(batch[name]) for name in ("fields", "rows", "groups", "scores")}
+        return Batch(self.names[batch["source"]], records=batch["records"], **packed, **rest)
 
     def close(self):
         """Ends and joins the threads."""

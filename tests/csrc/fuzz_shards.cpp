@@ -63,13 +63,14 @@ uint64_t digest(const std::string& path, uint64_t seed) {
     shapes.push_back(language ? std::make_pair(Shape::rows, uint64_t{2}) : std::make_pair(Shape::tokens, uint64_t{4000}));
     auto pool = std::make_shared<BufferPool>(2);
     for (auto [shape, size] : shapes) {
-        Settings settings{kind, shape, size, 300, 2, 1, seed, 0, 1, seed % 2 == 1};
+        Settings settings{kind, shape, size, 300, 2, 1, seed, 0, 1, seed % 2 == 1, seed % 3 == 2};
         Planner planner(settings, {set}, {1.0});
         for (int step = 0; step < 3; ++step) {
             auto batch = fill(settings, *set, planner.next(), *pool);
-            for (size_t i = 0; i < batch->tokens_count; ++i)
+            for (size_t i = 0; batch->tokens && i < batch->tokens_count; ++i)
                 if (batch->tokens[i] < 0 || static_cast<uint64_t>(batch->tokens[i]) >= set->files()[0]->header().vocab_size) throw std::logic_error("a token outside the vocabulary");
-            take(batch->tokens, batch->tokens_count * 4);
+            if (batch->tokens) take(batch->tokens, batch->tokens_count * 4);
+            if (batch->ids) take(batch->ids, batch->tokens_count * batch->width);
             take(batch->cu_seqlens.data(), batch->cu_seqlens.size() * 4);
             take(batch->scores.data(), batch->scores.size() * 4);
             take(batch->groups.data(), batch->groups.size() * 8);

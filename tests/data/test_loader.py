@@ -26,6 +26,7 @@ property_test = settings(deadline=None, max_examples=40, suppress_health_check=[
 class Ranks(NamedTuple):
     rank: int = 0
     world: int = 1
+    device: torch.device = torch.device("cpu")
 
 
 def write(folder, kind, records, shard_bytes=2**20, vocab=2**24):

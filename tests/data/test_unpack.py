@@ -4,6 +4,7 @@ import ctypes
 import os
 import shutil
 import subprocess
+import types
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from conan_engine import _loader
+from conan_engine.data.loader import Loader
+from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.data.unpack import Unpacker
 from conan_engine.errors import UserError
 
@@ -82,6 +85,29 @@ def test_each_token_is_derived_as_written_out(unpack_host, width, lengths, seed)
     np.testing.assert_array_equal(without["tokens"], tokens)
     np.testing.assert_array_equal(without["positions"], wanted["positions"])
     assert (without["targets"] == -1).all() and (without["mask"] == 7).all()  # left alone
+
+
+@pytest.mark.parametrize(("kind", "shape"), [("text", "rows"), ("instruction", "rows"), ("pairs", "records")])
+@pytest.mark.parametrize("vocab", VOCAB.values())
+def test_raw_batches_hold_what_the_loader_gives_on_a_cpu(unpack_host, tmp_path, kind, shape, vocab):
+    rng = np.random.default_rng()
+    with ShardWriter(tmp_path, kind=kind, tokenizer_hash="ab" * 32, vocab_size=vocab) as writer:
+        for _ in range(100):
+            longest = 90 if kind == "text" else 10  # texts are split
+            writer.add([rng.integers(0, vocab, rng.integers(1, longest)) for _ in range({"text": 1, "instruction": 3, "pairs": 2}[kind])])
+    shards = Shards(tmp_path)
+    group = types.SimpleNamespace(rank=1, world=2, device=torch.device("cpu"))
+    plain = Loader({"a": shards}, {"a": 1.0}, kind=kind, shape=shape, batch=6, max_tokens=30, seed=0, group=group, threads=1)
+    raw = _loader.Loader(sets=[shards.mapped], weights=[1.0], step=0, state=None, **{**plain.options, "raw": True})
+    for _ in range(40):
+        wanted, batch = plain.next(), raw.next()
+        assert batch["tokens"] is batch["positions"] is batch["targets"] is batch["mask"] is None and batch["width"] == (2 if vocab == 2**16 else 3)
+        found = unpack_host(*(batch[name] for name in ("ids", "width", "cu_seqlens", "learn_from", "follow")))
+        for name in ("tokens", "positions") + (("targets", "mask") if shape == "rows" else ()):
+            np.testing.assert_array_equal(found[name], getattr(wanted, name).numpy(), err_msg=name)
+        assert np.array_equal(batch["cu_seqlens"], wanted.cu_seqlens) and np.array_equal(batch["state"], plain.state)
+    plain.close()
+    raw.close()
 
 
 def test_the_cuda_part_is_built_and_linked_where_nvcc_is_found():
@@ -158,3 +184,22 @@ def test_arrays_that_do_not_fit_together_are_refused(change):
     batch, _ = random_batch(np.random.default_rng(), 2, [5, 6])
     with pytest.raises(ValueError, match="expected"):
         Unpacker("cuda").upload(**{**dict(zip(("ids", "width", "cu_seqlens", "learn_from", "follow"), batch)), **change})
+
+
+@pytest.mark.gpu
+def test_a_loader_for_a_gpu_gives_the_batches_of_one_for_a_cpu(tmp_path):
+    rng = np.random.default_rng()
+    with ShardWriter(tmp_path, kind="text", tokenizer_hash="ab" * 32, vocab_size=150_000) as writer:
+        for _ in range(500):
+            writer.add([rng.integers(0, 150_000, rng.integers(1, 3000))])
+    shards = Shards(tmp_path)
+    here, there = (
+        Loader({"a": shards}, {"a": 1.0}, kind="text", shape="rows", batch=8, max_tokens=1024, seed=0, group=types.SimpleNamespace(rank=0, world=1, device=torch.device(d)), threads=2)
+        for d in ("cpu", "cuda")
+    )
+    for _ in range(100):
+        wanted, found = here.next(), there.next()
+        for name in ("tokens", "cu_seqlens", "positions", "targets", "mask"):
+            assert torch.equal(getattr(found, name).cpu(), getattr(wanted, name)), name
+    here.close()
+    there.close()
