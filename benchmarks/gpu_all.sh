@@ -30,6 +30,7 @@ nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$OUT/gpu
 step tests "$PYTHON" -m pytest -m gpu -q --junitxml "$OUT/tests.xml"
 step attn "$PYTHON" benchmarks/attn.py --out "$OUT" "$@"
 step infonce "$PYTHON" benchmarks/infonce.py
+step loader "$PYTHON" benchmarks/loader.py --out "$OUT"
 find runs/benchmarks -name 'infonce.*' -newer "$OUT/gpu.csv" -exec cp {} "$OUT" \;  # not those of an earlier run
 
 if ((${#failed[@]})); then

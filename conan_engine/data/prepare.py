@@ -84,7 +84,7 @@ def make_shards(source, use, stage, tokenizer, folder):
         if kind == "label":
             records = _label_pairs(records)
         elif kind == "instruction" and shape == "pairs":
-            records = ({"query": join(r["instruction"], r["input"]), "pos": [r["output"]]} for r in records)
+            records = _instruction_pairs(records, source)
         if use == "weak":
             records = _taught(records, source, stage.teacher, stage.min_score)
         with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, resume=True) as writer:
@@ -107,6 +107,14 @@ def batched(records, size):
 def join(instruction, text):
     """Instruction and input as one text (the query of the contrastive stages)."""
     return f"{instruction}\n{text}" if instruction and text else instruction or text
+
+
+def _instruction_pairs(records, source):
+    for number, record in enumerate(records, 1):
+        query = join(record["instruction"], record["input"])
+        if not query or not record["output"]:
+            raise UserError(f"{source}: record {number}: its {'output' if query else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
+        yield {"query": query, "pos": [record["output"]]}
 
 
 def _key(source, use, stage, tokenizer):

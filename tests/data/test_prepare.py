@@ -61,6 +61,13 @@ def test_instruction_and_input_make_the_query(tmp_path, tokenizer):
     assert texts_of(shards, tokenizer, 1) == ["good", "bad"]
 
 
+@pytest.mark.parametrize(("record", "said"), [({"instruction": "", "input": "", "output": "a"}, "instruction and input"), ({"instruction": "a", "input": "", "output": ""}, "output")])
+def test_an_instruction_that_leaves_nothing_to_embed_is_named(tmp_path, tokenizer, record, said):
+    path = write_lines(tmp_path / "i.jsonl", [{"instruction": "a", "input": "b", "output": "c"}, record])
+    with pytest.raises(UserError, match=f"i.jsonl: record 2: its {said} is empty"):
+        shards_of(path, "weak", Weak(), tokenizer)
+
+
 def test_a_teachers_low_scores_are_dropped(tmp_path, tokenizer, monkeypatch):
     teacher = types.ModuleType("own_teacher")
     teacher.score = lambda queries, documents: [0.39 if query.endswith(("3", "5")) else 0.4 for query in queries]

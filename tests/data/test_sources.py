@@ -144,6 +144,8 @@ GOOD = b'{"text": "fine"}\n'
         (b'{"text": 3}\n', "line 1: 'text' is 3; expected text"),
         (b'{"query": "x", "pos": ["a", 1]}\n', "line 1: 'pos' is .*; expected list of texts or text"),
         (b'{"query": "x", "pos": []}\n', "line 1: 'pos' is empty"),
+        (b'{"query": "x", "pos": ["a", ""]}\n', "line 1: 'pos' holds an empty text"),
+        (b'{"sentence1": "", "sentence2": "a", "score": 1}\n', "line 1: 'sentence1' holds an empty text"),
         (b'{"sentence1": "x", "sentence2": "y", "score": "high"}\n', "line 1: 'score' is \"high\"; expected number"),
         (GOOD + b'{"query": "x", "pos": ["a"]}\n', "line 2: a pairs record in a file of text records"),
         (GOOD + b'{"text": "\xe9"}\n', "line 2: not UTF-8 .byte 0xe9 at column 11"),

@@ -108,6 +108,8 @@ def _checked(row, name, place):
             wanted = " or ".join("list of texts" if t is list else {str: "text", float: "number"}[t] for t in types if t not in (None, int))
             raise UserError(f"{place}: {key!r} is {json.dumps(value)[:60]}; expected {wanted}")
         record[key] = [value] if key in ("pos", "neg") and isinstance(value, str) else value
+        if name not in ("text", "instruction") and "" in (texts or [value]):  # they may be empty there, a text to embed may not
+            raise UserError(f"{place}: {key!r} holds an empty text; there is nothing to embed in it: fill it or leave the record out")
     if name == "pairs" and not record["pos"]:
         raise UserError(f"{place}: 'pos' is empty; a query needs at least one positive")
     if name == "instruction":
