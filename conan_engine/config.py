@@ -66,6 +66,7 @@ class Sft(Stage):
 
 @dataclass
 class Weak(Stage):
+    batch_tokens: int = 0  # above 0: as many queries a step as so many tokens hold, all ranks together, instead of `batch`
     temperature: float = 0.02  # ours: the paper writes none
     alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"
     mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
@@ -220,6 +221,7 @@ def _check(config, where):
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
+    require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for key in ("save_every", "keep", "max_skips", "loader_threads"):
         require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
     dims = config.supervised.dims

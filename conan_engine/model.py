@@ -102,14 +102,14 @@ def count_parameters(config, vocab_size):
         return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
 
 
-def memory_per_device(config, vocab_size, sequences, max_tokens, ranks):
+def memory_per_device(config, vocab_size, tokens, ranks):
     """An upper estimate, in bytes, of what one device holds while it trains.
 
     Weights and gradients in float32 (the matrix products run in bfloat16 on CUDA), two Adam moments shared out over the
-    ranks (ZeRO stage 1), and the activations that the backward needs of `sequences` sequences of `max_tokens` tokens.
+    ranks (ZeRO stage 1), and the activations that the backward needs of so many tokens.
     """
     parameters = count_parameters(config, vocab_size)
     kv = config.kv_heads * config.width // config.heads
     per_layer = 8 * config.width + 4 * kv + 4 * config.ffn  # norms, q k v twice (rotated), out, gate, up, silu, product
-    activations = sequences * max_tokens * (config.layers * per_layer + 4 * config.width) * 4
+    activations = tokens * (config.layers * per_layer + 4 * config.width) * 4
     return parameters * (4 + 4) + parameters * 8 // ranks + activations

@@ -62,7 +62,7 @@ class Stage:
     def add_loader(self, name, shards, data, key, **options):
         """key: the setting that says how much is in a step, over all ranks."""
         batch, world = getattr(self.settings, key), self.group.world
-        if batch % world:
+        if key != "batch_tokens" and batch % world:
             raise UserError(f"{self.name}.{key} is {batch}, which {world} ranks cannot split evenly; make it a multiple of {world}")
         self.loaders[name] = Loader(
             shards, data, batch=batch, max_tokens=self.settings.max_tokens, size_power=self.settings.size_power, seed=self.config.seed,
@@ -113,7 +113,8 @@ class Weak(Stage):
 
     def __init__(self, config, shards, group):
         super().__init__("weak", config, group)
-        self.add_loader("data", shards, self.settings.data, "batch", kind="pairs", shape="records")
+        key, shape = ("batch_tokens", "tokens") if self.settings.batch_tokens else ("batch", "records")
+        self.add_loader("data", shards, self.settings.data, key, kind="pairs", shape=shape)
 
     def backward(self, model, batch, step):
         groups = batch.groups.to(self.group.device)

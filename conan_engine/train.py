@@ -132,8 +132,11 @@ def report_plan(config, group):
     for name in config.stages:
         stage = getattr(config, name)
         at_once = stage.chunk or max(1, stage.batch // group.world) * (1 if name in ("pretrain", "sft") else 2)
-        needs = max(needs, memory_per_device(config.model, vocab, at_once, stage.max_tokens, group.world))
-    fixed = memory_per_device(config.model, vocab, 0, 0, group.world)
+        tokens = at_once * stage.max_tokens
+        if name == "weak" and stage.batch_tokens:
+            tokens = min(tokens, stage.batch_tokens // group.world) if stage.chunk else stage.batch_tokens // group.world
+        needs = max(needs, memory_per_device(config.model, vocab, tokens, group.world))
+    fixed = memory_per_device(config.model, vocab, 0, group.world)
     if group.device.type == "cuda":
         has = torch.cuda.mem_get_info()[1]
     else:

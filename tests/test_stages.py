@@ -21,19 +21,28 @@ def test_soft_mask_schedules(schedule, quarter, half):
     assert (alpha(0.0), alpha(0.25), alpha(0.5), alpha(1.0)) == (0.0, quarter, half, 1.0)
 
 
+def weak_stage(tiny, run, *overrides):
+    """The stage, its config, and a model for it."""
+    config = load(tiny, [f"--out_dir={run}", *overrides])
+    tokenizer = prepare.make_tokenizer(config.tokenizer, [], run / "tokenizer.model")
+    shards = {s: prepare.make_shards(s, "weak", config.weak, tokenizer, run / "data") for s in config.weak.data}
+    return stages.Weak(config, shards, Group("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+
+
+def test_a_token_budget_sets_how_many_pairs_a_step_has(tiny, untrained_run):
+    stage, _, model = weak_stage(tiny, untrained_run, "--weak.batch_tokens=500")
+    batches = [stage.draw() for _ in range(6)]
+    assert all(500 - 2 * 32 < len(batch.tokens) <= 500 for batch in batches)  # a pair has at most 2 x 32
+    assert len({len(batch.records) for batch in batches}) > 1
+    assert stage.backward(model, batches[0], 0)["tokens"] == len(batches[0].tokens)
+    stage.close()
+
+
 def test_the_weak_stage_starts_causal_and_ends_bidirectional(tiny, untrained_run):
-    config = load(tiny, [f"--out_dir={untrained_run}", "--weak.steps=5"])
-    tokenizer = prepare.make_tokenizer(config.tokenizer, [], untrained_run / "tokenizer.model")
-    shards = {s: prepare.make_shards(s, "weak", config.weak, tokenizer, untrained_run / "data") for s in config.weak.data}
-    stage = stages.Weak(config, shards, Group("cpu"))
-    model = stages_model(config, tokenizer)
+    stage, config, model = weak_stage(tiny, untrained_run, "--weak.steps=5")
     rows = [stage.backward(model, stage.draw(), step) for step in range(5)]
     assert [row["alpha"] for row in rows] == [0.0, 0.25, 0.5, 0.75, 1.0]
     assert {row["source"] for row in rows} == set(config.weak.data)
-
-
-def stages_model(config, tokenizer):
-    return Transformer(config.model, tokenizer.vocab_size).init_weights(0)
 
 
 @pytest.fixture
