@@ -305,7 +305,8 @@ def main():
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    result = {"machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": {n: installed.get(n) for n in ("torch", "mosaicml-streaming", "litdata")}}
+    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    result = {"commit": commit, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": {n: installed.get(n) for n in ("torch", "mosaicml-streaming", "litdata")}}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out))
