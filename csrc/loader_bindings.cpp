@@ -70,12 +70,6 @@ std::vector<std::shared_ptr<const ShardSet>> constant(const std::vector<std::sha
 void bind_loader(py::module_& m) {
     py::class_<Mixture>(m, "Mixture")
         .def(py::init<const std::vector<double>&>())
-        .def("at", [](Mixture& self, uint64_t step) {  // the step's source, and how often it was drawn before
-            self.seek(step);
-            std::vector<int64_t> before = self.drawn();
-            uint32_t source = self.next();
-            return std::make_pair(source, before[source]);
-        })
         .def("drawn", [](Mixture& self, uint64_t steps) { self.seek(steps); return self.drawn(); });
 
     py::enum_<Shape>(m, "Shape").value("rows", Shape::rows).value("records", Shape::records).value("tokens", Shape::tokens);

@@ -138,11 +138,11 @@ class ShardWriter:
 class Shards:
     """The records of a finished folder, mapped; len() is their number. Any thread may call any method.
 
-    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on). tokenizer_hash: the tokenizer that the caller
-    will read the ids with; None accepts any.
+    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on). tokenizer_hash: the
+    tokenizer that the caller will read the ids with; None accepts any.
 
-    Sizes, headers and indexes are checked here, each 16 KiB block of tokens when it is first touched. Whatever is
-    damaged, unfinished or of another tokenizer raises UserError. The files must not change while they are mapped.
+    Sizes, headers and footers are checked here, a file's index when it is first asked, each 16 KiB block of tokens when it
+    is first touched. Whatever is damaged, unfinished, of another tokenizer, or changed while it is in use raises UserError.
     """
 
     def __init__(self, directory, tokenizer_hash=None):
