@@ -9,6 +9,7 @@
 namespace {
 
 constexpr int32_t kNoTarget = -100;  // torch's ignore_index
+constexpr size_t kAhead = 3;         // of so many sequences the memory is asked for while one is widened
 
 [[noreturn]] void bad(const Piece& piece, const std::string& what) {
     throw UserError(piece.file->path() + ": record " + std::to_string(piece.in_file) + ": " + what +
@@ -96,7 +97,9 @@ void fill_language(const Settings& settings, const std::vector<Piece>& pieces, B
     uint32_t raw_width = raw_width_of(settings, pieces);
     allocate(batch, total, true, raw_width, pool);
     int32_t at = 0;
-    for (const Piece& piece : pieces) {
+    for (size_t i = 0; i < pieces.size(); ++i) {
+        const Piece& piece = pieces[i];
+        for (size_t j = i ? i + kAhead : 0; j <= i + kAhead && j < pieces.size(); ++j) pieces[j].file->prefetch(pieces[j].tokens);
         std::vector<Span> fields = checked_fields(settings, piece);
         int32_t count = piece.tokens.count;
         int32_t end = piece.last ? count - 1 : count;  // targets are [begin, end)
@@ -144,6 +147,7 @@ void fill_fields(const Settings& settings, const std::vector<Piece>& pieces, Bat
     int32_t at = 0;
     for (size_t i = 0; i < spans.size(); ++i) {
         const Piece& piece = pieces[i % records];
+        for (size_t j = i ? i + kAhead : 0; j <= i + kAhead && j < spans.size(); ++j) pieces[j % records].file->prefetch(spans[j]);
         raw_width ? piece.file->copy(piece.in_file, spans[i], batch.ids + uint64_t(at) * raw_width) : piece.file->read(piece.in_file, spans[i], {batch.tokens + at, batch.positions + at});
         batch.cu_seqlens.push_back(at);
         at += spans[i].count;
@@ -189,9 +193,10 @@ std::unique_ptr<Batch> fill(const Settings& settings, const ShardSet& set, Plan 
     batch->state = std::move(plan.after);
     std::vector<Piece> pieces = std::move(plan.pieces);
     append_records(set, plan.records, pieces);
+    int64_t now = ShardFile::steady_now();
     for (const Piece& piece : pieces) {
-        piece.file->check_unchanged();
-        piece.file->prefetch(piece.tokens);  // all of the batch's reads are under way before the first is waited for
+        piece.file->check_unchanged(now);
+        piece.file->read_ahead(piece.tokens);  // all of the batch's reads are under way before the first is waited for
     }
     if (settings.language() && plan.row_start.empty()) {
         plan.row_start.resize(pieces.size() + 1);

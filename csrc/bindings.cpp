@@ -19,6 +19,7 @@ namespace py = pybind11;
 namespace {
 
 using Int64s = py::array_t<int64_t, py::array::c_style | py::array::forcecast>;
+using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 
 // The values of a one-dimensional array, to be read without the GIL.
 struct View {
@@ -69,13 +70,38 @@ py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s&
     int32_t* tokens = tokens_array.mutable_data();
     {
         py::gil_scoped_release release;
+        int64_t now = ShardFile::steady_now();
         for (size_t i = 0; i < spans.size(); ++i) {
             auto& [place, span] = spans[i];
-            place.file->check_unchanged();
+            place.file->check_unchanged(now);
             place.file->read(place.record, span, {tokens + cu_seqlens[i]});
         }
     }
     return py::make_tuple(tokens_array, cu_seqlens_array);
+}
+
+// Appends records up to the one with which the shard would be larger than `limit` bytes, but one at least to an empty shard;
+// returns how many.
+uint64_t add(ShardWriter& writer, const Int64s& tokens_array, const Int64s& field_tokens_array, const Int64s& record_fields_array, const Floats& scores_array, const Int64s& groups_array, uint64_t limit) {
+    View tokens(tokens_array), field_tokens(field_tokens_array), record_fields(record_fields_array), groups(groups_array);
+    if (record_fields.size != groups.size || static_cast<size_t>(scores_array.size()) != groups.size) throw std::invalid_argument("expected field counts, scores and groups of as many records");
+    const float* scores = scores_array.data();
+    py::gil_scoped_release release;
+    uint64_t field = 0, token = 0;
+    for (size_t i = 0; i < groups.size; ++i) {
+        uint64_t fields = record_fields.data[i], count = 0;
+        if (fields > field_tokens.size - field) throw std::invalid_argument("expected the lengths of all fields");
+        for (uint64_t f = field; f < field + fields; ++f) {
+            uint64_t length = field_tokens.data[f];
+            if (length > tokens.size - token - count) throw std::invalid_argument("expected the tokens of all fields");
+            count += length;
+        }
+        if (writer.records() > 0 && writer.bytes_with(1, fields, count) > limit) return i;
+        writer.add(tokens.data + token, field_tokens.data + field, fields, scores[i], groups.data[i]);
+        field += fields;
+        token += count;
+    }
+    return groups.size;
 }
 
 py::array_t<int32_t> lengths(const ShardSet& set, const Int64s& records_array, const Int64s& fields_array) {
@@ -132,14 +158,7 @@ PYBIND11_MODULE(_loader, m) {
         .def(py::init([](std::string path, const std::string& kind, const py::bytes& tokenizer, uint64_t vocab_size) {
             return std::make_unique<ShardWriter>(std::move(path), kind, tokenizer, vocab_size);
         }))
-        .def("add",
-             [](ShardWriter& self, const Int64s& tokens_array, const std::vector<uint64_t>& field_tokens, double score, int64_t group) {
-                 View tokens(tokens_array);
-                 uint64_t count = 0;
-                 for (uint64_t length : field_tokens) count += length;
-                 if (count != tokens.size) throw std::invalid_argument("expected tokens for all fields, " + std::to_string(count) + ", got " + std::to_string(tokens.size));
-                 self.add(tokens.data, field_tokens, static_cast<float>(score), group);
-             })
+        .def("add", &add)
         .def("bytes_with", &ShardWriter::bytes_with)
         .def("finish", &ShardWriter::finish, py::call_guard<py::gil_scoped_release>())
         .def_property_readonly("records", &ShardWriter::records)

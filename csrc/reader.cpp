@@ -219,9 +219,15 @@ void ShardFile::prefetch_record(uint64_t record) const {
 void ShardFile::prefetch_fields(uint64_t record) const { __builtin_prefetch(token_start_ + uint64_t{fields_of(record).first} * 4); }
 
 void ShardFile::prefetch(Span span) const {
-    const uint64_t line = 64, lines = 16;  // the CPU sees by itself where a longer read goes on
+    const uint64_t line = 64, lines = 32;  // the CPU sees by itself where a longer read goes on
+    uint64_t width = header_.token_bytes;
+    const uint8_t* begin = map_ + sizeof(Header) + span.begin * width;
+    uint64_t bytes = std::min(span.count * width, lines * line);
+    for (uint64_t at = 0; at < bytes; at += line) __builtin_prefetch(begin + at);
+}
+
+void ShardFile::read_ahead(Span span) const {
     uint64_t width = header_.token_bytes, begin = span.begin * width, end = begin + span.count * width;
-    for (uint64_t at = begin; at < std::min(end, begin + lines * line); at += line) __builtin_prefetch(map_ + sizeof(Header) + at);
     bool all_checked = true;
     for (uint64_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block) all_checked &= block_is_checked(block);
     if (all_checked) return;
@@ -231,8 +237,9 @@ void ShardFile::prefetch(Span span) const {
     ::madvise(const_cast<uint8_t*>(map_) + first, last - first, MADV_WILLNEED);
 }
 
-void ShardFile::check_unchanged() const {
-    int64_t now = std::chrono::duration_cast<std::chrono::nanoseconds>(std::chrono::steady_clock::now().time_since_epoch()).count();
+int64_t ShardFile::steady_now() { return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1); }
+
+void ShardFile::check_unchanged(int64_t now) const {
     if (now < look_again_.load(std::memory_order_relaxed)) return;
     look_again_.store(now + 1'000'000'000, std::memory_order_relaxed);
     struct stat status {};

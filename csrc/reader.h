@@ -43,15 +43,17 @@ public:
     // The same, as they are stored: header().token_bytes bytes each.
     void copy(uint64_t record, Span span, uint8_t* out) const;
 
-    // Hints that a record's numbers, then the places of its fields, then the beginning of its tokens will be asked for soon:
-    // records come in random order, and most of the time that reading one takes is waiting for memory. The last also asks
-    // the kernel to read those of the span's blocks that nobody has checked yet.
+    // Hints that a record's numbers, then the places of its fields, then its tokens will be asked for soon: records come in
+    // random order, and most of the time that reading one takes is waiting for memory.
     void prefetch_record(uint64_t record) const;
     void prefetch_fields(uint64_t record) const;
     void prefetch(Span span) const;
+    // Asks the kernel to read those of the span's blocks that nobody has checked yet.
+    void read_ahead(Span span) const;
 
-    // Compares the file's size and time with those at opening, at most once a second.
-    void check_unchanged() const;
+    // Compares the file's size and time with those at opening, at most once a second. now: steady_now(), asked once for many.
+    void check_unchanged(int64_t now) const;
+    static int64_t steady_now();  // ns
 
     [[noreturn]] void damaged(const std::string& what) const;
 

@@ -15,9 +15,9 @@ public:
     ShardWriter(const ShardWriter&) = delete;
     ShardWriter& operator=(const ShardWriter&) = delete;
 
-    // Appends a record whose fields stand one after another in `tokens`, field i being field_tokens[i] long.
+    // Appends a record of so many fields, which stand one after another in `tokens`, field i being field_tokens[i] long.
     // A record refused (std::invalid_argument) leaves the shard as it was.
-    void add(const int64_t* tokens, const std::vector<uint64_t>& field_tokens, float score, int64_t group);
+    void add(const int64_t* tokens, const int64_t* field_tokens, uint64_t fields, float score, int64_t group);
 
     // The size of the file, in bytes, if it were finished with that much more.
     uint64_t bytes_with(uint64_t records, uint64_t fields, uint64_t tokens) const;
@@ -31,12 +31,14 @@ public:
 private:
     void flush_block();
     void write(const void* data, size_t bytes);
+    void flush();
     [[noreturn]] void fail(const char* action) const;
 
     std::string path_, partial_;
     int file_ = -1;
     Header header_{};
-    std::vector<uint8_t> block_;  // token bytes not yet on disk, fewer than kBlockBytes
+    std::vector<uint8_t> block_;  // token bytes without a checksum yet, fewer than kBlockBytes
+    std::vector<uint8_t> unwritten_;
     std::vector<int64_t> groups_;
     std::vector<float> scores_;
     std::vector<uint32_t> field_start_{0}, token_start_{0}, block_crc_;

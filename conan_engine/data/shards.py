@@ -3,6 +3,7 @@
 import json
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,6 +20,22 @@ FIELDS = {
 MANIFEST = "manifest.json"
 PROGRESS = "progress.json"  # the manifest so far of an unfinished folder
 FORMAT_VERSION = 1
+
+
+class Records(NamedTuple):
+    """Records to write: R of them, with F fields and T tokens in all, one after another."""
+
+    tokens: np.ndarray  # int [T]
+    field_tokens: np.ndarray  # int [F]: how many tokens each field has
+    record_fields: np.ndarray  # int [R]: how many fields each record has
+    scores: np.ndarray  # float32 [R]
+    groups: np.ndarray  # int64 [R]
+
+    def after(self, records):
+        """All but the first so many."""
+        fields = self.record_fields[:records].sum(dtype=np.int64)
+        tokens = self.field_tokens[:fields].sum(dtype=np.int64)
+        return Records(self.tokens[tokens:], self.field_tokens[fields:], self.record_fields[records:], self.scores[records:], self.groups[records:])
 
 
 class ShardWriter:
@@ -60,10 +77,16 @@ class ShardWriter:
         """
         arrays = [_ids(field) for field in fields]
         tokens = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
-        if self._shard.records and self._shard.bytes_with(1, len(arrays), len(tokens)) > self.shard_bytes:
-            self._finish()
-            self._shard = self._open()
-        self._shard.add(tokens, [len(array) for array in arrays], score, group)
+        self.add_records(Records(tokens, np.array([len(array) for array in arrays], np.int64), np.array([len(arrays)]), np.array([score], np.float32), np.array([group])))
+
+    def add_records(self, records):
+        """Append Records; the numbers as `add` takes them. Raises ValueError: those before the bad record are written."""
+        while len(records.groups):
+            written = self._shard.add(*records, self.shard_bytes)
+            records = records.after(written)
+            if len(records.groups):
+                self._finish()
+                self._shard = self._open()
 
     def close(self):
         """Finish the last shard, then write the manifest. Raises UserError if no record was added."""
