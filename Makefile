@@ -18,7 +18,7 @@ sanitize: .venv/ready
 .venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch setuptools pybind11 ninja
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,test]
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,demo,test]
 	$(BIN)/pip install -q -c constraints.txt --no-deps django wagtail sphinx plone.app.locales
 	touch $@
 

@@ -76,13 +76,13 @@ setup(
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
     ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/*.cpp")) + ["csrc/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/*.h")))],
     cmdclass={"build_ext": NinjaBuild},
-    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tqdm", "bm25s", "matplotlib"],
+    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "loky", "tqdm", "bm25s", "matplotlib"],
     extras_require={
         "gpu": ["triton>=3.6", "faiss-gpu", "mteb", "tensorboard"],
         "cpu": ["faiss-cpu"],
         "test": ["pytest", "hypothesis", "mteb", "pyarrow", "triton"],
-        # The demo reads the message catalogues of Django, Wagtail, Sphinx and plone.app.locales, nothing else of them:
-        # they are installed without their dependencies (pip install --no-deps), which an extra cannot say.
-        "demo": [],
+        # Text of the demo. It also reads Django, Wagtail, Sphinx and plone.app.locales, which are installed without their
+        # dependencies (pip install --no-deps): that an extra cannot say.
+        "demo": ["scipy", "scikit-learn", "pandas"],
     },
 )

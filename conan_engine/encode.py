@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from conan_engine import errors
-from conan_engine.data.prepare import join
+from conan_engine.data.encoding import join
 from conan_engine.data.sources import files
 from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError

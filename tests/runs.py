@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 from conan_engine import checkpoint
+from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.config import load
 from conan_engine.data import prepare
 from conan_engine.model import Transformer
@@ -15,6 +16,7 @@ from conan_engine.parallel import Group, ShardedAdamW
 ROOT = Path(__file__).parent.parent
 TINY = """
 save_every = 4
+precision = "float32"
 [model]
 layers = 1
 width = 32
@@ -59,6 +61,13 @@ pool = 12
 def write_lines(path, records):
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path
+
+
+def small_tokenizer(folder):
+    """Of 300 entries, for questions, answers and labels."""
+    texts = [{"text": f"question {i} answer {i} another wrong bad good label"} for i in range(400)]
+    path = write_lines(folder / "text.jsonl", texts)
+    return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain")], folder / "tokenizer.model")
 
 
 def start(config, run, *arguments, ranks=1):

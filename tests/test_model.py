@@ -92,6 +92,26 @@ def test_gradients_are_those_of_one_by_one():
         torch.testing.assert_close(together[name], p.grad, rtol=1e-4, atol=1e-5)
 
 
+def test_bfloat16_products_stay_near_those_of_float32():
+    tokens, cu_seqlens = packed(LENGTHS)
+    weight = torch.randn(len(LENGTHS), 48)
+    found = []
+    for precision in ("float32", "bfloat16"):
+        model = Transformer(SMALL, 100, precision).init_weights(0)
+        out = model.embed(tokens, cu_seqlens, 0.5)
+        (out * weight).sum().backward()
+        assert out.dtype == model.embedding.grad.dtype == torch.float32
+        found.append([out.detach(), *(p.grad for p in model.parameters())])
+    for exact, rounded in zip(*found):
+        assert 0 < (exact - rounded).norm() < 0.02 * exact.norm()
+
+
+def test_bfloat16_is_used_where_the_cpu_multiplies_it(monkeypatch):
+    for has in (True, False):
+        monkeypatch.setattr("conan_engine.model.multiplies_bfloat16", lambda has=has: has)
+        assert [Transformer(SMALL, 100, precision).in_bfloat16() for precision in ("float32", "bfloat16", "auto")] == [False, True, has]
+
+
 def test_rope_turns_by_the_distance_within_the_own_sequence():
     _, cu_seqlens = packed([7, 12])
     cos, sin = rope(cu_seqlens, 19, 8, 1e4, torch.float64)

@@ -1,5 +1,9 @@
 """AdamW over one flat, sharded buffer is torch's AdamW, on one rank and on two."""
 
+import datetime
+import os
+import time
+
 import pytest
 import torch
 from ranked import on_ranks
@@ -69,3 +73,18 @@ def _check(group, path):
 def test_several_ranks_are_torchs_adamw_and_gather_gives_each_row_everyones_gradient(tmp_path, world):
     on_ranks(world, _check, str(tmp_path / "weights.pt"))
     torch.testing.assert_close(torch.load(tmp_path / "weights.pt"), _expected(), rtol=1e-5, atol=1e-6)
+
+
+def _late(_, meet):
+    torch.distributed.destroy_process_group()
+    rank, patience = int(os.environ["RANK"]), datetime.timedelta(seconds=2)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2, timeout=patience)
+    group = Group("cpu")
+    if rank == 0:
+        time.sleep(4)
+    group.barrier()
+    assert group.sum(torch.ones(1)).item() == 2
+
+
+def test_a_barrier_waits_longer_than_other_collectives(tmp_path):
+    on_ranks(2, _late, str(tmp_path / "meet"))

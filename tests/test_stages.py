@@ -7,6 +7,7 @@ import torch
 from conan_engine import stages
 from conan_engine.config import Config, Sft, load
 from conan_engine.data import prepare
+from conan_engine.data.encoding import Encoders
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.model import Transformer
 from conan_engine.parallel import Group
@@ -25,7 +26,8 @@ def weak_stage(tiny, run, *overrides):
     """The stage, its config, and a model for it."""
     config = load(tiny, [f"--out_dir={run}", *overrides])
     tokenizer = prepare.make_tokenizer(config.tokenizer, [], run / "tokenizer.model")
-    shards = {s: prepare.make_shards(s, "weak", config.weak, tokenizer, run / "data") for s in config.weak.data}
+    with Encoders(tokenizer, 1) as encoders:
+        shards = {s: prepare.make_shards(s, "weak", config.weak, encoders, run / "data") for s in config.weak.data}
     return stages.Weak(config, shards, Group("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
 
 

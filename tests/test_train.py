@@ -42,6 +42,19 @@ def test_killed_anywhere_and_started_again_gives_the_same_losses_bit_for_bit(tin
     assert losses(run) == losses(whole)
 
 
+def test_bfloat16_goes_on_bit_for_bit_too(tiny, whole, tmp_path):
+    options = ["--stages=['sft', 'weak']", "--precision=bfloat16", f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}"]
+    run, stopped = tmp_path / "run", tmp_path / "stopped"
+    assert train(tiny, run, *options)[0] == 0
+    shutil.copytree(run, stopped)
+    shutil.rmtree(stopped / "checkpoints/weak-00000006")
+    code, out, err = train(tiny, stopped, *options)
+    assert code == 0 and "resuming after step 4 of weak" in out, err
+    assert losses(stopped) == losses(run)
+    in_float32 = [x[2] for x in losses(whole) if x[0] == "sft"]
+    assert in_float32[0] != losses(run)[0][2] == pytest.approx(in_float32[0], rel=0.2)
+
+
 def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)

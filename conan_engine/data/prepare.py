@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from conan_engine.data import encoding
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.data.sources import files, installed
 from conan_engine.data.tokenizer import Tokenizer, train
@@ -71,12 +72,13 @@ def make_tokenizer(settings, sources, path):
     return Tokenizer.load(path)
 
 
-def make_shards(source, use, stage, tokenizer, folder):
+def make_shards(source, use, stage, encoders, folder):
     """The token shards of a source for a use, written under `folder` unless they stand there already: a Shards. What an
     earlier run finished before it was stopped is kept: its records are read again, but neither encoded nor written.
 
-    stage: that stage's settings (max_tokens; for "weak" teacher and min_score).
+    stage: that stage's settings (max_tokens; for "weak" teacher and min_score). encoders: encoding.Encoders.
     """
+    tokenizer = encoders.tokenizer
     path = Path(folder) / f"{use}-{_key(source, use, stage, tokenizer)}"
     if not (path / "manifest.json").exists():
         kind, records = read(source, use)
@@ -88,30 +90,17 @@ def make_shards(source, use, stage, tokenizer, folder):
         if use == "weak":
             records = _taught(records, source, stage.teacher, stage.min_score)
         with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, resume=True) as writer:
-            left = writer.resumed
-            for batch in batched(tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False, mininterval=1), 1024):
-                count = sum(len(r["pos"]) for r in batch) if shape == "pairs" else len(batch)
-                if left < count:
-                    for record in itertools.islice(_ENCODE[shape](tokenizer, batch, stage.max_tokens), left, None):
-                        writer.add(*record)
-                left = max(0, left - count)
+            bar = tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False, mininterval=1)
+            done, batches = encoding.behind(encoding.batches(bar), shape, writer.resumed)
+            for encoded in encoders.encode(shape, batches, stage.max_tokens):
+                writer.add_records(encoded.after(done))
+                done = 0
     return Shards(path, tokenizer.hash)
-
-
-def batched(records, size):
-    records = iter(records)
-    while batch := list(itertools.islice(records, size)):
-        yield batch
-
-
-def join(instruction, text):
-    """Instruction and input as one text (the query of the contrastive stages)."""
-    return f"{instruction}\n{text}" if instruction and text else instruction or text
 
 
 def _instruction_pairs(records, source):
     for number, record in enumerate(records, 1):
-        query = join(record["instruction"], record["input"])
+        query = encoding.join(record["instruction"], record["input"])
         if not query or not record["output"]:
             raise UserError(f"{source}: record {number}: its {'output' if query else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
         yield {"query": query, "pos": [record["output"]]}
@@ -136,7 +125,7 @@ def _taught(records, source, teacher, min_score):
         except (ImportError, AttributeError) as error:
             raise UserError(f"weak.teacher: cannot load {teacher!r} ({error}); expected \"module:function\"") from None
         records = ({**r, "pos": [positive]} for r in records for positive in r["pos"])
-    for batch in batched(records, 1024):
+    for batch in encoding.batches(records):
         if score:
             scores = score([r["query"] for r in batch], [r["pos"][0] for r in batch])
             if len(scores) != len(batch):
@@ -160,45 +149,3 @@ def _label_pairs(records):
         text, label = record["text"], record["label"]
         yield {"query": text, "pos": [last[label] if i % 2 and label in last else label], "group": label}
         last[label] = text
-
-
-def _group(value):
-    """63 bits that stand for a text or class; documents of one group are never each other's negatives."""
-    return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
-
-
-# Each gives, for a batch of a source's records, what ShardWriter.add takes.
-
-
-def _encode_text(tokenizer, batch, _):
-    """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
-    texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
-    for tokens in tokenizer.encode_batch(texts):
-        yield ([tokens + [tokenizer.eos_id]],)
-
-
-def _encode_instructions(tokenizer, batch, max_tokens):
-    """Cut from the end of the output, after the input has been cut to half the room: something is left to learn from."""
-    encoded = tokenizer.encode_batch([text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])])
-    for instruction, text, output in batched(encoded, 3):
-        instruction = instruction[: max_tokens // 4]
-        text = text[: max_tokens // 2 - len(instruction)] if len(text) > max_tokens // 4 else text
-        yield ([instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]],)
-
-
-def _encode_pairs(tokenizer, batch, max_tokens):
-    """One record a positive; the group is the positive's text (or the class)."""
-    flat = [(r, positive) for r in batch for positive in r["pos"]]
-    encoded = iter(tokenizer.encode_batch([t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))]))
-    for record, positive in flat:
-        fields = [next(encoded)[:max_tokens] for _ in range(2 + len(record.get("neg", ())))]
-        yield fields, record.get("score", float("nan")), _group(record.get("group", positive))
-
-
-def _encode_sts(tokenizer, batch, max_tokens):
-    encoded = tokenizer.encode_batch([text for r in batch for text in (r["sentence1"], r["sentence2"])])
-    for record, (first, second) in zip(batch, batched(encoded, 2)):
-        yield [first[:max_tokens], second[:max_tokens]], record["score"]
-
-
-_ENCODE = {"text": _encode_text, "instruction": _encode_instructions, "pairs": _encode_pairs, "sts": _encode_sts}

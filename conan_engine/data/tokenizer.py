@@ -18,10 +18,11 @@ LINE = 4000  # characters a training sentence at most: sentencepiece drops longe
 
 
 class Tokenizer:
-    """vocab_size; hash (hex sha256 of the model file: goes into every shard and checkpoint); eos_id ends a text."""
+    """model (the file's bytes); hash (its SHA-256 in hex: goes into every shard and checkpoint); vocab_size; eos_id ends a text."""
 
     def __init__(self, model):
         """model: the bytes of a sentencepiece model."""
+        self.model = model
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         self.vocab_size = self.processor.vocab_size()
         self.hash = hashlib.sha256(model).hexdigest()

@@ -10,7 +10,7 @@ import random
 
 from conan_engine.data.sources import catalogues, docstrings
 
-TRAINING_PACKAGES = ("stdlib", "numpy", "torch", "django", "wagtail", "sphinx", "matplotlib")
+TRAINING_PACKAGES = ("stdlib", "numpy", "torch", "django", "wagtail", "sphinx", "matplotlib", "scipy", "sklearn", "pandas")
 HELD_OUT_PACKAGES = ("networkx", "sympy")
 
 # Per cent of the cross-lingual pairs, recipe section 5 (Conan-embedding-v2, section 3.3); English is the other side.

@@ -1,0 +1,131 @@
+"""Records to token ids, as a shard writer takes them: here, or on processes of their own."""
+
+import hashlib
+import itertools
+import math
+
+import numpy as np
+
+from conan_engine.data.processes import Pool
+from conan_engine.data.shards import Records
+from conan_engine.data.tokenizer import Tokenizer
+
+BATCH = (1024, 2**20)  # a batch ends at so many records, or at so many characters
+
+
+def batches(records):
+    """Records (dicts of text) in lists of a size that bounds memory."""
+    batch, characters = [], 0
+    for record in records:
+        batch.append(record)
+        characters += sum(len(text) for value in record.values() for text in ([value] if isinstance(value, str) else value if isinstance(value, list) else ()))
+        if len(batch) == BATCH[0] or characters >= BATCH[1]:
+            yield batch
+            batch, characters = [], 0
+    if batch:
+        yield batch
+
+
+def count(batch, shape):
+    """How many records of a shard a batch becomes: of pairs, one a positive."""
+    return sum(len(record["pos"]) for record in batch) if shape == "pairs" else len(batch)
+
+
+def behind(batches, shape, done):
+    """What comes behind the first `done` records: how many of those are in the first batch left, and an iterator of batches."""
+    for batch in batches:
+        records = count(batch, shape)
+        if records > done:
+            return done, itertools.chain([batch], batches)
+        done -= records
+    return 0, iter(())
+
+
+def encode(tokenizer, shape, batch, max_tokens):
+    """A batch of dicts as Records of that shape, a key of shards.FIELDS."""
+    records = list(_ENCODE[shape](tokenizer, batch, max_tokens))
+    fields = [field for record in records for field in record[0]]
+    return Records(
+        np.fromiter(itertools.chain.from_iterable(fields), np.int32),
+        np.array([len(field) for field in fields], np.int64),
+        np.array([len(record[0]) for record in records], np.int64),
+        np.array([score for _, score, _ in records], np.float32),
+        np.array([group for _, _, group in records], np.int64),
+    )
+
+
+class Encoders:
+    """Processes that encode; they are started by the first source of more than one batch, and close() ends them."""
+
+    def __init__(self, tokenizer, processes):
+        self.tokenizer = tokenizer
+        self._pool = Pool(processes, _set_tokenizer, tokenizer.model)
+
+    def encode(self, shape, batches, max_tokens):
+        """Records for each of an iterator of batches, in order. Raises what encoding a batch raised, and UserError if a
+        process is killed."""
+        for batch in itertools.islice(batches, 1):
+            yield encode(self.tokenizer, shape, batch, max_tokens)
+        yield from self._pool.map(_encode, ((shape, batch, max_tokens) for batch in batches))
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._pool.close()
+
+
+def _set_tokenizer(model):
+    global _tokenizer  # of one of the processes
+    _tokenizer = Tokenizer(model)
+
+
+def _encode(job):
+    return encode(_tokenizer, *job)
+
+
+def join(instruction, text):
+    """Instruction and input as one text (the query of the contrastive stages)."""
+    return f"{instruction}\n{text}" if instruction and text else instruction or text
+
+
+def _group(value):
+    """63 bits that stand for a text or class; documents of one group are never each other's negatives."""
+    return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
+
+
+# Each gives, for a batch of a source's records, the fields, the score and the group of each record to write.
+
+
+def _encode_text(tokenizer, batch, _):
+    """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
+    texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
+    for tokens in tokenizer.encode_batch(texts):
+        yield [tokens + [tokenizer.eos_id]], math.nan, 0
+
+
+def _encode_instructions(tokenizer, batch, max_tokens):
+    """Cut from the end of the output, after the input has been cut to half the room: something is left to learn from."""
+    encoded = tokenizer.encode_batch([text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])])
+    for instruction, text, output in zip(encoded[::3], encoded[1::3], encoded[2::3]):
+        instruction = instruction[: max_tokens // 4]
+        text = text[: max_tokens // 2 - len(instruction)] if len(text) > max_tokens // 4 else text
+        yield [instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]], math.nan, 0
+
+
+def _encode_pairs(tokenizer, batch, max_tokens):
+    """One record a positive; the group is the positive's text (or the class)."""
+    flat = [(r, positive) for r in batch for positive in r["pos"]]
+    encoded = iter(tokenizer.encode_batch([t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))]))
+    for record, positive in flat:
+        fields = [next(encoded)[:max_tokens] for _ in range(2 + len(record.get("neg", ())))]
+        yield fields, record.get("score", math.nan), _group(record.get("group", positive))
+
+
+def _encode_sts(tokenizer, batch, max_tokens):
+    encoded = tokenizer.encode_batch([text for r in batch for text in (r["sentence1"], r["sentence2"])])
+    for record, first, second in zip(batch, encoded[::2], encoded[1::2]):
+        yield [first[:max_tokens], second[:max_tokens]], record["score"], 0
+
+
+_ENCODE = {"text": _encode_text, "instruction": _encode_instructions, "pairs": _encode_pairs, "sts": _encode_sts}

@@ -1,0 +1,58 @@
+"""Work on several processes, its results in order."""
+
+import collections
+import os
+import threading
+import time
+
+import loky  # whose processes, other than multiprocessing's, need not import the main module and with it torch
+from loky.process_executor import TerminatedWorkerError
+
+from conan_engine.errors import UserError
+
+
+class Pool:
+    """`processes` of them (0: one a CPU core), started when first needed; close() ends them, and so does the end of this
+    process, however it comes. set_up(*arguments) is called in each of them first."""
+
+    def __init__(self, processes=0, set_up=None, *arguments):
+        self.processes = processes or len(os.sched_getaffinity(0))
+        self._executor = loky.ProcessPoolExecutor(self.processes, initializer=_begin, initargs=(set_up, arguments))
+
+    def map(self, function, items):
+        """function(item) for each item, in order; at most twice as many as processes are under way. Raises what the
+        function raises, and UserError if a process is killed."""
+        waiting = collections.deque()
+        try:
+            for item in items:
+                waiting.append(self._executor.submit(function, item))
+                if len(waiting) == 2 * self.processes:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except TerminatedWorkerError:
+            raise UserError(
+                f"one of {self.processes} processes that prepare data was killed; if memory ran out, lower tokenizer.processes. "
+                f"Run again: it goes on after the last finished shard"
+            ) from None
+
+    def close(self):
+        self._executor.shutdown(kill_workers=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
+def _begin(set_up, arguments):
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    if set_up:
+        set_up(*arguments)
+
+
+def _end_with(parent):
+    while os.getppid() == parent:  # after kill -9 nobody else would tell
+        time.sleep(1)
+    os._exit(1)
