@@ -23,15 +23,19 @@ class Attention:
             return conan_kernels.soft_mask_attention(q, k, v, self.cu_seqlens, self.alpha, mask=self.mask)
         if not self.buckets:
             return q  # no token at all: [0, H, D]
+        with torch.autocast("cpu", enabled=False):  # a CPU's SDPA is several times as slow in bfloat16
+            return self._by_bucket(*(x.float() if x.dtype == torch.bfloat16 else x for x in (q, k, v)))
+
+    def _by_bucket(self, q, k, v):
         repeat = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (k, v))
         outputs = []
         for rows, own, bias in self.buckets:
-            heads = [x[rows].view(*own.shape, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # [b, H, L, D]
+            heads = [x.index_select(0, rows).view(*own.shape, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # [b, H, L, D]
             bias = None if bias is None else bias.to(q.dtype)
             out = F.scaled_dot_product_attention(*heads, attn_mask=bias, is_causal=bias is None)
             outputs.append(out.transpose(1, 2)[own])
-        return torch.cat(outputs)[self.back]
+        return torch.cat(outputs).index_select(0, self.back)
 
     def _buckets(self):
         """Sequences of like length share one padded SDPA call, so that little of it is padding: up to 8 tokens, then up

@@ -109,7 +109,7 @@ def load_model(run, device="cpu"):
     folder, state = found
     config = settings.from_dict(state["config"], f"{folder}/state.json")
     tokenizer = Tokenizer.load(tokenizer_path)
-    model = Transformer(config.model, tokenizer.vocab_size).to(device)
+    model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(device)
     load_weights(folder, state, model, config.model, tokenizer)
     return model, tokenizer, config.model.context, config.supervised.dims
 

@@ -31,6 +31,7 @@ class Model:
 class Tokenizer:
     path: str = ""  # an existing .model file; empty: train one from the pretrain and weak data
     vocab_size: int = 150_000
+    processes: int = 0  # that encode the data, on rank 0's machine; 0 = one a CPU core
     train_bytes: int = 2_000_000_000  # ours: at most this much text, evenly sampled (the paper: about 400k texts)
 
 
@@ -103,6 +104,7 @@ class Config:
     init_from: str = ""  # a run whose newest weights to start from; empty: random weights
     seed: int = 1
     device: str = "auto"  # "cuda" where there is one, else "cpu"
+    precision: str = "auto"  # of matrix products: "bfloat16", "float32", or bfloat16 where the device multiplies it faster
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints kept a stage; the newest is never the only one
@@ -210,6 +212,7 @@ def _check(config, where):
     require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}")
     one_of("model.pooling", model.pooling, "mean", "last")
     one_of("device", config.device, "auto", "cpu", "cuda")
+    one_of("precision", config.precision, "auto", "bfloat16", "float32")
     one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating")
     one_of("weak.mask", config.weak.mask, "column", "row", "uniform")
     in_order = [name for name in STAGES if name in config.stages]
@@ -221,6 +224,7 @@ def _check(config, where):
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
+    require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for key in ("save_every", "keep", "max_skips", "loader_threads"):
         require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from conan_engine import checkpoint
-from conan_engine.cpu import keep_freed_memory
+from conan_engine.cpu import settle_memory
 
 BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, little memory
 
@@ -25,9 +25,7 @@ def embed_sequences(model, tokens, cu_seqlens, group=None):
     for rows in passes[rank::world]:
         part = torch.from_numpy(np.concatenate([tokens[cu_seqlens[i] : cu_seqlens[i + 1]] for i in rows] or [tokens[:0]])).to(device)
         part_cu = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths[rows]))).astype(np.int32)).to(device)
-        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-            embedded = model.embed(part, part_cu)
-        out[torch.from_numpy(rows).to(device)] = torch.nn.functional.normalize(embedded, dim=-1)
+        out[torch.from_numpy(rows).to(device)] = torch.nn.functional.normalize(model.embed(part, part_cu), dim=-1)
     return (group.sum(out) if group else out).cpu().numpy()
 
 
@@ -40,7 +38,7 @@ class Encoder:
     @classmethod
     def load(cls, run):
         """The newest weights of a run's last stage. Raises UserError if there are none or they do not fit."""
-        keep_freed_memory()
+        settle_memory()
         return cls(*checkpoint.load_model(run, "cuda" if torch.cuda.is_available() else "cpu"))
 
     def encode(self, texts, dim=None):

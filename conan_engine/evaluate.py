@@ -88,7 +88,7 @@ def evaluate(encoder):
     docs = docs_search()
     results["docs.queries"] = len(docs.queries)
     results["docs.bm25.ndcg@10"] = ndcg(bm25_ranks(docs))
-    fresh = Transformer(encoder.model.config, encoder.tokenizer.vocab_size).init_weights(seed=0)
+    fresh = Transformer(encoder.model.config, encoder.tokenizer.vocab_size, encoder.model.precision).init_weights(seed=0)
     untrained = Encoder(fresh, encoder.tokenizer, encoder.max_tokens, dims)
     for key, one, sizes in (("docs.untrained.ndcg@10", untrained, [None]), ("docs.ndcg@10", encoder, [None, *dims])):
         queries, documents = one.encode(docs.queries), one.encode(docs.documents)

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conan_engine.attention import Attention
+from conan_engine.cpu import multiplies_bfloat16
 
 NORM_EPS = 1e-6
 
@@ -34,10 +35,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config, vocab_size):
-        """config: conan_engine.config.Model. Weights are left as they come; `init_weights` draws them."""
+    def __init__(self, config, vocab_size, precision="float32"):
+        """config: conan_engine.config.Model; precision: as conan_engine.config.Config has it. Weights are float32, left as
+        they come; `init_weights` draws them."""
         super().__init__()
-        self.config = config
+        self.config, self.precision = config, precision
         self.embedding = nn.Parameter(torch.empty(vocab_size, config.width))  # [V, C]; also the LM head (tied)
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.width))
@@ -54,13 +56,19 @@ class Transformer(nn.Module):
                 nn.init.ones_(parameter)
         return self
 
+    def in_bfloat16(self):
+        """Whether the matrix products are: as set, or where the device multiplies bfloat16 faster than float32."""
+        device = self.embedding.device
+        return self.precision == "bfloat16" or (self.precision == "auto" and (device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())))
+
     def forward(self, tokens, cu_seqlens, alpha=0.0, mask="column"):
         """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T, C]."""
         attention = Attention(cu_seqlens, alpha, mask)
         x = F.embedding(tokens.long(), self.embedding) * self.config.embedding_scale  # [T, C]
         cos, sin = rope(cu_seqlens, len(tokens), self.blocks[0].head_dim, self.config.rope_theta, x.dtype)
-        for block in self.blocks:
-            x = block(x, cos, sin, attention)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
+            for block in self.blocks:
+                x = block(x, cos, sin, attention)
         return rms_norm(x, self.norm)
 
     def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):

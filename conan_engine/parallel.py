@@ -1,11 +1,12 @@
 """Data parallelism by hand: the process group, collectives with gradient, and AdamW over one flat, sharded buffer."""
 
+import datetime
 import os
 
 import torch
 import torch.distributed as dist
 
-from conan_engine.cpu import keep_freed_memory
+from conan_engine.cpu import settle_memory
 
 
 class Group:
@@ -18,17 +19,21 @@ class Group:
         if cuda:
             torch.cuda.set_device(self.device)
         else:
-            keep_freed_memory()
-        if self.world > 1 and not dist.is_initialized():
-            dist.init_process_group("nccl" if cuda else "gloo")
+            settle_memory()
+        if self.world > 1:
+            if not dist.is_initialized():
+                dist.init_process_group("nccl" if cuda else "gloo")
+            # rank 0 may prepare data for hours; a collective of nccl gives up after ten minutes
+            self._patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
 
     def close(self):
         if dist.is_initialized():
             dist.destroy_process_group()
 
     def barrier(self):
+        """Wait for all ranks, for as long as it takes."""
         if self.world > 1:
-            dist.barrier()
+            dist.barrier(self._patient)
 
     def sum(self, tensor):
         """The sum over ranks, without gradient; in place."""

@@ -100,8 +100,8 @@ class LanguageModelling(Stage):
         counted = self.group.sum((targets != -100).sum())
         loss, start = 0.0, 0
         for part in sequences.split(self.settings.chunk, batch.rows):
-            with autocast(self.group.device):
-                hidden = model(part.tokens, part.cu_seqlens)
+            hidden = model(part.tokens, part.cu_seqlens)
+            hidden = hidden.bfloat16() if model.in_bfloat16() else hidden
             summed, _ = losses.linear_cross_entropy(hidden, model.embedding, targets[start : start + len(part.tokens)])
             (summed / counted).backward()
             loss, start = loss + summed.detach(), start + len(part.tokens)
@@ -217,8 +217,7 @@ def embed_and_backward(model, packed, chunk, alpha, mask, loss_of):
     parts = packed.split(chunk)
 
     def embed(part):
-        with autocast(packed.tokens.device):
-            return model.embed(part.tokens, part.cu_seqlens, alpha, mask)
+        return model.embed(part.tokens, part.cu_seqlens, alpha, mask)
 
     if len(parts) == 1:
         loss, *rest = loss_of(embed(packed))
@@ -232,11 +231,6 @@ def embed_and_backward(model, packed, chunk, alpha, mask, loss_of):
     for part, gradient in zip(parts, embeddings.grad.split(chunk)):
         embed(part).backward(gradient)
     return loss.detach(), *rest
-
-
-def autocast(device):
-    """bfloat16 products on CUDA; a CPU computes in float32, where a resumed run is bit-identical."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda")
 
 
 def tokens_of(packed, group):

@@ -22,6 +22,7 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
 from conan_engine import checkpoint, errors
 from conan_engine.config import load
 from conan_engine.data import prepare
+from conan_engine.data.encoding import Encoders
 from conan_engine.errors import UserError
 from conan_engine.log import Log
 from conan_engine.model import Transformer, count_parameters, memory_per_device
@@ -52,7 +53,7 @@ def main():
     tokenizer, shards = prepare_data(config)
 
     # ---- model; where an earlier run of the same command stopped, its newest whole checkpoint
-    model = Transformer(config.model, tokenizer.vocab_size).to(group.device)
+    model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(group.device)
     found = checkpoint.newest(run, config.stages)
     if found:
         checkpoint.load_weights(*found, model, config.model, tokenizer)
@@ -162,7 +163,8 @@ def prepare_data(config):
         uses += [(source, "sts", config.supervised) for source in config.supervised.sts]
     tokenizer = prepare.make_tokenizer(config.tokenizer, [(s, use) for s, use, _ in uses], Path(config.out_dir, "tokenizer.model"))
     folder = Path(config.out_dir, "data")
-    return tokenizer, {(use, s): prepare.make_shards(s, use, stage, tokenizer, folder) for s, use, stage in uses}
+    with Encoders(tokenizer, config.tokenizer.processes) as encoders:
+        return tokenizer, {(use, s): prepare.make_shards(s, use, stage, encoders, folder) for s, use, stage in uses}
 
 
 def make_stage(name, config, shards, group):
