@@ -5,6 +5,7 @@ import torch
 
 from conan_engine import checkpoint
 from conan_engine.cpu import settle_memory
+from conan_engine.device import choose
 
 BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, little memory
 
@@ -39,7 +40,7 @@ class Encoder:
     def load(cls, run):
         """The newest weights of a run's last stage. Raises UserError if there are none or they do not fit."""
         settle_memory()
-        return cls(*checkpoint.load_model(run, "cuda" if torch.cuda.is_available() else "cpu"))
+        return cls(*checkpoint.load_model(run, choose()))
 
     def encode(self, texts, dim=None):
         """Unit vectors float32 [len(texts), dim]: the first `dim` numbers of the embedding (all if None), normalised.

@@ -7,15 +7,16 @@ import torch
 import torch.distributed as dist
 
 from conan_engine.cpu import settle_memory
+from conan_engine.device import choose
 
 
 class Group:
     """The ranks that share one run. `rank`, `world`, `device`; every collective is the identity when world is 1."""
 
     def __init__(self, device="auto"):
-        cuda = torch.cuda.is_available() if device == "auto" else device == "cuda"
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        self.device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0))) if cuda else torch.device("cpu")
+        self.device = choose(device, int(os.environ.get("LOCAL_RANK", 0)))
+        cuda = self.device.type == "cuda"
         if cuda:
             torch.cuda.set_device(self.device)
         else:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from conan_kernels.architecture import architecture
 from conan_kernels.info_nce_chunked import chunked_info_nce
 
 
@@ -46,7 +47,7 @@ def info_nce(
     queries, documents, hard and temperature; there is no double backward. The same inputs give the same bits.
 
     Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents (on CUDA the latter
-    is a device-side assertion, to save a synchronisation).
+    is a device-side assertion, to save a synchronisation); RuntimeError on a GPU or with a Triton that is too old.
     """
     dims = (queries.shape[-1],) if dims is None else tuple(dims)
     weights = (1.0 / max(1, len(dims)),) * len(dims) if weights is None else tuple(weights)
@@ -56,6 +57,7 @@ def info_nce(
     if not isinstance(temperature, Tensor):
         temperature = torch.full((), temperature, dtype=torch.float32, device=queries.device)
     if queries.is_cuda:
+        architecture(queries.device)  # says in one line what is missing, before anything is imported or launched
         from conan_kernels.info_nce_triton import fused_info_nce as form  # here, because a CPU machine has no Triton
     else:
         form = chunked_info_nce

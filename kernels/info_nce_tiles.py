@@ -1,7 +1,6 @@
 """The Triton kernels of InfoNCE: tiles of similarities for all Matryoshka dims at once. The math and who calls what when:
 info_nce_triton.py. Shapes by letter: N queries, M documents, E width, K dims; z, u, W as there."""
 
-import torch
 import triton
 import triton.language as tl
 
@@ -185,24 +184,3 @@ def add_product(
         place = total + rows.to(tl.int64)[:, None] * E + columns[None, :]
         inside = (rows < rows_count)[:, None] & (columns < end)[None, :]
         tl.store(place, tl.load(place, mask=inside) + pieces[p], mask=inside)
-
-
-def tile_options(dtype, major):
-    """Launch options of forward_tile and weight_tile on a GPU of compute capability `major`: the largest tiles that
-    compile without spilling. PIECES: the part of a tile that is an fp32 temporary at a time."""
-    if dtype == torch.float32:  # three tf32 products, as exact as fp32 to its last bits
-        small = {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "PIECES": 4, "num_warps": 4, "num_stages": 3}
-        return small, small
-    common = {"PRECISION": "ieee", "BM": 128, "BE": 64, "num_warps": 8, "num_stages": 3}
-    if major >= 9:
-        return common | {"BN": 256, "PIECES": 8}, common | {"BN": 128, "PIECES": 4}
-    return common | {"BN": 128, "PIECES": 4}, common | {"BN": 64, "PIECES": 2}
-
-
-def product_options(dtype, major):
-    """The dtype of W and the launch options of add_product: bf16 for bf16. fp16 cannot hold W's small values: fp32."""
-    if dtype == torch.bfloat16:
-        columns = 256 if major >= 9 else 128
-        return torch.bfloat16, {"PRECISION": "ieee", "BM": 128, "BN": columns, "BK": 64, "PIECES": 8, "num_warps": 8, "num_stages": 3}
-    precision = "tf32x3" if dtype == torch.float32 else "tf32"  # tf32 has the significant bits of fp16
-    return torch.float32, {"PRECISION": precision, "BM": 64, "BN": 64, "BK": 32, "PIECES": 1, "num_warps": 4, "num_stages": 3}

@@ -19,6 +19,7 @@ import torch
 import triton
 from torch import Tensor
 
+from conan_kernels.architecture import architecture, product_options, similarity_tiles
 from conan_kernels.info_nce_own import (
     add_hard_gradients,
     blocks_of,
@@ -28,14 +29,9 @@ from conan_kernels.info_nce_own import (
     softmax_of_rows,
     suffix_sum,
 )
-from conan_kernels.info_nce_tiles import add_product, forward_tile, product_options, tile_options, weight_tile
+from conan_kernels.info_nce_tiles import add_product, forward_tile, weight_tile
 
 PANEL = 4096  # W of a panel and 7 dims: 235 MB in bf16
-
-
-def _major(device):
-    """The compute capability's first number; Hopper's for Triton's interpreter on a CPU."""
-    return torch.cuda.get_device_capability(device)[0] if device.type == "cuda" else 9
 
 
 class _Blocks:
@@ -84,7 +80,7 @@ def _forward(
     """-> loss, loss_per_dim, positive, hard, accuracy; for the backward similarity_own, r_own, rq, rd, lse."""
     N, M, K = len(queries), len(documents), len(dims)
     torch._assert_async(((target >= 0) & (target < M)).all(), "info_nce: target outside documents")
-    blocks, (options, _) = _Blocks(dims, queries.device), tile_options(queries.dtype, _major(queries.device))
+    blocks, (options, _) = _Blocks(dims, queries.device), similarity_tiles(queries.dtype, architecture(queries.device))
     rq, rd = inverse_norms(queries, blocks.slices), inverse_norms(documents, blocks.slices)  # [K, N], [K, M]
     similarity_own, r_own = own_similarities(queries, documents, target, hard, blocks.slices, rq, rd)
     z_own, limits = own_logits(similarity_own, temperature, absolute, fraction)
@@ -146,8 +142,8 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """-> dqueries, ddocuments, dtemperature, dhard."""
     (N, E), M, K = queries.shape, len(documents), len(dims)
-    blocks, major = _Blocks(dims, queries.device), _major(queries.device)
-    (_, options), (W_dtype, product) = tile_options(queries.dtype, major), product_options(queries.dtype, major)
+    blocks, arch = _Blocks(dims, queries.device), architecture(queries.device)
+    (_, options), (W_dtype, product) = similarity_tiles(queries.dtype, arch), product_options(queries.dtype, arch)
     tiles = blocks.column_tiles(product["BN"])
     BM, BN = options["BM"], options["BN"]
     share = gradient * torch.tensor(weights, device=gradient.device) / N  # [K]

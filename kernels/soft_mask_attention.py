@@ -19,6 +19,7 @@ import os
 import torch
 from torch import Tensor
 
+from conan_kernels.architecture import architecture
 from conan_kernels.reference import soft_mask_attention_reference
 
 MASKS = ("column", "row", "uniform")
@@ -38,6 +39,7 @@ def _forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor,
         return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
     if not _fused(q):
         return soft_mask_attention_reference(q, k, v, cu_seqlens, alpha, mask, scale, return_lse=True)
+    architecture(q.device)  # says in one line what is missing, before anything is imported or launched
     from conan_kernels import soft_mask_launch  # here, because a CPU machine may have no Triton
 
     return soft_mask_launch.forward(q, k, v, cu_seqlens, alpha, mask, scale)
@@ -95,8 +97,9 @@ def soft_mask_attention(q, k, v, cu_seqlens, alpha, mask="column", scale=None, r
     -> out [T, H, D] in the dtype of q; with return_lse also lse [H, T], fp32, natural logarithm, without gradient.
 
     The same inputs give the same bits, forward and backward. On a CPU the reference form runs, at memory O(H * L^2).
-    Raises ValueError for what does not fit this. What only the device knows, the values in cu_seqlens and alpha, is checked
-    there: a wrong one fails as a CUDA device-side assertion, on a CPU as ValueError.
+    Raises ValueError for what does not fit this, RuntimeError on a GPU or with a Triton that is too old. What only the device
+    knows, the values in cu_seqlens and alpha, is checked there: a wrong one fails as a CUDA device-side assertion, on a CPU as
+    ValueError.
     """
     device = q.device.type
     if torch.is_autocast_enabled(device):

@@ -1,8 +1,11 @@
 """The chunked LM head against softmax cross entropy over the whole logits in fp64."""
 
+import sys
+
 import pytest
 import torch
 import torch.nn.functional as F
+from rounding import assert_within
 
 import conan_engine.lm_head
 from conan_engine.lm_head import linear_cross_entropy
@@ -14,28 +17,60 @@ def case(T=50, C=24, V=301, dtype=torch.float32):
     return torch.randn(T, C, dtype=dtype).requires_grad_(), torch.randn(V, C).requires_grad_(), targets
 
 
-@pytest.mark.parametrize("chunk_logits", [1, 301 * 7, 1 << 25])
-def test_equals_cross_entropy_of_the_whole_logits(monkeypatch, chunk_logits):
-    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", chunk_logits)
-    hidden, weight, targets = case()
+def obvious(hidden, weight, targets):
+    """Loss and gradients from the whole logits, in the arguments' dtype."""
+    leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
+    loss = F.cross_entropy((leaves[0] @ leaves[1].to(hidden.dtype).T).float() if hidden.dtype != torch.float64 else leaves[0] @ leaves[1].T, targets, reduction="sum")
+    return loss.detach(), *torch.autograd.grad(loss, leaves)
+
+
+def rounding_bounds(hidden, weight, targets):
+    """For loss, dhidden and dweight, in the manner of kernels/rounding.py. With S the logits and p their softmax, the exponent
+    errs by e = eps (sqrt(C) |x| . |w| + 2 max|S| + 4), p by p (e + sum p e + sqrt(V) eps), to which comes rounding to hidden's dtype."""
+    (T, C), V = hidden.shape, len(weight)
+    eps, h = torch.finfo(torch.float32).eps, torch.finfo(hidden.dtype).eps
+    h = 0.0 if h == eps else h
+    x, w = hidden.detach().double(), weight.detach().double()
+    counted = targets != -100
+    S = x @ w.T
+    e = C**0.5 * eps * x.abs() @ w.abs().T + (2 * eps + h) * S.abs().amax(1, keepdim=True) + 4 * eps
+    p = S.softmax(1)
+    of_row = (p * e).sum(1, keepdim=True) + V**0.5 * eps
+    target = F.one_hot(targets.clamp(min=0), V)
+    of_loss = (of_row[:, 0] + (e * target).sum(1) + eps * S.logsumexp(1).abs())[counted]
+    u = (p - target) * counted[:, None]
+    of_u = p * (e + of_row) * counted[:, None] + (h + V**0.5 * eps + T**0.5 * eps) * u.abs()
+    rounded = (h * (u @ w).abs(), h * (u.T @ x).abs())
+    return of_loss.sum() + T**0.5 * eps * of_loss.numel() * S.logsumexp(1).abs().max(), of_u @ w.abs() + rounded[0], of_u.T @ x.abs() + rounded[1]
+
+
+def assert_as_exact_as_pytorch(hidden, weight, targets):
     loss, count = linear_cross_entropy(hidden, weight, targets)
-    found = loss, *torch.autograd.grad(loss / count, (hidden, weight))
-    loss = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
-    expected = loss, *torch.autograd.grad(loss / count, (hidden, weight))
     assert count == (targets != -100).sum()
-    for a, b in zip(found, expected):
-        torch.testing.assert_close(a, b.float(), rtol=1e-5, atol=1e-6)
+    found = loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
+    exact = obvious(hidden.double(), weight.double(), targets)
+    for name, *x in zip(("loss", "dhidden", "dweight"), found, obvious(hidden, weight, targets), exact, rounding_bounds(hidden, weight, targets)):
+        assert_within(name, *x)
 
 
-def test_bf16_hidden_and_fp32_weight():
+@pytest.mark.parametrize("chunk_logits", [1, 301 * 7, 1 << 25])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_as_exact_as_cross_entropy_of_the_whole_logits(monkeypatch, chunk_logits, dtype):
+    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", chunk_logits)
+    assert_as_exact_as_pytorch(*case(dtype=dtype))
+
+
+def test_a_planted_error_is_found(monkeypatch):
+    hidden, weight, targets = case()
+    monkeypatch.setattr(sys.modules[__name__], "linear_cross_entropy", lambda x, w, t, right=linear_cross_entropy: right(x * (1 + 1e-4), w, t))
+    with pytest.raises(AssertionError, match="error .* allowed"):
+        assert_as_exact_as_pytorch(hidden, weight, targets)
+
+
+def test_gradients_have_the_dtype_of_what_they_are_of():
     hidden, weight, targets = case(dtype=torch.bfloat16)
     loss, _ = linear_cross_entropy(hidden, weight, targets)
-    found = torch.autograd.grad(loss, (hidden, weight))
-    exact = F.cross_entropy(hidden.double() @ weight.double().T, targets, reduction="sum")
-    assert (found[0].dtype, found[1].dtype, loss.dtype) == (torch.bfloat16, torch.float32, torch.float32)
-    assert abs(loss - exact) < 1e-2 * exact
-    for a, b in zip(found, torch.autograd.grad(exact, (hidden, weight))):
-        assert (a - b).norm() < 0.02 * b.norm()
+    assert [x.dtype for x in (loss, *torch.autograd.grad(loss, (hidden, weight)))] == [torch.float32, torch.bfloat16, torch.float32]
 
 
 def test_no_token_counts():
@@ -55,10 +90,7 @@ def test_a_second_backward_is_refused():
 
 def test_large_logits_do_not_overflow():
     hidden, weight, targets = case()
-    loss, _ = linear_cross_entropy(hidden * 1e4, weight, targets)
-    loss.backward()
-    torch.testing.assert_close(loss.double(), F.cross_entropy(hidden.double() * 1e4 @ weight.double().T, targets, reduction="sum"), rtol=1e-5, atol=0)  # fmt: skip
-    assert hidden.grad.isfinite().all()
+    assert_as_exact_as_pytorch((hidden * 1e4).detach().requires_grad_(), weight, targets)
 
 
 def test_memory_never_holds_the_logits(monkeypatch):

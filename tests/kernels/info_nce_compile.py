@@ -1,54 +1,60 @@
-"""Run by test_info_nce_compiled.py, without Triton's interpreter: compiles the InfoNCE kernels for GPUs that need not be
-there, with the launch options that they would have there, and prints what the machine code uses, one JSON a line."""
+"""Run by test_info_nce_compiled.py and matrix.py, without Triton's interpreter: compiles the InfoNCE kernels for GPUs that need
+not be there, with the launch options that they would have there, and prints what the machine code uses, one JSON a line.
 
+    python tests/kernels/info_nce_compile.py [--archs 90 ...] [--dtypes bf16 ...]
+"""
+
+import argparse
 import json
 
 import sass
 import torch
 
+from conan_kernels import architecture
 from conan_kernels import info_nce_tiles as kernels
 
-NAMES = {torch.bfloat16: "bf16", torch.float32: "fp32"}
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
 IDS = ("query_group", "document_group", "starts", "tiles")
 # what Triton finds divisible by 16 at the paper's shape, beside the pointers
 DIVISIBLE = ("E", "N", "M", "whole_M", "R", "C", "first_row", "first_column", "stride_k", "stride_row", "stride_inner")
 FLOATS = "rq rd temperature limits lse best share u_positive uz_rows uz_columns total".split()
 
 
-def compile(kernel, dtype, W_dtype, capability, options, **constants):
+def compile(kernel, dtype, W_dtype, arch, options, **constants):
     constants |= {name: value for name, value in options.items() if name in kernel.arg_names}
     signature = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(IDS, "*i32")
     signature |= dict.fromkeys(("queries", "documents", "vectors"), f"*{NAMES[dtype]}")
     signature |= {"target": "*i64", "weighted": f"*{NAMES[W_dtype]}"}
     stages, warps = options["num_stages"], options["num_warps"]
-    machine = sass.compile(kernel, signature, constants, capability, warps, stages, DIVISIBLE)
+    machine = sass.compile(kernel, signature, constants, arch, warps, stages, DIVISIBLE)
     bytes_a_stage = (options["BM"] + options["BN"]) * options.get("BE", options.get("BK")) * dtype.itemsize
-    return {
-        "stack": machine.stack,
-        "spills": machine.spills,
-        "registers": machine.registers,
-        "HGMMA": machine.count("HGMMA"),
-        "HMMA": machine.count("HMMA"),
-        "LDGSTS": machine.count("LDGSTS"),
-        "LDGSTS if all loads are": stages * bytes_a_stage // (16 * 32 * warps),  # both operands, 16 bytes a thread at a time
-    }
+    whole = sass.opcodes(machine.sass)
+    # the loops that add up what earlier ones stored multiply nothing: products are counted in the program as a whole
+    counts = {"loops": [{name: sass.counted(whole, name) for name in sass.OPCODES}]}
+    # both operands, 16 bytes a thread at a time
+    return sass.describe(machine) | counts | {"LDGSTS if all loads are": stages * bytes_a_stage // (16 * 32 * warps)}
 
 
-def report(name, dtype, capability, *arguments, **constants):
+def report(case, name, arch, dtype, *arguments, **constants):
     result = compile(*arguments, UNIT=64, **constants)
-    print(json.dumps({"name": f"{name}, {NAMES[dtype]}, sm_{capability}", "capability": capability, **result}), flush=True)
+    print(json.dumps({"kernel": name, "case": case, "dtype": NAMES[dtype], "arch": arch, **result}), flush=True)
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--archs", type=int, nargs="+", default=tuple(sass.SHARED_BYTES), choices=sass.SHARED_BYTES)
+    parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
+    chosen = parser.parse_args()
     unmasked = {"limits": None, "query_group": None, "document_group": None, "K": 1}
-    for capability, dtype in ((90, torch.bfloat16), (80, torch.bfloat16), (90, torch.float32)):
-        tiles = kernels.tile_options(dtype, capability // 10)
-        W_dtype, product = kernels.product_options(dtype, capability // 10)
-        for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), tiles):
-            name = kernel.fn.__name__
-            report(f"{name} of 7 dims with masks", dtype, capability, kernel, dtype, W_dtype, capability, options, EVEN=True)
-            if dtype == torch.bfloat16:
-                report(f"{name} of 1 dim", dtype, capability, kernel, dtype, W_dtype, capability, options, EVEN=True, **unmasked)
-        for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
-            arguments = kernels.add_product, dtype, W_dtype, capability, product
-            report(f"add_product for {side}", dtype, capability, *arguments, **{stride: 1})
+    for arch in chosen.archs:
+        for dtype in map(DTYPES.get, chosen.dtypes):
+            W_dtype, product = architecture.product_options(dtype, arch)
+            for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), architecture.similarity_tiles(dtype, arch)):
+                name = kernel.fn.__name__
+                report("7 dims with masks", name, arch, dtype, kernel, dtype, W_dtype, arch, options, EVEN=True)
+                if dtype != torch.float32:
+                    report("1 dim", name, arch, dtype, kernel, dtype, W_dtype, arch, options, EVEN=True, **unmasked)
+            for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
+                arguments = kernels.add_product, dtype, W_dtype, arch, product
+                report(f"for {side}", "add_product", arch, dtype, *arguments, **{stride: 1})

@@ -12,7 +12,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # a program's most
+MATRIX_PRODUCTS = {90: ("HGMMA",), 100: ("UTCHMMA", "HMMA")}  # on others HMMA
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
+OPCODES = ("HGMMA", "HMMA", "UTCHMMA", "FFMA", "FADD", "FMUL", "FMNMX", "FSEL", "MUFU", "LDG", "LDGSTS", "ISETP", "WARPGROUP", "BAR")
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\d\s+)?([A-Z][A-Zx0-9_.]*)", re.M)
 
 
@@ -34,16 +37,42 @@ class Machine:
         return self.count("STL") + self.count("LDL")
 
     def loops(self):
-        """The innermost loops in the order of the code, each a Counter of full opcodes ("MUFU.EX2")."""
+        """The innermost loops in the order of the code, each a Counter of full opcodes ("MUFU.EX2"). Loops of less than 16
+        instructions are none: they wait (sm_100: for a matrix product), or end the program."""
         lines = self.sass.splitlines()
         at = {match[1]: number for number, line in enumerate(lines) if (match := re.match(r"(\.L\w+):", line))}
         spans = set()
         for number, line in enumerate(lines):
             target = re.search(r"\bBRA\b.*`\((\.L\w+)\)", line)
-            if target and at[target[1]] < number - 1:  # a program ends with a branch to itself
+            if target and at[target[1]] < number - 16:
                 spans.add((at[target[1]], number))
         inner = [a for a in sorted(spans) if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
         return [opcodes("\n".join(lines[first : last + 1])) for first, last in inner]
+
+
+def faults(row):
+    """What is wrong with a kernel described by soft_mask_compile.py or info_nce_compile.py: a list of words, empty if nothing is."""
+    found = []
+    if row["stack"] or row["spills"]:
+        found.append(f"{row['spills']} spills, {row['stack']} bytes of stack")
+    if not row["shared_bytes"] <= SHARED_BYTES[row["arch"]]:
+        found.append(f"{row['shared_bytes']} bytes of shared memory, {SHARED_BYTES[row['arch']]} at most")
+    if row["dtype"] != "fp32":
+        products = MATRIX_PRODUCTS.get(row["arch"], ("HMMA",))
+        if not row["loops"] or not all(any(loop[name] for name in products) for loop in row["loops"]):
+            found.append(f"a loop without {' or '.join(products)}")
+    return found
+
+
+def describe(machine):
+    """For JSON: what it uses, and its innermost loops, how many instructions and those of OPCODES with any modifiers."""
+    loops = [{"instructions": loop.total()} | {name: counted(loop, name) for name in OPCODES} for loop in machine.loops()]
+    used = {"stack": machine.stack, "spills": machine.spills, "registers": machine.registers, "shared_bytes": machine.shared_bytes}
+    return used | {"loops": loops}
+
+
+def counted(loop, opcode):
+    return sum(number for name, number in loop.items() if name.partition(".")[0] == opcode)
 
 
 def opcodes(sass):

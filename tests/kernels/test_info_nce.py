@@ -3,7 +3,6 @@
 import math
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from conan_kernels import InfoNCE, Margin
 from conan_kernels.info_nce_triton import fused_info_nce
 from conan_kernels.reference_info_nce import info_nce_reference
 
-sys.path.insert(0, str(Path(__file__).parent))
 from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, multiply_bf16_in_the_interpreter, results_and_gradients
 
 DIMS = (3, 7, 8, 20, 30, 40, 44)
@@ -62,7 +60,24 @@ def test_chunked_equals_textbook(data):
 )
 def test_equals_textbook(info_nce, N, M, E, K, dims):
     for temperature in (0.005, 0.1):
-        assert_as_exact_as_textbook(info_nce, batch(N, M, E, K, K > 0, temperature, seed=torch.seed()), dims=dims)
+        assert_as_exact_as_textbook(info_nce, batch(N, M, E, K, K > 0, temperature), dims=dims)
+
+
+def wrong_temperature(info_nce, arguments, **options):
+    return info_nce(**(arguments | {"temperature": arguments["temperature"] * (1 + 1e-4)}), **options)
+
+
+def a_document_left_out(info_nce, arguments, **options):
+    nobodys = min(set(range(len(arguments["documents"]))) - set(arguments["target"].tolist()))
+    groups = {"query_group": torch.zeros_like(arguments["target"]), "document_group": torch.full((len(arguments["documents"]),), -1)}
+    groups["document_group"][nobodys] = 0
+    return info_nce(**arguments, **groups, **options)
+
+
+@pytest.mark.parametrize("wrong", [wrong_temperature, a_document_left_out])
+def test_a_planted_error_is_found(info_nce, wrong):
+    with pytest.raises(AssertionError, match="error .* allowed"):
+        assert_as_exact_as_textbook(lambda dims, **arguments: wrong(info_nce, arguments, dims=dims), batch(37, 91, 48), dims=DIMS)
 
 
 def test_a_single_column_gives_signs(info_nce):

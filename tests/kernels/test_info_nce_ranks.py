@@ -13,7 +13,7 @@ from conan_kernels import gather_documents
 @pytest.mark.parametrize("world", [2, 4])
 def test_ranks_equal_one_rank_with_everything(world, tmp_path):
     script = Path(__file__).parent / "info_nce_ranks.py"
-    done = subprocess.run([sys.executable, script, str(world), tmp_path], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, script, str(world), tmp_path, str(torch.randint(2**62, ()).item())], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
 
 

@@ -1,8 +1,6 @@
 """`conan_kernels.soft_mask_attention` against the reference form in fp64: on a GPU where there is one, else in Triton's interpreter."""
 
 import os
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +11,11 @@ from hypothesis import strategies as st
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
-sys.path.insert(0, str(Path(__file__).parent))
 from info_nce_cases import multiply_bf16_in_the_interpreter
 from soft_mask_cases import DEVICE, assert_as_exact_as_pytorch, batch, pairwise, results_and_gradients, round_to_bf16_in_the_interpreter
 
 from conan_kernels import soft_mask_attention, soft_mask_launch
+from conan_kernels.architecture import attention_tiles
 from conan_kernels.reference import soft_mask_attention_reference, soft_mask_bias
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
@@ -46,19 +44,19 @@ def test_as_exact_as_pytorch(dtype, D, ratio, mask, alpha, lengths):
 @pytest.fixture
 def half_precision_tiles(request, monkeypatch):
     """fp32 in the tiles of bf16: a wrong weight shows, which in bf16 the rounding would hide."""
-    sizes = soft_mask_launch.tile_options(torch.bfloat16, 16, request.param)
-    monkeypatch.setattr(soft_mask_launch, "tile_options", lambda *_: sizes)
+    sizes = attention_tiles(torch.bfloat16, 16, request.param)
+    monkeypatch.setattr(soft_mask_launch, "attention_tiles", lambda *_: sizes)
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize("half_precision_tiles", [8, 9], indirect=True)
+@pytest.mark.parametrize("half_precision_tiles", [80, 86, 90, 120], indirect=True)
 def test_the_large_tiles_of_half_precision_are_exact_too(half_precision_tiles, mask):
     """Two sequences end within a tile, one at its edge."""
     for alpha in (0.3, 0.7):
         assert_as_exact_as_pytorch(soft_mask_attention, batch([150, 3, 128, 0], 1, 1, 16), alpha, mask)
 
 
-@pytest.mark.parametrize("half_precision_tiles", [8], indirect=True)
+@pytest.mark.parametrize("half_precision_tiles", [80], indirect=True)
 @settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(st.integers(0, 100), min_size=1, max_size=3), st.floats(0, 1), st.sampled_from(MASKS))
 def test_any_lengths_and_any_alpha(half_precision_tiles, lengths, alpha, mask):
@@ -110,6 +108,30 @@ def test_large_logits_do_not_overflow(dtype, alpha):
     for x in results_and_gradients(soft_mask_attention, arguments, alpha).values():
         assert x.isfinite().all()
     assert_as_exact_as_pytorch(soft_mask_attention, arguments, alpha)
+
+
+def wrong_scale(q, k, v, cu_seqlens, alpha, mask, scale, return_lse):
+    return soft_mask_attention(q, k, v, cu_seqlens, alpha, mask, q.shape[2] ** -0.5 * (1 + 1e-4), return_lse)
+
+
+def wrong_alpha(q, k, v, cu_seqlens, alpha, mask, scale, return_lse):
+    return soft_mask_attention(q, k, v, cu_seqlens, alpha + 1e-3, mask, scale, return_lse)
+
+
+def a_column_left_out(q, k, v, cu_seqlens, alpha, mask, scale, return_lse):
+    """All rows but the last lack the last column."""
+    whole, shorter = (soft_mask_attention(q[:n], k[:n], v[:n], cu_seqlens.clamp(max=n), alpha * len(q) / n if mask != "uniform" else alpha, mask, scale, True) for n in (len(q), len(q) - 1))
+    return tuple(torch.cat((short, long.narrow(dim, len(q) - 1, 1)), dim) for dim, short, long in zip((0, 1), shorter, whole))
+
+
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize(("wrong", "alpha"), [(wrong_scale, 0), (wrong_scale, 0.5), (wrong_alpha, 0), (wrong_alpha, 0.5), (a_column_left_out, 0.5)])
+def test_a_planted_error_is_found(wrong, alpha, mask):
+    with pytest.raises(AssertionError, match="error .* allowed"):
+        assert_as_exact_as_pytorch(wrong, batch([70], 2, 1, 112), alpha, mask)
+    if wrong == a_column_left_out:
+        with pytest.raises(AssertionError, match="error .* allowed"):
+            assert_as_exact_as_pytorch(wrong, batch([33], 2, 1, 112, torch.bfloat16), alpha, mask)
 
 
 def test_scale_is_a_choice():

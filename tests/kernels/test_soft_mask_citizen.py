@@ -2,7 +2,6 @@
 
 import os
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch.utils.checkpoint import checkpoint
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
-sys.path.insert(0, str(Path(__file__).parent))
 from info_nce_cases import multiply_bf16_in_the_interpreter
 from soft_mask_cases import DEVICE, batch, results_and_gradients, round_to_bf16_in_the_interpreter
 

@@ -1,9 +1,7 @@
 """How many tiles the soft-masked attention's kernels visit, counted in Triton's interpreter: the minimum, for each alpha."""
 
 import os
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +9,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
-sys.path.insert(0, str(Path(__file__).parent))
 from soft_mask_cases import batch, count_tiles, results_and_gradients
 
-from conan_kernels import soft_mask_attention, soft_mask_launch
+from conan_kernels import soft_mask_attention
+from conan_kernels.architecture import attention_tiles
 from conan_kernels.reference import soft_mask_bias
 from conan_kernels.soft_mask_tiles import FUTURE, MIXED, PLAIN
 
@@ -51,7 +49,7 @@ def tiles_needed(alpha, mask, BM, BN, open_end):
 def test_tiles_visited_are_the_minimum(monkeypatch, alpha, mask):
     counts = count_tiles(monkeypatch)
     results_and_gradients(soft_mask_attention, batch(LENGTHS, H, G, 16, torch.float16), alpha, mask)
-    for loop, sizes in zip(("attend", "add_dq", "add_dk_dv"), soft_mask_launch.tile_options(torch.float16, 16, 9)):
+    for loop, sizes in zip(("attend", "add_dq", "add_dk_dv"), attention_tiles(torch.float16, 16, 90)):
         visited = Counter({kind: number for (of, kind), number in counts.items() if of == loop})
         needed = tiles_needed(alpha, mask, sizes["BM"], sizes["BN"], open_end=loop == "add_dk_dv")
         assert visited.total() == needed.total() > 0, loop

@@ -1,0 +1,21 @@
+"""Where a run computes."""
+
+import torch
+from conan_kernels.architecture import architecture
+
+from conan_engine.errors import UserError
+
+
+def choose(setting="auto", index=0):
+    """The torch.device for "cuda", "cpu" or "auto": CUDA where there is one. Raises UserError where "cuda" finds none, and for
+    a GPU or a Triton that the kernels do not run on."""
+    if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if index >= torch.cuda.device_count():
+        raise UserError(f"device: this process asks for CUDA GPU {index} and torch {torch.__version__} sees {torch.cuda.device_count()}; use --device=cpu, or fewer processes")
+    device = torch.device("cuda", index)
+    try:
+        architecture(device)
+    except RuntimeError as error:
+        raise UserError(f"device: {error}; --device=cpu runs without") from None
+    return device
