@@ -10,6 +10,13 @@ demo: .venv/ready
 test: .venv/ready
 	$(BIN)/pytest
 
+test-all: .venv/ready
+	$(BIN)/pytest -m "slow or not slow"
+
+# Every kernel and architecture with every Triton that the README promises: about two hours of two cores, a few minutes again.
+matrix: .venv/ready
+	$(BIN)/python tests/kernels/matrix.py
+
 sanitize: .venv/ready
 	PYTHON=$(BIN)/python tests/csrc/sanitize.sh
 
@@ -25,4 +32,4 @@ sanitize: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo test sanitize clean
+.PHONY: demo test test-all matrix sanitize clean

@@ -11,6 +11,8 @@ from conan_engine import losses
 from conan_engine.parallel import Group
 
 ALONE = Group("cpu")
+EPS = torch.finfo(torch.float32).eps
+ROUNDING = 16 * EPS  # of cosines, a few exponentials and a logarithm near 1, whoever computes them
 GROUPS = torch.tensor([1, 2])
 
 
@@ -26,7 +28,7 @@ def test_info_nce_by_hand():
     first = -math.log(math.exp(1.0) / (math.exp(1.0) + math.exp(0.0)))
     second = -math.log(math.exp(2.0) / (math.exp(math.sqrt(3)) + math.exp(2.0)))
     loss, accuracy = losses.info_nce(queries * 3, documents * 0.2, GROUPS, GROUPS, 0.5, ALONE)  # lengths do not matter
-    assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
+    assert loss.item() == pytest.approx((first + second) / 2, rel=ROUNDING)
     assert accuracy.item() == 1.0
 
 
@@ -37,7 +39,7 @@ def test_info_nce_counts_hard_negatives_and_not_the_own_group():
     first = math.log(math.exp(0.5) + math.exp(0.0) + math.exp(-1.0)) - 0.5
     second = math.log(math.exp(1.0) + math.exp(math.sqrt(3) / 2) + 2 * math.exp(0.0)) - 1.0
     loss, _ = losses.info_nce(queries, documents, GROUPS, groups, 1.0, ALONE)
-    assert loss.item() == pytest.approx((first + second) / 2, rel=1e-6)
+    assert loss.item() == pytest.approx((first + second) / 2, rel=ROUNDING)
 
 
 def test_matryoshka_is_the_mean_over_the_dims():
@@ -46,7 +48,7 @@ def test_matryoshka_is_the_mean_over_the_dims():
     # the first number alone has cosine 1 or -1: query 0 is positive, query 1 negative, both documents positive
     short = (math.log(2) + math.log(2)) / 2
     loss, _ = losses.info_nce(queries, documents, GROUPS, GROUPS, 0.1, ALONE, dims=[1, 2])
-    assert loss.item() == pytest.approx((short + whole.item()) / 2, rel=1e-6)
+    assert loss.item() == pytest.approx((short + whole.item()) / 2, rel=ROUNDING)
 
 
 def test_cosent_by_hand():
@@ -54,11 +56,14 @@ def test_cosent_by_hand():
     score = torch.tensor([0.0, 1.0, 0.5])
     # ranked 1 above 2 above 0: exp of (lower cosine - higher cosine) / T over the three ordered pairs, T = 0.5
     by_hand = math.log(1 + math.exp((0 - 0.5) / 0.5) + math.exp((1 - 0.5) / 0.5) + math.exp((1 - 0) / 0.5))
-    assert losses.cosent(first, second, score, 0.5, ALONE).item() == pytest.approx(by_hand, rel=1e-6)
+    assert losses.cosent(first, second, score, 0.5, ALONE).item() == pytest.approx(by_hand, rel=ROUNDING)
 
 
 def test_cosent_of_equal_scores_is_nothing():
     assert losses.cosent(unit(0.0, 40.0), unit(10.0, 90.0), torch.tensor([0.5, 0.5]), 0.05, ALONE).item() == 0.0
+
+
+TEMPERATURE = 0.1
 
 
 def _both(group, seed):
@@ -68,8 +73,8 @@ def _both(group, seed):
     own = slice(group.rank * 4 // group.world, (group.rank + 1) * 4 // group.world)
     queries, documents = (x[own].requires_grad_() for x in drawn)
     groups, score = torch.tensor([1, 2, 2, 3])[own], torch.tensor([0.1, 0.9, 0.4, 0.4])[own]
-    loss = losses.info_nce(queries, documents, groups, groups, 0.1, group, dims=[3, 8])[0]
-    loss = loss + losses.cosent(queries, documents, score, 0.1, group, dims=[3, 8])
+    loss = losses.info_nce(queries, documents, groups, groups, TEMPERATURE, group, dims=[3, 8])[0]
+    loss = loss + losses.cosent(queries, documents, score, TEMPERATURE, group, dims=[3, 8])
     loss.backward()
     everyones = [group.gather(x.grad).numpy() for x in (queries, documents)]
     return group.sum(loss.detach()).item(), *everyones
@@ -82,9 +87,10 @@ def _save(group, seed, path):
 
 
 def test_two_ranks_have_the_loss_and_the_gradients_of_one(tmp_path):
-    on_ranks(2, _save, 5, str(tmp_path / "out.npz"))
+    seed = torch.randint(2**31, ()).item()
+    on_ranks(2, _save, seed, str(tmp_path / "out.npz"))
     two = np.load(tmp_path / "out.npz")
-    loss, queries, documents = _both(ALONE, 5)
-    assert two["loss"] == pytest.approx(loss, rel=1e-6)
-    np.testing.assert_allclose(two["queries"], queries, rtol=1e-5, atol=1e-7)
-    np.testing.assert_allclose(two["documents"], documents, rtol=1e-5, atol=1e-7)
+    alone = dict(zip(("loss", "queries", "documents"), _both(ALONE, seed)))
+    for name, expected in alone.items():
+        # a cosine's rounding is divided by T before it becomes a probability, in one way or in the other
+        np.testing.assert_allclose(two[name], expected, rtol=0, atol=8 * EPS / TEMPERATURE * max(1, np.abs(expected).max()), err_msg=name)

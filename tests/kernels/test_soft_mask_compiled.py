@@ -53,5 +53,5 @@ def test_the_plain_loop_holds_no_bias_arithmetic(kernels):
         assert entries <= plain["MUFU"] <= entries + few, row
         for masked in (mixed, future):
             assert masked["FADD"] >= plain["FADD"] + entries, row
-            assert masked["instructions"] >= plain["instructions"] + entries, row
+            assert masked["instructions"] > plain["instructions"], row
         assert mixed["FSEL"] >= plain["FSEL"] + entries, row
