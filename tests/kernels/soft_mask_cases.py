@@ -6,11 +6,8 @@ import random
 from collections import Counter
 from fractions import Fraction
 
-import numpy as np
 import torch
-import triton.language as tl
 from rounding import assert_within
-from triton.runtime import interpreter
 
 from conan_kernels import soft_mask_gradients, soft_mask_tiles
 from conan_kernels.reference import soft_mask_attention_reference, soft_mask_bias
@@ -93,19 +90,6 @@ def rounding_bounds(arguments, alpha, mask, scale):
             bounds["dk"][own, group] += scale * of_dS.T @ Q.abs() + h * (scale * dS.T @ Q).abs()
             bounds["dv"][own, group] += r.T @ dO.abs() + h * (P.T @ dO).abs()
     return bounds
-
-
-def round_to_bf16_in_the_interpreter(monkeypatch):
-    """Triton's interpreter (3.9) cuts fp32 off where the hardware rounds it to the nearest bf16: twice the error."""
-    original = interpreter.InterpreterBuilder.cast_impl
-
-    def cast_impl(self, source, dtype):
-        if source.dtype.scalar != tl.float32 or dtype.scalar != tl.bfloat16:
-            return original(self, source, dtype)
-        nearest = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16()
-        return interpreter.TensorHandle(nearest.view(torch.uint16).numpy(), tl.bfloat16)
-
-    monkeypatch.setattr(interpreter.InterpreterBuilder, "cast_impl", cast_impl)
 
 
 def pairwise(*axes):

@@ -19,7 +19,8 @@ from conan_kernels import InfoNCE, Margin
 from conan_kernels.info_nce_triton import fused_info_nce
 from conan_kernels.reference_info_nce import info_nce_reference
 
-from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, multiply_bf16_in_the_interpreter, results_and_gradients
+from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, results_and_gradients
+from interpreted import bf16_as_a_gpu_has_it
 
 DIMS = (3, 7, 8, 20, 30, 40, 44)
 
@@ -36,7 +37,7 @@ def info_nce(request, monkeypatch):
     if request.param == "triton" and torch.cuda.is_available():
         return on_cuda
     if request.param == "triton":
-        multiply_bf16_in_the_interpreter(monkeypatch)
+        bf16_as_a_gpu_has_it(monkeypatch)
         monkeypatch.setattr(sys.modules["conan_kernels.info_nce"], "chunked_info_nce", fused_info_nce)
     return conan_kernels.info_nce
 
@@ -86,7 +87,8 @@ def test_a_single_column_gives_signs(info_nce):
     sign = arguments["queries"].sign() * arguments["documents"].sign().T  # [N, M]
     expected = torch.nn.functional.cross_entropy(sign / 0.05, arguments["target"])
     torch.testing.assert_close(found["loss"], expected, rtol=1e-5, atol=1e-5)
-    assert found["dqueries"].abs().max() < 1e-4  # a cosine of single numbers cannot change but by rounding
+    # a cosine of single numbers cannot change but by rounding, which is relative to the number that the gradient is by
+    assert (found["dqueries"] * arguments["queries"]).abs().max() < 16 * torch.finfo(torch.float32).eps / 0.05
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -220,7 +222,7 @@ def test_opcheck(monkeypatch, gradients, K, dtype):
     arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"))
     arguments = (*arguments, [4, 16], [0.5, 0.5], math.inf, 0.0)
     torch.library.opcheck(conan_kernels.info_nce_chunked._op, (*arguments, gradients))
-    multiply_bf16_in_the_interpreter(monkeypatch)
+    bf16_as_a_gpu_has_it(monkeypatch)
     if torch.cuda.is_available():
         arguments = [x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in arguments]
     torch.library.opcheck(conan_kernels.info_nce_triton._forward, tuple(arguments))

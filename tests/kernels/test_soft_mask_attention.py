@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
-from info_nce_cases import multiply_bf16_in_the_interpreter
-from soft_mask_cases import DEVICE, assert_as_exact_as_pytorch, batch, pairwise, results_and_gradients, round_to_bf16_in_the_interpreter
+from interpreted import bf16_as_a_gpu_has_it
+from soft_mask_cases import DEVICE, assert_as_exact_as_pytorch, batch, pairwise, results_and_gradients
 
 from conan_kernels import soft_mask_attention, soft_mask_launch
 from conan_kernels.architecture import attention_tiles
@@ -31,8 +31,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning:tri
 
 @pytest.fixture(autouse=True)
 def bf16_products(monkeypatch):
-    multiply_bf16_in_the_interpreter(monkeypatch)
-    round_to_bf16_in_the_interpreter(monkeypatch)
+    bf16_as_a_gpu_has_it(monkeypatch)
 
 
 @pytest.mark.parametrize(("dtype", "D", "ratio", "mask", "alpha", "lengths"), pairwise(DTYPES, DIMS, RATIOS, MASKS, ALPHAS, LENGTHS), ids=str)

@@ -10,8 +10,8 @@ from torch.utils.checkpoint import checkpoint
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
-from info_nce_cases import multiply_bf16_in_the_interpreter
-from soft_mask_cases import DEVICE, batch, results_and_gradients, round_to_bf16_in_the_interpreter
+from interpreted import bf16_as_a_gpu_has_it
+from soft_mask_cases import DEVICE, batch, results_and_gradients
 
 from conan_kernels import soft_mask_attention, soft_mask_gradients, soft_mask_launch, soft_mask_tiles
 from conan_kernels.reference import soft_mask_attention_reference
@@ -22,8 +22,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning:tri
 
 @pytest.fixture(autouse=True)
 def bf16_products(monkeypatch):
-    multiply_bf16_in_the_interpreter(monkeypatch)
-    round_to_bf16_in_the_interpreter(monkeypatch)
+    bf16_as_a_gpu_has_it(monkeypatch)
 
 
 def number(alpha, dtype=torch.float32):
