@@ -9,6 +9,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conan_engine.data.sources.forms import COLUMNS, LISTS, kind_of
 from conan_engine.errors import UserError
 
 STAGES = ("pretrain", "sft", "weak", "supervised")
@@ -36,10 +37,20 @@ class Tokenizer:
 
 
 @dataclass
+class Source:
+    """What a stage's table of data says of one source: a number, its weight, or a table of these."""
+
+    weight: float = 1.0
+    columns: dict[str, str | list[str]] = field(default_factory=dict)  # our key -> the file's, where it is not ours: query = "title"
+    in_batch_negatives: bool = True  # False: its queries are told apart from their own hard negatives only (supervised)
+    hard_negatives: int = -1  # in use a query; -1: negatives.count (supervised)
+
+
+@dataclass
 class Stage:
     """What all four stages share."""
 
-    data: dict[str, float] = field(default_factory=dict)  # source -> weight; steps are shared out in proportion ...
+    data: dict[str, Source] = field(default_factory=dict)  # source -> weight, or a table; steps are shared out in proportion ...
     size_power: float = 0.0  # ours: ... to weight * records ** size_power: 0 by weight alone, 1 by size, between is a temperature
     steps: int = 0
     batch: int = 64  # rows of max_tokens tokens (LM) or queries (contrastive) a step, over all ranks
@@ -80,7 +91,7 @@ class Supervised(Stage):
     batch: int = 4
     temperature: float = 0.02  # ours
     dims: list[int] = field(default_factory=lambda: [256, 512, 1024, 1536, 2048, 3072, 3584])  # Matryoshka
-    sts: dict[str, float] = field(default_factory=dict)  # sources of scored sentence pairs
+    sts: dict[str, Source] = field(default_factory=dict)  # sources of scored sentence pairs
     sts_batch: int = 32
     sts_temperature: float = 0.05  # the usual CoSENT scale of 20
     beta: float = 0.8  # L = L_InfoNCE + beta * L_CoSENT (Conan-embedding-v1)
@@ -109,7 +120,8 @@ class Config:
     save_every: int = 1000  # steps between checkpoints
     keep: int = 2  # checkpoints kept a stage; the newest is never the only one
     loader_threads: int = 2  # that read and pack batches ahead of the step, on each rank
-    skip_bad_records: bool = False  # leave damaged records out, say so and count them, instead of stopping
+    skip_bad_records: bool = False  # leave out what is wrong in a file or damaged in a shard, say so and count it, instead of stopping
+    max_bad_share: float = 0.01  # of a source's records, left out while reading; above it the run stops
     max_skips: int = 10  # non-finite steps in a row before the run stops
     model: Model = field(default_factory=Model)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
@@ -133,20 +145,45 @@ def load(path, overrides=()):
         raise UserError(f"{path}: cannot read this config: {error}") from None
     _assign(config, tree, "", str(path))
     for text in overrides:
-        key, equals, value = text.removeprefix("--").partition("=")
-        if not text.startswith("--") or not equals:
-            raise UserError(f"argument {text!r}: expected --section.key=value")
-        try:
-            parsed = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            parsed = value  # a bare word is a string
-        *sections, last = key.split(".")
-        tree = {last: parsed}
-        for section in reversed(sections):
+        path, value = _of_source(text) or _of_setting(text)
+        tree = value
+        for section in reversed(path):
             tree = {section: tree}
         _assign(config, tree, "", f"argument {text!r}")
     _check(config, str(path))
     return config
+
+
+def _of_setting(argument):
+    """--section.key=value -> ([section, key], value)."""
+    key, equals, value = argument.removeprefix("--").partition("=")
+    if not argument.startswith("--") or not equals:
+        raise UserError(f"argument {argument!r}: expected --section.key=value")
+    parsed = _toml(value)
+    return key.split("."), value if parsed is None else parsed  # a bare word is a string
+
+
+def _of_source(argument):
+    """--weak.data.PATH=WEIGHT or ={ a table } -> (["weak", "data", PATH], value), whatever dots and equals signs the path has; None for
+    other settings. The path ends at the first equals sign behind which a weight or a table stands."""
+    for section in (f"{stage}.{key}" for stage in STAGES for key in ("data", "sts")):
+        prefix = f"--{section}."
+        if argument.startswith(prefix):
+            parts = argument.removeprefix(prefix).split("=")
+            for end in range(1, len(parts)):
+                value = _toml("=".join(parts[end:]))
+                if isinstance(value, int | float | dict):
+                    return [*section.split("."), "=".join(parts[:end])], value
+            raise UserError(f"argument {argument!r}: expected {prefix}SOURCE=WEIGHT, such as {prefix}my/file.jsonl=1")
+    return None
+
+
+def _toml(text):
+    """A value as TOML has it, or None."""
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return None
 
 
 def from_dict(tree, where):
@@ -169,11 +206,12 @@ def _assign(node, tree, prefix, where):
             if not isinstance(value, dict):
                 raise UserError(f"{where}: {name} is a section: set one of its keys, such as {name}.{next(iter(vars(current)))}")
             _assign(current, value, f"{name}.", where)
-        elif isinstance(hint, types.GenericAlias) and hint.__origin__ is dict:
-            if not isinstance(value, dict) or not all(type(v) in (int, float) and v > 0 for v in value.values()):
-                raise UserError(f"{where}: {name} is {value!r}; expected a table of source = weight, weights above 0")
+        elif hint == dict[str, Source]:
+            if not isinstance(value, dict):
+                raise UserError(f"{where}: {name} is {value!r}; expected a table of source = weight")
             # an override of one source (--weak.data.docstrings=2) keeps the others; a file's table replaces the default
-            setattr(node, key, {**(current if where.startswith("argument") else {}), **{k: float(v) for k, v in value.items()}})
+            sources = {source: _source(about, f"{where}: {name}[{source!r}]") for source, about in value.items()}
+            setattr(node, key, {**(current if where.startswith("argument") else {}), **sources})
         elif isinstance(hint, types.GenericAlias):
             item = hint.__args__[0]
             if not isinstance(value, list) or not all(type(v) is item for v in value):
@@ -185,6 +223,35 @@ def _assign(node, tree, prefix, where):
             if type(value) is not hint:
                 raise UserError(f"{where}: {name} is {value!r}; expected {hint.__name__}")
             setattr(node, key, value)
+
+
+def _source(about, where):
+    """A Source from a weight or a table; keys of the table that are none of Source's name columns."""
+    about = dict(about) if isinstance(about, dict) else {"weight": about}
+    columns = dict(about.pop("columns", {}))  # as a saved run has them
+    columns |= {key: about.pop(key) for key in list(about) if key in COLUMNS}
+    source = Source(columns=columns)
+    for key, value in about.items():
+        current = getattr(source, key, None)
+        if current is None or key == "columns":
+            near = difflib.get_close_matches(key, [*vars(source), *COLUMNS], n=1, cutoff=0)
+            raise UserError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
+        if type(current) is float and type(value) is int:
+            value = float(value)
+        if type(value) is not type(current):
+            raise UserError(f"{where}: {key} is {value!r}; expected {type(current).__name__}")
+        setattr(source, key, value)
+    if not 0 < source.weight < float("inf"):
+        raise UserError(f"{where}: the weight is {source.weight!r}; expected a table of source = weight, weights above 0")
+    if source.hard_negatives < -1:
+        raise UserError(f"{where}: hard_negatives is {source.hard_negatives}; expected 0 or more, or -1 for negatives.count")
+    for key, column in columns.items():
+        names = column if isinstance(column, list) and key in LISTS else [column]
+        if not names or not all(isinstance(name, str) and name for name in names):
+            raise UserError(f"{where}: {key} is {column!r}; expected the name of a column of the file" + ", or a list of names" * (key in LISTS))
+    if columns and kind_of(columns) is None:
+        raise UserError(f"{where}: the columns named, {', '.join(columns)}, make no record; name query and pos, sentence1, sentence2 and score, text and label, instruction and output, or text")
+    return source
 
 
 def _all_keys(node, prefix=""):
@@ -215,6 +282,7 @@ def _check(config, where):
     one_of("precision", config.precision, "auto", "bfloat16", "float32")
     one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating")
     one_of("weak.mask", config.weak.mask, "column", "row", "uniform")
+    require(0 <= config.max_bad_share < 1, "max_bad_share", config.max_bad_share, "from 0 to below 1")
     in_order = [name for name in STAGES if name in config.stages]
     require(config.stages == in_order != [], "stages", config.stages, f"some of {', '.join(STAGES)}, in this order")
     for name in config.stages:
@@ -224,6 +292,15 @@ def _check(config, where):
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
+        for source, about in stage.data.items():
+            key = f"{name}.data[{source!r}]"
+            if name != "supervised":
+                require(about.in_batch_negatives, f"{key}.in_batch_negatives", about.in_batch_negatives, "true: only the supervised stage has other negatives")
+                require(about.hard_negatives == -1, f"{key}.hard_negatives", about.hard_negatives, "none here: only the supervised stage has them")
+            else:
+                count = config.negatives.count if about.hard_negatives == -1 else about.hard_negatives
+                require(about.in_batch_negatives or count, f"{key}.in_batch_negatives", about.in_batch_negatives, "true, or hard_negatives above 0: a query needs something to be told apart from")
+                require(config.negatives.pool >= count, f"{key}.hard_negatives", count, f"at most negatives.pool = {config.negatives.pool}")
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for key in ("save_every", "keep", "max_skips", "loader_threads"):

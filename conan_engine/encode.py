@@ -37,7 +37,7 @@ def main():
         raise UserError(f"--dim is {arguments.dim}; this model has 1 to {width}")
     if not Path(arguments.out).absolute().parent.is_dir():  # before hours of work, not after
         raise UserError(f"{arguments.out}: its folder does not exist; make it, or name another")
-    vectors = encoder.encode([text_of(record, arguments.file) for record in files.read(arguments.file)], arguments.dim)
+    vectors = encoder.encode([text_of(record, arguments.file) for _, record in files.read(arguments.file)], arguments.dim)
     save_beside(arguments.out, lambda file: np.save(file, vectors))
     print(f"{arguments.out}: float32 {list(vectors.shape)}")
 

@@ -64,8 +64,9 @@ class Stage:
         batch, world = getattr(self.settings, key), self.group.world
         if key != "batch_tokens" and batch % world:
             raise UserError(f"{self.name}.{key} is {batch}, which {world} ranks cannot split evenly; make it a multiple of {world}")
+        weights = {source: about.weight for source, about in data.items()}
         self.loaders[name] = Loader(
-            shards, data, batch=batch, max_tokens=self.settings.max_tokens, size_power=self.settings.size_power, seed=self.config.seed,
+            shards, weights, batch=batch, max_tokens=self.settings.max_tokens, size_power=self.settings.size_power, seed=self.config.seed,
             group=self.group, threads=self.config.loader_threads, skip_bad_records=self.config.skip_bad_records, **options,
         )  # fmt: skip
 

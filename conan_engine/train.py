@@ -158,13 +158,15 @@ def report_plan(config, group):
 
 def prepare_data(config):
     """The tokenizer, and shards by (stage, source); "sts" stands for the scored pairs of the supervised stage."""
-    uses = [(source, name, getattr(config, name)) for name in config.stages for source in getattr(config, name).data]
+    uses = [(source, name, getattr(config, name), about) for name in config.stages for source, about in getattr(config, name).data.items()]
     if "supervised" in config.stages:
-        uses += [(source, "sts", config.supervised) for source in config.supervised.sts]
-    tokenizer = prepare.make_tokenizer(config.tokenizer, [(s, use) for s, use, _ in uses], Path(config.out_dir, "tokenizer.model"))
+        uses += [(source, "sts", config.supervised, about) for source, about in config.supervised.sts.items()]
+    sources = [(source, use, about) for source, use, _, about in uses]
+    tokenizer = prepare.make_tokenizer(config.tokenizer, sources, Path(config.out_dir, "tokenizer.model"), config.skip_bad_records)
     folder = Path(config.out_dir, "data")
+    max_bad_share = config.max_bad_share if config.skip_bad_records else None
     with Encoders(tokenizer, config.tokenizer.processes) as encoders:
-        return tokenizer, {(use, s): prepare.make_shards(s, use, stage, encoders, folder) for s, use, stage in uses}
+        return tokenizer, {(use, s): prepare.make_shards(s, use, stage, encoders, folder, max_bad_share) for s, use, stage, _ in uses}
 
 
 def make_stage(name, config, shards, group):

@@ -33,7 +33,7 @@ def tiny(tmp_path_factory):
             for node in ast.walk(ast.parse(path.read_text())):
                 if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
                     summary, _, rest = (ast.get_docstring(node) or "").partition("\n\n")
-                    if rest:
+                    if rest.strip():
                         docs.append((module, summary, rest))
     assert len(docs) > 100
     write_lines(folder / "text.jsonl", ({"text": f"{s}\n\n{r}"} for _, s, r in docs))

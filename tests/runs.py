@@ -67,7 +67,7 @@ def small_tokenizer(folder):
     """Of 300 entries, for questions, answers and labels."""
     texts = [{"text": f"question {i} answer {i} another wrong bad good label"} for i in range(400)]
     path = write_lines(folder / "text.jsonl", texts)
-    return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain")], folder / "tokenizer.model")
+    return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder / "tokenizer.model")
 
 
 def start(config, run, *arguments, ranks=1):
@@ -94,7 +94,7 @@ def losses(run):
 def untrained(config, run):
     """A run folder as a training run leaves it, its weights still as they were drawn; the tokenizer is trained."""
     settings = load(config, [f"--out_dir={run}"])
-    sources = [(source, name) for name in settings.stages for source in getattr(settings, name).data]
+    sources = [(source, name, about) for name in settings.stages for source, about in getattr(settings, name).data.items()]
     tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, Path(run, "tokenizer.model"))
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
     group = Group("cpu")

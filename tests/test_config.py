@@ -1,10 +1,12 @@
 """Settings: defaults, files, overrides, and the line that a mistake gets."""
 
+import dataclasses
+import json
 from pathlib import Path
 
 import pytest
 
-from conan_engine.config import load
+from conan_engine.config import Source, from_dict, load
 from conan_engine.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -24,7 +26,28 @@ def test_shipped_configs_load(name):
 def test_a_file_overrides_the_default_and_an_argument_the_file():
     config = load(CONFIGS / "demo.toml", ["--weak.lr=0.5", "--out_dir=elsewhere", "--weak.data.docstrings=7", "--stages=['sft']"])
     assert (config.weak.lr, config.out_dir, config.stages) == (0.5, "elsewhere", ["sft"])
-    assert config.weak.data["docstrings"] == 7 and "catalogues" in config.weak.data
+    assert config.weak.data["docstrings"].weight == 7 and "catalogues" in config.weak.data
+
+
+@pytest.mark.parametrize("path", ["my/pairs.jsonl", "a=b/x=1.jsonl", "../a b.parquet", "x.y.z", "C:\\pairs.csv", "x=1"])
+def test_a_path_may_hold_dots_and_equals_signs(path):
+    about = load(CONFIGS / "demo.toml", [f"--weak.data.{path}=2"]).weak.data[path]
+    assert about == Source(weight=2.0)
+    about = load(CONFIGS / "demo.toml", [f'--supervised.data.{path}={{ weight = 3, query = "title", pos = "body", hard_negatives = 2 }}']).supervised.data[path]
+    assert about == Source(3.0, {"query": "title", "pos": "body"}, hard_negatives=2)
+
+
+def test_what_is_said_of_a_source_comes_back_from_a_saved_run(tmp_path):
+    text = """
+stages = ["supervised"]
+[supervised]
+steps = 1
+data = { "a.csv" = { weight = 2, query = "q", pos = ["p1", "p2"], in_batch_negatives = false, hard_negatives = 3 }, "b.jsonl" = 1 }
+sts = { "c.parquet" = { sentence1 = "a", sentence2 = "b", score = "c" } }
+"""
+    config = load(write(tmp_path, text))
+    assert config.supervised.data["a.csv"] == Source(2.0, {"query": "q", "pos": ["p1", "p2"]}, False, 3)
+    assert from_dict(json.loads(json.dumps(dataclasses.asdict(config))), "saved") == config
 
 
 def test_the_papers_own_numbers_are_the_defaults(tmp_path):
@@ -42,6 +65,15 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         ("plan_only = 1", "plan_only is 1; expected bool"),
         ("weak = 3", "weak is a section"),
         ("[weak]\ndata = { a = -1 }", "weights above 0"),
+        ("[weak]\ndata = { a = nan }", "weights above 0"),
+        ("[weak]\ndata = 'a.jsonl'", "weak.data is 'a.jsonl'; expected a table of source = weight"),
+        ("[weak]\ndata = { a = { wieght = 1 } }", "weak.data['a']: unknown key 'wieght'; the nearest is 'weight'"),
+        ("[weak]\ndata = { a = { query = 'q' } }", "the columns named, query, make no record"),
+        ("[weak]\ndata = { a = { text = ['q'] } }", "text is ['q']; expected the name of a column"),
+        ("stages = ['weak']\n[weak]\nsteps = 1\ndata = { a = { in_batch_negatives = false } }", "weak.data['a'].in_batch_negatives is False; expected true"),
+        ("stages = ['supervised']\n[supervised]\nsteps = 1\ndata = { a = { hard_negatives = 99 } }", "expected at most negatives.pool = 32"),
+        ("stages = ['supervised']\n[supervised]\nsteps = 1\ndata = { a = { hard_negatives = 0, in_batch_negatives = false } }", "a query needs something to be told apart from"),
+        ("max_bad_share = 1.5", "max_bad_share is 1.5; expected from 0 to below 1"),
         ("[supervised]\ndims = ['a']", "expected a list of int"),
         ("[weak]\nmask = 'diagonal'", "weak.mask is 'diagonal'; expected 'column' or 'row' or 'uniform'"),
         ("[model]\nheads = 5", "model.heads is 5"),
@@ -56,7 +88,7 @@ def test_a_mistake_gets_one_clear_line(tmp_path, text, said):
     assert said in str(error.value) and "some.toml" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("argument", "said"), [("weak.lr=1", "expected --section.key=value"), ("--weak.lrr=1", "nearest is 'weak.lr'")])
+@pytest.mark.parametrize(("argument", "said"), [("weak.lr=1", "expected --section.key=value"), ("--weak.lrr=1", "nearest is 'weak.lr'"), ("--weak.data.my/x.jsonl=much", "expected --weak.data.SOURCE=WEIGHT")])
 def test_a_wrong_argument_is_named(argument, said):
     with pytest.raises(UserError, match=said):
         load(CONFIGS / "demo.toml", [argument])

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from conan_engine import stages
-from conan_engine.config import Config, Sft, load
+from conan_engine.config import Config, Sft, Source, load
 from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
 from conan_engine.data.shards import Shards, ShardWriter
@@ -59,7 +59,7 @@ def instructions(tmp_path):
 
 def test_sft_learns_the_output_and_nothing_else(instructions):
     records, shards = instructions
-    config = Config(sft=Sft(data={"a": 1.0}, steps=3, batch=1, max_tokens=16))
+    config = Config(sft=Sft(data={"a": Source()}, steps=3, batch=1, max_tokens=16))
     batch = stages.LanguageModelling("sft", config, {"a": shards}, Group("cpu")).draw()
     wanted = {sum(map(tuple, record), ()): record for record in records}
     bounds = batch.cu_seqlens.tolist()
@@ -79,7 +79,7 @@ def test_pretraining_predicts_every_token_but_a_sequences_first(tmp_path):
         for record in ([5, 6, 7], [8], [9, 10]):
             writer.add([record])
     config = Config()
-    config.pretrain.data, config.pretrain.batch, config.pretrain.max_tokens = {"a": 1.0}, 1, 8
+    config.pretrain.data, config.pretrain.batch, config.pretrain.max_tokens = {"a": Source()}, 1, 8
     batch = stages.LanguageModelling("pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Group("cpu")).draw()
     followers = {5: 6, 6: 7, 7: -100, 8: -100, 9: 10, 10: -100}
     assert [followers[token] for token in batch.tokens.tolist()] == batch.targets.tolist()

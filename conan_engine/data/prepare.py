@@ -9,9 +9,12 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from conan_engine.config import Source
 from conan_engine.data import encoding
+from conan_engine.data.rejects import Rejects
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.data.sources import files, installed
+from conan_engine.data.sources.forms import Bad
 from conan_engine.data.tokenizer import Tokenizer, train
 from conan_engine.errors import UserError
 
@@ -19,10 +22,11 @@ from conan_engine.errors import UserError
 TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": ("pairs", "instruction"), "supervised": ("pairs", "label", "instruction"), "sts": ("sts",)}  # fmt: skip
 
 
-def read(source, use):
+def read(source, use, about=None, reject=None):
     """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
 
-    Returns (kind, iterator). Raises UserError if the source is unknown or its records do not fit the use.
+    about: the config's Source. reject: as files.read takes it. Returns (kind, iterator). Raises UserError if the source is
+    unknown or its records do not fit the use.
     """
     built_in = [(name, kind) for name, kind in installed.READERS if name == source]
     if built_in:
@@ -31,17 +35,16 @@ def read(source, use):
                 return kind, installed.READERS[source, kind]()
         found = " or ".join(kind for _, kind in built_in)
     else:
-        records = files.read(source)
-        first = next(records)
-        found = files.kind(first)
+        records = files.read(source, about and about.columns, reject)
+        found, first = next(records)
         if found in TAKES[use]:
-            return found, itertools.chain([first], records)
+            return found, itertools.chain([first], (record for _, record in records))
     raise UserError(f"{source}: holds {found} records; {use} takes {' or '.join(TAKES[use])}")
 
 
-def texts(source, use):
-    """Every text of a source, for the tokenizer."""
-    kind, records = read(source, use)
+def texts(source, use, about=None, skip=False):
+    """Every text of a source, for the tokenizer; `skip`: without the records that cannot be used."""
+    _, records = read(source, use, about, (lambda place, bad: None) if skip else None)
     for record in records:
         for value in record.values():
             if isinstance(value, str):
@@ -50,9 +53,9 @@ def texts(source, use):
                 yield from value
 
 
-def make_tokenizer(settings, sources, path):
-    """Take `settings.path`, or the tokenizer that stands at `path`, or train one on `sources` (a list of (source, use)); in
-    the end it stands at `path`."""
+def make_tokenizer(settings, sources, path, skip=False):
+    """Take `settings.path`, or the tokenizer that stands at `path`, or train one on `sources` (a list of (source, use, Source)),
+    `skip`: without the records that cannot be used; in the end it stands at `path`."""
     if settings.path:  # a run carries its tokenizer with it
         tokenizer = Tokenizer.load(settings.path)
         if not Path(path).exists() or Tokenizer.load(path).hash != tokenizer.hash:
@@ -62,53 +65,71 @@ def make_tokenizer(settings, sources, path):
             partial.replace(path)
         return tokenizer
     if not Path(path).exists():
-        sources = list(dict(sources).items())  # a source that several uses share is read for one
-        total = sum(len(text) for source, use in sources for text in texts(source, use))
+        sources = {source: (source, *how, skip) for source, *how in sources}.values()  # one that several uses share is read for one
+        total = sum(len(text) for source in sources for text in texts(*source))
         if total == 0:
-            raise UserError(f"the sources {', '.join(s for s, _ in sources)} hold no text to train a tokenizer on")
+            raise UserError(f"the sources {', '.join(s for s, *_ in sources)} hold no text to train a tokenizer on")
         stride = max(1, round(total / settings.train_bytes))  # every stride-th text: evenly from all of them
-        everything = (text for source, use in sources for text in texts(source, use))
+        everything = (text for source in sources for text in texts(*source))
         train(itertools.islice(everything, 0, None, stride), path, settings.vocab_size)
     return Tokenizer.load(path)
 
 
-def make_shards(source, use, stage, encoders, folder):
+def make_shards(source, use, stage, encoders, folder, max_bad_share=None):
     """The token shards of a source for a use, written under `folder` unless they stand there already: a Shards. What an
     earlier run finished before it was stopped is kept: its records are read again, but neither encoded nor written.
 
-    stage: that stage's settings (max_tokens; for "weak" teacher and min_score). encoders: encoding.Encoders.
+    stage: that stage's settings (the source's columns, max_tokens; for "weak" teacher and min_score). encoders:
+    encoding.Encoders. max_bad_share: records of the source that cannot be used are left out, counted and listed in
+    `folder`, up to this share; None: the first of them raises UserError.
     """
     tokenizer = encoders.tokenizer
-    path = Path(folder) / f"{use}-{_key(source, use, stage, tokenizer)}"
+    about = (stage.sts if use == "sts" else stage.data).get(source) or Source()
+    path = Path(folder) / f"{use}-{_key(source, use, stage, about, tokenizer)}"
     if not (path / "manifest.json").exists():
-        kind, records = read(source, use)
         shape = {"pretrain": "text", "sft": "instruction", "sts": "sts"}.get(use, "pairs")
-        if kind == "label":
-            records = _label_pairs(records)
-        elif kind == "instruction" and shape == "pairs":
-            records = _instruction_pairs(records, source)
-        if use == "weak":
-            records = _taught(records, source, stage.teacher, stage.min_score)
+        rejects = None if max_bad_share is None else Rejects(folder, source, use, max_bad_share)
+        records = _records(source, use, stage, about, shape, rejects)
         with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, resume=True) as writer:
             bar = tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False, mininterval=1)
             done, batches = encoding.behind(encoding.batches(bar), shape, writer.resumed)
             for encoded in encoders.encode(shape, batches, stage.max_tokens):
                 writer.add_records(encoded.after(done))
                 done = 0
+            if rejects:
+                rejects.close()  # here, so that with too many left out the folder stays unfinished
     return Shards(path, tokenizer.hash)
 
 
-def _instruction_pairs(records, source):
+def _records(source, use, stage, about, shape, rejects):
+    """The records of a source as a use takes them."""
+    kind, records = read(source, use, about, rejects)
+    if kind == "label":
+        records = _label_pairs(records)
+    elif kind == "instruction" and shape == "pairs":
+        records = _instruction_pairs(records, source, rejects)
+    if rejects:
+        records = rejects.counting(records)
+    if use == "weak":
+        records = _taught(records, source, stage.teacher, stage.min_score)
+    return records
+
+
+def _instruction_pairs(records, source, rejects):
     for number, record in enumerate(records, 1):
         query = encoding.join(record["instruction"], record["input"])
-        if not query or not record["output"]:
-            raise UserError(f"{source}: record {number}: its {'output' if query else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
-        yield {"query": query, "pos": [record["output"]]}
+        if query.strip() and record["output"].strip():
+            yield {"query": query, "pos": [record["output"]]}
+            continue
+        bad = Bad("empty text", f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
+        if not rejects:
+            raise UserError(f"{source}: record {number}: {bad}")
+        rejects(f"record {number}", bad)
 
 
-def _key(source, use, stage, tokenizer):
+def _key(source, use, stage, about, tokenizer):
     """A new folder for anything that would change what is written in it."""
-    facts = [source, use, stage.max_tokens, tokenizer.hash, getattr(stage, "teacher", ""), getattr(stage, "min_score", 0)]
+    facts = [source, use, stage.max_tokens, tokenizer.hash, getattr(stage, "teacher", ""), getattr(stage, "min_score", 0), about.columns]
     if Path(source).is_file():
         facts += [Path(source).stat().st_size, Path(source).stat().st_mtime_ns]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()

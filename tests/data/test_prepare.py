@@ -275,4 +275,4 @@ def test_a_given_tokenizer_goes_with_the_run(tmp_path, folder, tokenizer):
 def test_no_text_at_all_for_a_tokenizer_is_named(tmp_path):
     path = write_lines(tmp_path / "t.jsonl", [{"text": ""}])
     with pytest.raises(UserError, match="hold no text to train a tokenizer on"):
-        prepare.make_tokenizer(TokenizerSettings(vocab_size=300), [(str(path), "pretrain")], tmp_path / "tokenizer.model")
+        prepare.make_tokenizer(TokenizerSettings(vocab_size=300), [(str(path), "pretrain", None)], tmp_path / "tokenizer.model")

@@ -1,74 +1,137 @@
-"""A person's own text: JSON Lines, plain or .gz, and Parquet where pyarrow is installed. One kind of record a file."""
+"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz, and Parquet where pyarrow is installed. One
+kind of record a file."""
 
+import codecs
+import csv
 import gzip
 import json
+import sys
 import zlib
 from pathlib import Path
 
+from conan_engine.data.sources.forms import Bad, record
 from conan_engine.errors import UserError
 
-# kind -> key -> the types its value may have. A key that is optional has None among them.
-KINDS = {
-    "instruction": {"instruction": (str,), "input": (str, None), "output": (str,)},
-    "pairs": {"query": (str,), "pos": (list, str), "neg": (list, str, None), "score": (float, int, None)},
-    "sts": {"sentence1": (str,), "sentence2": (str,), "score": (float, int)},
-    "label": {"text": (str,), "label": (str,)},
-    "text": {"text": (str,)},
-}
+ENDINGS = ".jsonl, .csv, .tsv, .txt (each also with .gz) or .parquet"
+MAKE_LINES = "python -c 'import json,sys; [print(json.dumps(r)) for r in json.load(sys.stdin)]'"
 
 
-def kind(record):
-    """Which of KINDS a record's keys make it, or None. {"text", "label"} is a label record."""
-    for name, keys in KINDS.items():
-        if all(key in record for key, types in keys.items() if None not in types):
-            return name
+def read(path, columns=None, reject=None):
+    """Yield (kind, record) for the records of a file, streaming: dicts of only the keys of their kind, as forms.record gives.
 
-
-def read(path):
-    """Yield the records of a file as dicts, streaming: only the keys of its kind, "pos" and "neg" always lists.
-
-    Raises UserError naming the file and the 1-based line (or row) for: a missing file, text that is not UTF-8, broken
-    JSON, a missing key, a value of the wrong type, records of two kinds, a cut-off .gz, a file with no record.
+    columns: {the engine's key: the file's}, where the file's own names are none that forms.FORMS knows. reject: called with
+    the place ("line 3") and the Bad of each record that cannot be used, which is then left out; None: it raises UserError, naming
+    file and line (or row). Raises UserError too for a missing file, one that is not what its ending says, and one without a
+    record.
     """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file, nor the name of a built-in source; check the path")
-    rows = _parquet(path) if path.suffix == ".parquet" else _json_lines(path)
+    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
+    typed = ending not in ("csv", "tsv")
     expected = None
-    for place, row in rows:
-        found = kind(row)
-        if found is None:
-            raise UserError(f"{path}: {place}: {_missing(row)}")
-        expected = expected or found
-        if found != expected:
-            raise UserError(f"{path}: {place}: a {found} record in a file of {expected} records; put each kind in its own file")
-        yield _checked(row, found, f"{path}: {place}")
+    for place, row in _rows(path, ending):
+        try:
+            if isinstance(row, Bad):
+                raise row
+            kind, found = record(row, columns or {}, typed)
+            if kind != (expected or kind):
+                raise Bad("another kind", f"a {kind} record in a file of {expected} records; put each kind in its own file")
+        except Bad as bad:
+            if reject is None:
+                raise UserError(f"{path}: {place}: {bad}") from None
+            reject(place, bad)
+            continue
+        expected = kind
+        yield kind, found
     if expected is None:
-        raise UserError(f"{path}: holds no records; give at least one line such as {{\"text\": \"...\"}}")
+        raise UserError(f"{path}: holds no records that can be used; give at least one line such as {{\"text\": \"...\"}}")
 
 
-def _json_lines(path):
+def _rows(path, ending):
+    """(place, dict or Bad) for each row of a file."""
+    if ending == "parquet" and path.suffix == ".parquet":
+        return _parquet(path)
+    if ending in ("csv", "tsv"):
+        return _table(path, "\t" if ending == "tsv" else ",")
+    if ending == "txt":
+        return ((place, line if isinstance(line, Bad) else {"text": line.rstrip("\r\n")}) for place, line in _lines(path))
+    if ending in ("jsonl", "ndjson") or (ending == "json" and _holds_lines(path)):
+        return _json_lines(path)
+    raise UserError(f"{path}: {_what(path)}")
+
+
+def _lines(path):
+    """(place, text or Bad) for each line, decoded; a byte-order mark is left out."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
             for number, line in enumerate(file, 1):
-                place = f"line {number}"
+                if number == 1:
+                    line = line.removeprefix(codecs.BOM_UTF8)
                 try:
-                    text = line.decode("utf-8")
+                    yield f"line {number}", line.decode("utf-8")
                 except UnicodeDecodeError as error:
-                    raise UserError(f"{path}: {place}: not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save the file as UTF-8") from None
-                if not text.strip():
-                    continue
-                try:
-                    row = json.loads(text)
-                except ValueError as error:
-                    raise UserError(f"{path}: {place}: broken JSON ({error}); write one object a line") from None
-                if not isinstance(row, dict):
-                    raise UserError(f"{path}: {place}: found a {type(row).__name__}; expected one JSON object a line")
-                yield place, row
+                    found = f"not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save the file as UTF-8"
+                    yield f"line {number}", Bad("not UTF-8", found)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut-off gzip file ({error}); compress it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
+
+
+def _json_lines(path):
+    for place, line in _lines(path):
+        if isinstance(line, Bad):
+            yield place, line
+        elif line.strip():
+            try:
+                row = json.loads(line)
+            except RecursionError:
+                row = Bad("broken JSON", "broken JSON (nested too deeply); write one object a line")
+            except ValueError as error:
+                if "digits" in str(error):  # Python reads integers of up to 4,300
+                    row = Bad("not a finite number", "holds an integer of more than 4,300 digits; expected a finite number")
+                else:
+                    row = Bad("broken JSON", f"broken JSON ({error}); write one object a line")
+            if not isinstance(row, dict | Bad):
+                row = Bad("broken JSON", f"found a {type(row).__name__}; expected one JSON object a line")
+            yield place, row
+
+
+def _table(path, delimiter):
+    """CSV with a header, as RFC 4180 and spreadsheets have it: quoted cells may hold delimiters, doubled quotes and line breaks. An
+    empty cell is an absent key."""
+    last, broken = ["line 1"], []
+
+    def lines():
+        for place, line in _lines(path):
+            last[0] = place
+            if isinstance(line, Bad):
+                broken.append(line)
+                line = "\n"
+            yield line
+
+    csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, which a text may well be longer than
+    rows = csv.reader(lines(), delimiter=delimiter, strict=True)
+    header = None
+    while True:
+        try:
+            cells = next(rows, None)
+        except csv.Error as error:
+            yield last[0], Bad("broken CSV", f"broken CSV ({error}); quote cells that hold quotes, and double those")
+            continue
+        if cells is None:
+            return
+        if broken:
+            yield last[0], broken.pop()
+        elif header is None:
+            header = cells
+            if len(set(header)) < len(header):
+                raise UserError(f"{path}: line 1: the header names a column twice: {header}; a table needs a header of different names")
+        elif cells and len(cells) != len(header):
+            yield last[0], Bad("broken CSV", f"{len(cells)} cells where the header has {len(header)}; quote cells that hold the delimiter")
+        elif cells:
+            yield last[0], {key: cell for key, cell in zip(header, cells) if cell}
 
 
 def _parquet(path):
@@ -82,36 +145,37 @@ def _parquet(path):
         for batch in parquet.ParquetFile(path).iter_batches(1024):
             for row in batch.to_pylist():
                 number += 1
-                yield f"row {number}", {key: value for key, value in row.items() if value is not None}
+                yield f"row {number}", row
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a Parquet file that pyarrow can read ({' '.join(str(error).split())}); write it again") from None
 
 
-def _missing(row):
-    """What the record most likely lacks: the kind that shares most keys with it says."""
-    likeness = {name: len(keys.keys() & row.keys()) for name, keys in KINDS.items()}
-    nearest = max(likeness, key=likeness.get)
-    if likeness[nearest] == 0:
-        return f"found keys {sorted(row)}; expected one of " + ", ".join(str(sorted(k)) for k in KINDS.values())
-    lacking = [key for key, types in KINDS[nearest].items() if key not in row and None not in types]
-    return f"key {lacking[0]!r} is missing from a {nearest} record with keys {sorted(row)}; add it"
+def _holds_lines(path):
+    """Whether a .json file is JSON Lines under another name."""
+    line = next((line for _, line in _lines(path) if isinstance(line, Bad) or line.strip()), "")
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, TypeError, RecursionError):
+        return False
 
 
-def _checked(row, name, place):
-    record = {}
-    for key, types in KINDS[name].items():
-        if key not in row:
-            continue
-        value = row[key]
-        texts = value if isinstance(value, list) else []
-        if isinstance(value, bool) or not isinstance(value, tuple(t for t in types if t)) or not all(isinstance(t, str) for t in texts):
-            wanted = " or ".join("list of texts" if t is list else {str: "text", float: "number"}[t] for t in types if t not in (None, int))
-            raise UserError(f"{place}: {key!r} is {json.dumps(value)[:60]}; expected {wanted}")
-        record[key] = [value] if key in ("pos", "neg") and isinstance(value, str) else value
-        if name not in ("text", "instruction") and "" in (texts or [value]):  # they may be empty there, a text to embed may not
-            raise UserError(f"{place}: {key!r} holds an empty text; there is nothing to embed in it: fill it or leave the record out")
-    if name == "pairs" and not record["pos"]:
-        raise UserError(f"{place}: 'pos' is empty; a query needs at least one positive")
-    if name == "instruction":
-        record.setdefault("input", "")
-    return record
+def _what(path):
+    """For a file that cannot be read: what it is, and what to do."""
+    _, first = next(_lines(path), ("", ""))
+    head = "" if isinstance(first, Bad) else first.lstrip()
+    if head.startswith("["):
+        return f"one JSON array, which cannot be streamed; turn it into JSON Lines: {MAKE_LINES} < {path} > {path.stem}.jsonl"
+    if head.startswith("{"):
+        try:
+            json.loads(head)
+        except ValueError:
+            return f"JSON of one object over several lines; turn its list of records into JSON Lines, one object a line, and name the file {path.stem}.jsonl"
+        return f"JSON Lines by its first line; rename it to {path.stem}.jsonl"
+    try:
+        with open(path, "rb") as file:
+            magic = file.read(4)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
+    name = {b"PAR1": "a Parquet file; rename it to end in .parquet", b"PK\x03\x04": "a zip archive or a spreadsheet; save it as .csv", b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it with zstd -d"}
+    known = name.get(magic, "compressed by gzip; rename it to end in .jsonl.gz" if magic[:2] == b"\x1f\x8b" else "of an unknown kind; turn it into JSON Lines, one object such as {\"text\": \"...\"} a line")
+    return f"{known}. Read are {ENDINGS}"

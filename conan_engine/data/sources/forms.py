@@ -1,0 +1,159 @@
+"""The records that people have, as the engine's own five kinds: which keys say what, and what is wrong with a record.
+
+Read are the engine's own keys, and the forms that sentence-transformers, FlagEmbedding and Tevatron document. Other columns
+are named in the config ("columns": the engine's key -> theirs).
+"""
+
+import json
+import math
+import re
+
+import numpy as np
+
+# kind -> key -> the types its value may have. A key that is optional has None among them.
+KINDS = {
+    "instruction": {"instruction": (str,), "input": (str, None), "output": (str,)},
+    "pairs": {"query": (str,), "pos": (list, str), "neg": (list, str, None), "score": (float, int, None)},
+    "sts": {"sentence1": (str,), "sentence2": (str,), "score": (float, int)},
+    "label": {"text": (str,), "label": (str, int)},
+    "text": {"text": (str,)},
+}
+# The first whose keys a record has says what it is: (kind, {the engine's key: the record's}).
+FORMS = (
+    ("instruction", {"instruction": "instruction", "output": "output"}),
+    ("pairs", {"query": "query", "pos": "pos"}),  # FlagEmbedding's, and ours
+    ("pairs", {"query": "query", "pos": "positive_passages"}),  # Tevatron's
+    ("pairs", {"query": "query", "pos": "positive"}),  # sentence-transformers' from here
+    ("pairs", {"query": "anchor", "pos": "positive"}),
+    ("pairs", {"query": "question", "pos": "answer"}),
+    ("pairs", {"query": "query", "pos": "answer"}),
+    ("sts", {"sentence1": "sentence1", "sentence2": "sentence2", "score": "score"}),
+    ("sts", {"sentence1": "sentence_A", "sentence2": "sentence_B", "score": "score"}),
+    ("pairs", {"query": "sentence1", "pos": "sentence2"}),
+    ("label", {"text": "text", "label": "label_text"}),  # mteb's, beside a number
+    ("label", {"text": "text", "label": "label"}),
+    ("text", {"text": "text"}),
+)
+NEGATIVES = re.compile(r"neg|negative(_\d+)?|negative_passages")
+COLUMNS = tuple(dict.fromkeys(key for keys in KINDS.values() for key in keys))  # what a config may name
+LISTS = ("pos", "neg")
+LARGEST = float(np.finfo(np.float32).max)  # of a score, which shards keep as float32
+
+
+class Bad(Exception):
+    """What is wrong with one record: `reason` in a few words, to count by; the message for a person."""
+
+    def __init__(self, reason, message):
+        super().__init__(message)
+        self.reason = reason
+
+
+def kind_of(keys):
+    """Which of KINDS a record with these of the engine's own keys is, or None."""
+    return next((kind for kind, form in FORMS if form.keys() == set(form.values()) and form.keys() <= set(keys)), None)
+
+
+def record(row, columns, typed=True):
+    """A row as a record of the engine's: (kind, dict of the keys of its kind), "pos" and "neg" always lists, "label" text.
+
+    columns: {the engine's key: the row's, or a list of those (pos, neg)}; empty: FORMS say. typed: False where every value is
+    text (CSV), and a number must be read from it. A null is an absent key. Raises Bad.
+    """
+    row = {key: value for key, value in row.items() if value is not None}
+    if columns:
+        kind, named = kind_of(columns), columns
+    else:
+        kind, form = next(((kind, form) for kind, form in FORMS if all(key in row for key in form.values())), (None, None))
+        if kind is None:
+            raise Bad("missing key", _missing(row))
+        named = form | {key: key for key in KINDS[kind] if key not in form}
+        if kind == "pairs":
+            named["neg"] = sorted(filter(NEGATIVES.fullmatch, row), key=lambda key: (len(key), key))
+    found = {}
+    for key, types in KINDS[kind].items():
+        values = [row[name] for name in _names(named.get(key, ())) if name in row]
+        if not values:
+            if None not in types:
+                raise Bad("missing key", f"{_shown(named[key])} is missing from a {kind} record with keys {sorted(row)}; add it, or name the columns in the config")
+            continue
+        place = _shown(named[key])
+        if key in LISTS:
+            found[key] = _texts(values, place)
+        else:
+            found[key] = _number(values[0], place, typed) if float in types else _text(values[0], types, place)
+        if kind not in ("text", "instruction"):  # they may be empty there, a text to embed may not
+            for text in found[key] if key in LISTS else [found[key]]:
+                if isinstance(text, str) and not text.strip():
+                    raise Bad("empty text", f"{place} holds an empty text; there is nothing to embed in it: fill it or leave the record out")
+    if kind == "pairs" and not found["pos"]:
+        raise Bad("empty text", f"{_shown(named['pos'])} is empty; a query needs at least one positive")
+    if kind == "instruction":
+        found.setdefault("input", "")
+    if kind == "pairs" and not found.get("neg", True):
+        del found["neg"]
+    return kind, found
+
+
+def _names(name):
+    return [name] if isinstance(name, str) else name
+
+
+def _shown(name):
+    return " and ".join(map(repr, _names(name)))
+
+
+def _texts(values, place):
+    """All texts of some values, each a text, a passage or a list of those."""
+    texts = []
+    for value in values:
+        for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, dict) and isinstance(item.get("text"), str) and isinstance(item.get("title"), str | None):
+                item = f"{item['title']} {item['text']}" if item.get("title") else item["text"]  # Tevatron's passages, as it joins them
+            if not isinstance(item, str):
+                raise _wrong(value, place, "list of texts or text")
+            texts.append(item)
+    return texts
+
+
+def _text(value, types, place):
+    if int in types and type(value) is int:
+        return str(value)
+    if not isinstance(value, str):
+        raise _wrong(value, place, "text or whole number" if int in types else "text")
+    return value
+
+
+def _number(value, place, typed):
+    if not typed and isinstance(value, str):
+        try:
+            value = float(value)
+        except ValueError:
+            raise _wrong(value, place, "number") from None
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise _wrong(value, place, "number")
+    if not (isinstance(value, int) or math.isfinite(value)) or abs(value) > LARGEST:
+        raise Bad("not a finite number", f"{place} is {_short(value)}; expected a finite number, at most {LARGEST:.1e}: give a score or leave the key out")
+    return value
+
+
+def _wrong(value, place, wanted):
+    return Bad("wrong type", f"{place} is {_short(value)}; expected {wanted}")
+
+
+def _short(value):
+    try:
+        shown = json.dumps(value, default=repr)
+    except ValueError:  # an integer of more digits than Python prints
+        shown = "a number of more than 4,000 digits"
+    return shown if len(shown) <= 60 else shown[:57] + "..."
+
+
+def _missing(row):
+    """What the record most likely lacks: the form that shares most keys with it says."""
+    likeness = [len(set(form.values()) & row.keys()) for _, form in FORMS]
+    if not max(likeness):
+        known = ", ".join(str(list(keys)) for keys in KINDS.values())
+        return f"found keys {sorted(row)}; expected one of {known} (README: your own data), or their names in the config"
+    kind, form = FORMS[likeness.index(max(likeness))]
+    lacking = [key for key in form.values() if key not in row]
+    return f"key {lacking[0]!r} is missing from a {kind} record with keys {sorted(row)}; add it, or name the columns in the config"

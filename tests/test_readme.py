@@ -1,0 +1,38 @@
+"""What the README tells people to type is taken."""
+
+import re
+import shlex
+
+import pytest
+from runs import ROOT, losses, train, write_lines
+
+from conan_engine.config import STAGES, load
+
+SETTINGS = sorted(set(re.findall(r"`(--[a-z_]+(?:\.[^`]*?)?=[^`]*)`", (ROOT / "README.md").read_text())))
+TABLES = re.findall(r"`(\"[^`]*\" = \{[^`]*\})`", (ROOT / "README.md").read_text())
+
+
+def test_it_names_settings():
+    assert len(SETTINGS) >= 5 and len(TABLES) >= 1
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_its_settings_are_known(setting):
+    load(ROOT / "configs/demo.toml", shlex.split(setting))
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_its_tables_are_known(tmp_path, table):
+    (tmp_path / "x.toml").write_text("\n".join(f"[{stage}]\nsteps = 1\ndata = {{ {table} }}" for stage in STAGES))
+    assert load(tmp_path / "x.toml").weak.data
+
+
+def test_a_file_of_ones_own_trains_by_the_setting_that_it_names(tiny, untrained_run, tmp_path):
+    path = tmp_path / "my=own" / "pairs.v2.jsonl"
+    path.parent.mkdir()
+    write_lines(path, [{"anchor": f"question {i}", "positive": f"answer {i}"} for i in range(40)])
+    options = ["--stages=['weak']", "--weak.steps=2", f"--tokenizer.path={untrained_run}/tokenizer.model", f"--weak.data.{path}=1000"]
+    code, out, err = train(tiny, tmp_path / "run", *options)
+    assert code == 0, err
+    assert len(losses(tmp_path / "run")) == 2
+    assert f'"source": "{path}"' in (tmp_path / "run/metrics.jsonl").read_text()
