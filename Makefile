@@ -13,7 +13,7 @@ test: .venv/ready
 test-all: .venv/ready
 	$(BIN)/pytest -m "slow or not slow"
 
-# Every kernel and architecture with every Triton that the README promises: about two hours of two cores, a few minutes again.
+# Every kernel and architecture with every Triton that the README promises: hours the first time, then what is cached.
 matrix: .venv/ready
 	$(BIN)/python tests/kernels/matrix.py
 

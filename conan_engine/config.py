@@ -42,8 +42,6 @@ class Source:
 
     weight: float = 1.0
     columns: dict[str, str | list[str]] = field(default_factory=dict)  # our key -> the file's, where it is not ours: query = "title"
-    in_batch_negatives: bool = True  # False: its queries are told apart from their own hard negatives only (supervised)
-    hard_negatives: int = -1  # in use a query; -1: negatives.count (supervised)
 
 
 @dataclass
@@ -226,32 +224,23 @@ def _assign(node, tree, prefix, where):
 
 
 def _source(about, where):
-    """A Source from a weight or a table; keys of the table that are none of Source's name columns."""
+    """A Source from a weight or a table; keys of the table other than the weight name columns."""
     about = dict(about) if isinstance(about, dict) else {"weight": about}
     columns = dict(about.pop("columns", {}))  # as a saved run has them
     columns |= {key: about.pop(key) for key in list(about) if key in COLUMNS}
-    source = Source(columns=columns)
-    for key, value in about.items():
-        current = getattr(source, key, None)
-        if current is None or key == "columns":
-            near = difflib.get_close_matches(key, [*vars(source), *COLUMNS], n=1, cutoff=0)
-            raise UserError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
-        if type(current) is float and type(value) is int:
-            value = float(value)
-        if type(value) is not type(current):
-            raise UserError(f"{where}: {key} is {value!r}; expected {type(current).__name__}")
-        setattr(source, key, value)
-    if not 0 < source.weight < float("inf"):
-        raise UserError(f"{where}: the weight is {source.weight!r}; expected a table of source = weight, weights above 0")
-    if source.hard_negatives < -1:
-        raise UserError(f"{where}: hard_negatives is {source.hard_negatives}; expected 0 or more, or -1 for negatives.count")
+    weight = about.pop("weight", 1.0)
+    for key in about:
+        near = difflib.get_close_matches(key, ["weight", *COLUMNS], n=1, cutoff=0)
+        raise UserError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
+    if type(weight) not in (int, float) or not 0 < weight < float("inf"):
+        raise UserError(f"{where}: the weight is {weight!r}; expected a table of source = weight, weights above 0")
     for key, column in columns.items():
         names = column if isinstance(column, list) and key in LISTS else [column]
         if not names or not all(isinstance(name, str) and name for name in names):
             raise UserError(f"{where}: {key} is {column!r}; expected the name of a column of the file" + ", or a list of names" * (key in LISTS))
     if columns and kind_of(columns) is None:
         raise UserError(f"{where}: the columns named, {', '.join(columns)}, make no record; name query and pos, sentence1, sentence2 and score, text and label, instruction and output, or text")
-    return source
+    return Source(float(weight), columns)
 
 
 def _all_keys(node, prefix=""):
@@ -292,15 +281,6 @@ def _check(config, where):
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
-        for source, about in stage.data.items():
-            key = f"{name}.data[{source!r}]"
-            if name != "supervised":
-                require(about.in_batch_negatives, f"{key}.in_batch_negatives", about.in_batch_negatives, "true: only the supervised stage has other negatives")
-                require(about.hard_negatives == -1, f"{key}.hard_negatives", about.hard_negatives, "none here: only the supervised stage has them")
-            else:
-                count = config.negatives.count if about.hard_negatives == -1 else about.hard_negatives
-                require(about.in_batch_negatives or count, f"{key}.in_batch_negatives", about.in_batch_negatives, "true, or hard_negatives above 0: a query needs something to be told apart from")
-                require(config.negatives.pool >= count, f"{key}.hard_negatives", count, f"at most negatives.pool = {config.negatives.pool}")
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for key in ("save_every", "keep", "max_skips", "loader_threads"):

@@ -35,7 +35,7 @@ class Rejects:
             row = json.loads(line)
         except ValueError:
             return True  # cut off when an earlier start was killed
-        return (row["use"], row["file"]) == (self.use, self.source)
+        return (row.get("use"), row.get("file")) == (self.use, self.source)
 
     def __call__(self, place, bad):
         self.reasons[bad.reason] += 1
