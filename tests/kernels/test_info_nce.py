@@ -103,7 +103,7 @@ def test_margin_leaves_out_what_the_textbook_leaves_out(info_nce, fraction):
     margin = clear_margin(arguments, DIMS, fraction)
     assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS, margin=margin)
     unfiltered = info_nce(**arguments, dims=DIMS).loss_per_dim
-    assert (info_nce(**arguments, dims=DIMS, margin=margin).loss_per_dim < unfiltered).all()
+    assert (info_nce(**arguments, dims=DIMS, margin=margin).loss_per_dim < unfiltered).any()  # not all: a large dim may have none to leave out
 
 
 def test_margin_leaves_out_hard_negatives(info_nce):
