@@ -42,7 +42,14 @@ ATTENTION = {  # forward, dq, dk_dv: BM are rows, BN columns. dq's BM is dk_dv's
 SIMILARITIES = {  # InfoNCE's forward_tile, weight_tile: (BM, BN, PIECES), PIECES of a tile are an fp32 temporary one at a time
     80: ((128, 128, 4), (128, 64, 2)),
     90: ((128, 256, 8), (128, 128, 4)),
+    100: ((128, 64, 4), (128, 32, 1)),
     120: ((128, 128, 4), (128, 64, 2)),
+}
+WITH_KNOWN = {  # the same for batches with queries of several positives, whose mask takes more registers
+    80: ((128, 64, 4), (128, 64, 4)),
+    90: ((128, 128, 4), (128, 64, 4)),
+    100: ((128, 64, 4), (128, 32, 1)),
+    120: ((128, 64, 4), (128, 64, 4)),
 }
 PRODUCT = {80: 128, 90: 256, 120: 128}  # BN of InfoNCE's add_product
 
@@ -97,13 +104,13 @@ def attention_tiles(dtype, D, arch):
     return [dict(zip(("BM", "BN", "num_warps", "num_stages", "maxnreg", "ptx_options"), size)) for size in sizes]
 
 
-def similarity_tiles(dtype, arch):
-    """(forward_tile, weight_tile): InfoNCE's launch options."""
+def similarity_tiles(dtype, arch, known=False):
+    """(forward_tile, weight_tile): InfoNCE's launch options; `known`: with known_ids."""
     if dtype == torch.float32:  # three tf32 products, as exact as fp32 to its last bits
-        small = {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "PIECES": 4, "num_warps": 4, "num_stages": 3}
+        small = {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "PIECES": 8, "num_warps": 4, "num_stages": 3}
         return small, small
     common = {"PRECISION": "ieee", "BE": 64, "num_warps": 8, "num_stages": 3}
-    return [common | dict(zip(("BM", "BN", "PIECES"), size)) for size in _from(SIMILARITIES, arch)]
+    return [common | dict(zip(("BM", "BN", "PIECES"), size)) for size in _from(WITH_KNOWN if known else SIMILARITIES, arch)]
 
 
 def product_options(dtype, arch):

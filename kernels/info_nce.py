@@ -17,6 +17,15 @@ class Margin(NamedTuple):
     fraction: float = 0.0
 
 
+class Known(NamedTuple):
+    """Further groups that are right for each query, as ranges of one list, which queries may share: those of query i are
+    ids[first[i] : last[i]]. All int64."""
+
+    first: Tensor  # [N]
+    last: Tensor  # [N]
+    ids: Tensor  # [I]
+
+
 class InfoNCE(NamedTuple):
     """What `info_nce` returns, all fp32. Only `loss` carries gradient. Similarities are cosines over the widest dim."""
 
@@ -28,7 +37,7 @@ class InfoNCE(NamedTuple):
 
 
 def info_nce(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, known=None, margin=None
 ):
     """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147) in one pass.
 
@@ -39,21 +48,22 @@ def info_nce(
     that is query i's positive. temperature T > 0: a float, or a scalar tensor, which receives a gradient if it asks.
     dims: ascending prefix widths, default (E,). weights: a float each, default 1 / len(dims). hard [N, K, E]: negatives
     that only their own query sees. query_group [N] and document_group [M], int64: a document whose id equals the query's
-    is no negative for it; ids below 0 belong to no group. margin: a float (absolute) or a `Margin`; at each dim, by that
+    is no negative for it; ids below 0 belong to no group. known: a `Known`, for queries with several positives: documents
+    of these groups are no negatives for the query either. margin: a float (absolute) or a `Margin`; at each dim, by that
     dim's similarities, documents and hard negatives above it are left out. The positive itself never is.
 
-    Memory is O((N + M) * E). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so short,
+    Memory is O((N + M) * E + I). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so short,
     below 1e-22, that its square is zero in fp32) has similarity 0 with everything there, and no gradient. Gradients go to
     queries, documents, hard and temperature; there is no double backward. The same inputs give the same bits.
 
-    Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents (on CUDA the latter
-    is a device-side assertion, to save a synchronisation); RuntimeError on a GPU or with a Triton that is too old.
+    Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents or a range outside ids
+    (on CUDA the latter two are a device-side assertion, to save a synchronisation); RuntimeError on a GPU or with a Triton that is too old.
     """
     dims = (queries.shape[-1],) if dims is None else tuple(dims)
     weights = (1.0 / max(1, len(dims)),) * len(dims) if weights is None else tuple(weights)
     if not isinstance(margin, Margin):
         margin = Margin(float("inf") if margin is None else margin)
-    _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group)
+    _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known)
     if not isinstance(temperature, Tensor):
         temperature = torch.full((), temperature, dtype=torch.float32, device=queries.device)
     if queries.is_cuda:
@@ -61,10 +71,10 @@ def info_nce(
         from conan_kernels.info_nce_triton import fused_info_nce as form  # here, because a CPU machine has no Triton
     else:
         form = chunked_info_nce
-    return InfoNCE(*form(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, margin))
+    return InfoNCE(*form(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin))
 
 
-def _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group):
+def _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known):
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise ValueError(f"queries [N, E] and documents [M, E] expected, got {list(queries.shape)} and {list(documents.shape)}")
     if 0 in queries.shape or 0 in documents.shape:
@@ -81,7 +91,12 @@ def _check(queries, documents, target, temperature, dims, weights, hard, query_g
         raise ValueError(f"hard [N, K, E] = [{N}, K, {E}] expected, got {list(hard.shape)}")
     if (query_group is None) != (document_group is None):
         raise ValueError("query_group and document_group expected together, got only one")
-    for name, ids, rows in (("target", target, N), ("query_group", query_group, N), ("document_group", document_group, len(documents))):
+    if known is not None and query_group is None:
+        raise ValueError("known: query_group and document_group expected with it, got none")
+    first, last, ids = known or (None, None, None)
+    sizes = [("target", target, N), ("query_group", query_group, N), ("document_group", document_group, len(documents))]
+    sizes += [("known.first", first, N), ("known.last", last, N), ("known.ids", ids, None if ids is None else ids.numel())]
+    for name, ids, rows in sizes:
         if ids is not None and (ids.dtype != torch.int64 or list(ids.shape) != [rows] or ids.device != queries.device):
             raise ValueError(f"{name}: int64 [{rows}] on {queries.device} expected, got {ids.dtype} {list(ids.shape)} on {ids.device}")
     if not dims or any(a >= b for a, b in zip((0, *dims), dims)) or dims[-1] > E:

@@ -33,7 +33,7 @@ TILE = 1 << 19
 LOWEST = -1e20  # a row's maximum is taken from here, so that what is LEFT_OUT vanishes in a row that has nothing else
 
 
-def chunked_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, margin):
+def chunked_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin):
     """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors."""
     differentiable = any(x is not None and x.requires_grad for x in (queries, documents, hard, temperature))
     loss, *rest = _op(
@@ -44,6 +44,7 @@ def chunked_info_nce(queries, documents, target, temperature, dims, weights, har
         queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard,
         query_group,
         document_group,
+        *(known or (None, None, None)),
         list(dims),
         list(weights),
         margin.absolute,
@@ -62,6 +63,23 @@ def chunk_rows(N, M, E, k):
     return max(1, min(N, 4 * E // k, max(256, TILE // M)))
 
 
+def mark_known(left_out, first, last, ids, ascending):
+    """left_out [n, M] becomes True for the documents whose group is among ids[first[i] : last[i]], below 0 aside. `ascending`:
+    document_group sorted, as torch.sort gives it."""
+    row, place = _ranges(first, last)
+    row, ids = row[ids[place] >= 0], ids[place][ids[place] >= 0]
+    bounds = [torch.searchsorted(ascending.values, ids, right=right) for right in (False, True)]
+    which, place = _ranges(*bounds)
+    left_out[row[which], ascending.indices[place]] = True
+
+
+def _ranges(first, last):
+    """The numbers of all ranges [first[i], last[i]), one after another: i and number, each [sum of lengths]."""
+    lengths = last - first
+    i = torch.repeat_interleave(lengths)
+    return i, torch.arange(len(i)) + (last - lengths.cumsum(0))[i]
+
+
 @torch.library.custom_op("conan::info_nce_chunked", mutates_args=(), device_types="cpu")
 def _op(
     queries: Tensor,
@@ -71,6 +89,9 @@ def _op(
     hard: Tensor,
     query_group: Tensor | None,
     document_group: Tensor | None,
+    known_first: Tensor | None,
+    known_last: Tensor | None,
+    known_ids: Tensor | None,
     dims: list[int],
     weights: list[float],
     absolute: float,
@@ -80,6 +101,8 @@ def _op(
     """-> loss, loss_per_dim, positive, hard, accuracy, then fp32 gradients of the loss (empty unless asked for)."""
     if not 0 <= target.min() <= target.max() < len(documents):
         raise ValueError(f"target in 0..{len(documents) - 1} expected, got {target.min()}..{target.max()}")
+    if known_ids is not None and not (0 <= known_first.min() and (known_first <= known_last).all() and known_last.max() <= len(known_ids)):
+        raise ValueError(f"known: ranges within 0..{len(known_ids)} expected, got {known_first.min()}..{known_last.max()}, or one that ends before it begins")
     T = temperature.item()
     if not T > 0:
         raise ValueError(f"temperature above 0 expected, got {T}")
@@ -90,6 +113,7 @@ def _op(
         rq, rd = inverse_norms(q, blocks), inverse_norms(d, blocks)  # [k, N], [k, M]
         similarity_own, r_own = own_similarities(q, d, target, hard, blocks, rq, rd)  # [k, N, 1+K]
         z_own, limits = own_logits(similarity_own, T, absolute, fraction)
+        ascending = document_group.sort() if known_ids is not None else None
         loss_per_dim, correct = torch.zeros(len(dims)), torch.zeros(())
         if gradients:
             dq, dd, dhard = torch.zeros_like(q), torch.zeros_like(d), torch.zeros_like(hard, dtype=torch.float32)
@@ -105,6 +129,8 @@ def _op(
             left_out = torch.zeros(n, M, dtype=torch.bool)
             if query_group is not None:
                 left_out = (query_group[rows, None] == document_group) & (document_group >= 0)
+            if known_ids is not None:
+                mark_known(left_out, known_first[rows], known_last[rows], known_ids, ascending)
             left_out[positive] = True
             dot, z = torch.zeros(n, M), torch.empty(n, M)
             u_own, uz_rows = torch.empty(len(dims), n, 1 + K), torch.empty(len(dims), n)
@@ -158,7 +184,7 @@ def _op(
 
 
 @_op.register_fake
-def _(queries, documents, target, temperature, hard, query_group, document_group, dims, weights, absolute, fraction, gradients):
+def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction, gradients):
     def fp32(*shape):
         return queries.new_empty(shape, dtype=torch.float32)
 
@@ -177,12 +203,12 @@ def _setup_context(ctx, inputs, output):
 
 def _backward(ctx, gradient, *_):
     if gradient is None:
-        return (None,) * 12
+        return (None,) * 15
     dq, dd, dhard, dtemperature = ctx.saved_tensors
     # scaled before rounding to the input's dtype: a loss scaler's factor must not come too late for fp16
     vectors = [(x * gradient).to(ctx.dtype) for x in (dq, dd, dhard)]
     dtemperature = (dtemperature * gradient).reshape(ctx.temperature_shape)
-    return vectors[0], vectors[1], None, dtemperature, vectors[2], *(None,) * 7
+    return vectors[0], vectors[1], None, dtemperature, vectors[2], *(None,) * 10
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

@@ -60,8 +60,21 @@ def _similarities(dot, k, row, columns, positive, rq, rd, per_T, limits, query_g
 
 
 @triton.jit
+def _without_known(x, nothing, row, columns, document_group, known_first, known_last, known_ids):
+    """x [BM, columns], `nothing` where a document is known to be right for the row's query. A pass over the tile for each
+    of the most ids that a row of it has, so that only x itself is kept meanwhile: most batches hold hardly any."""
+    if known_ids is not None:
+        first, last = tl.load(known_first + row), tl.load(known_last + row)
+        document = tl.load(document_group + columns)
+        for step in range(tl.max(last - first)):
+            known = tl.load(known_ids + first + step, mask=first + step < last, other=-2)
+            x = tl.where(known[:, None] == document[None, :], nothing, x)
+    return x
+
+
+@triton.jit
 def forward_tile(
-    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, starts, lse, best,
+    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last, known_ids, starts, lse, best,
     first_column, N, M, whole_M, E, K, column_tiles,
     UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, PIECES: tl.constexpr,
@@ -93,6 +106,7 @@ def forward_tile(
                 pieces[p], k, row, first_column + place, positive, rq, rd, per_T, limits, query_group, document_group, N, M, whole_M
             )
             z = tl.where(counts & (is_positive == 0), z, float("-inf"))
+            z = _without_known(z, float("-inf"), row, first_column + place, document_group, known_first, known_last, known_ids)
             higher = tl.maximum(top, tl.max(z, axis=1))
             total = total * tl.exp2((top - higher) * LOG2E) + tl.sum(tl.exp2((z - higher[:, None]) * LOG2E), axis=1)
             top = higher
@@ -103,7 +117,7 @@ def forward_tile(
 
 @triton.jit
 def weight_tile(
-    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, starts,
+    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last, known_ids, starts,
     lse, share, u_positive, weighted, uz_rows, uz_columns,
     first_row, first_column, N, M, whole_M, E, K, R, C, column_tiles,
     UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
@@ -137,6 +151,7 @@ def weight_tile(
                 pieces[p], k, row, first_column + place, positive, rq, rd, per_T, limits, query_group, document_group, N, M, whole_M
             )
             u = tl.exp2(tl.where(counts, z - lse_row[:, None], float("-inf")) * LOG2E) * scale[:, None]
+            u = _without_known(u, 0.0, row, first_column + place, document_group, known_first, known_last, known_ids)
             u = tl.where(is_positive, u_of_positive[:, None], u)
             uz = u * z
             uz_row += tl.sum(uz, axis=1)

@@ -49,14 +49,20 @@ class _Blocks:
         return torch.tensor(rows, dtype=torch.int32, device=self.device)  # [tiles, 3]
 
 
-def _group_numbers(query_group, document_group, padding):
-    """The ids as int32 that are equal where the ids are, -2 and -1 for those below 0: half the registers of an int64."""
+def _group_numbers(query_group, document_group, first, last, ids, padding):
+    """As the kernels take them: int32, ids by numbers that are equal where the ids are, -2 and -1 for those below 0: half
+    the registers of an int64."""
     if query_group is None:
-        return None, None
-    order = torch.cat((query_group, document_group)).sort().values
-    query, document = (torch.searchsorted(order, x, out_int32=True) for x in (query_group, document_group))
-    document = document.masked_fill(document_group < 0, -1)
-    return query.masked_fill(query_group < 0, -2), torch.nn.functional.pad(document, (0, padding))
+        return (None,) * 5
+    order = document_group.sort().values
+
+    def numbers(x):  # an id that no document has gets the number of the next one that some have
+        place = torch.searchsorted(order, x, out_int32=True)
+        return place.masked_fill((x < 0) | (order[place.clamp(max=len(order) - 1)] != x), -2)
+
+    document = torch.searchsorted(order, document_group, out_int32=True).masked_fill(document_group < 0, -1)
+    known = (None,) * 3 if ids is None else (first.int(), last.int(), numbers(ids))
+    return numbers(query_group), torch.nn.functional.pad(document, (0, padding)), *known
 
 
 def _panels(count):
@@ -72,6 +78,9 @@ def _forward(
     hard: Tensor,
     query_group: Tensor | None,
     document_group: Tensor | None,
+    known_first: Tensor | None,
+    known_last: Tensor | None,
+    known_ids: Tensor | None,
     dims: list[int],
     weights: list[float],
     absolute: float,
@@ -80,13 +89,17 @@ def _forward(
     """-> loss, loss_per_dim, positive, hard, accuracy; for the backward similarity_own, r_own, rq, rd, lse."""
     N, M, K = len(queries), len(documents), len(dims)
     torch._assert_async(((target >= 0) & (target < M)).all(), "info_nce: target outside documents")
-    blocks, (options, _) = _Blocks(dims, queries.device), similarity_tiles(queries.dtype, architecture(queries.device))
+    if known_ids is not None:
+        inside = (known_first >= 0) & (known_first <= known_last) & (known_last <= len(known_ids))
+        torch._assert_async(inside.all(), "info_nce: a range of known outside its ids")
+    blocks, arch = _Blocks(dims, queries.device), architecture(queries.device)
+    options, _ = similarity_tiles(queries.dtype, arch, known_ids is not None)
     rq, rd = inverse_norms(queries, blocks.slices), inverse_norms(documents, blocks.slices)  # [K, N], [K, M]
     similarity_own, r_own = own_similarities(queries, documents, target, hard, blocks.slices, rq, rd)
     z_own, limits = own_logits(similarity_own, temperature, absolute, fraction)
     padding = -M % options["BN"]
     whole_rd = torch.nn.functional.pad(rd, (0, padding))
-    groups = _group_numbers(query_group, document_group, padding)
+    groups = _group_numbers(query_group, document_group, known_first, known_last, known_ids, padding)
     others = torch.full_like(rq, -torch.inf)
     best = torch.full_like(rq[0], -torch.inf)
     row_tiles = triton.cdiv(N, options["BM"])
@@ -111,7 +124,7 @@ def _forward(
 
 
 @_forward.register_fake
-def _(queries, documents, target, temperature, hard, query_group, document_group, dims, weights, absolute, fraction):
+def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction):
     def fp32(*shape):
         return queries.new_empty(shape, dtype=torch.float32)
 
@@ -130,6 +143,9 @@ def _backward(
     hard: Tensor,
     query_group: Tensor | None,
     document_group: Tensor | None,
+    known_first: Tensor | None,
+    known_last: Tensor | None,
+    known_ids: Tensor | None,
     similarity_own: Tensor,
     r_own: Tensor,
     rq: Tensor,
@@ -143,7 +159,8 @@ def _backward(
     """-> dqueries, ddocuments, dtemperature, dhard."""
     (N, E), M, K = queries.shape, len(documents), len(dims)
     blocks, arch = _Blocks(dims, queries.device), architecture(queries.device)
-    (_, options), (W_dtype, product) = similarity_tiles(queries.dtype, arch), product_options(queries.dtype, arch)
+    _, options = similarity_tiles(queries.dtype, arch, known_ids is not None)
+    W_dtype, product = product_options(queries.dtype, arch)
     tiles = blocks.column_tiles(product["BN"])
     BM, BN = options["BM"], options["BN"]
     share = gradient * torch.tensor(weights, device=gradient.device) / N  # [K]
@@ -156,7 +173,7 @@ def _backward(
     u_positive = u_own[..., 0].contiguous()
     padding = -M % BN
     whole_rd = torch.nn.functional.pad(rd, (0, padding))
-    groups = _group_numbers(query_group, document_group, padding)
+    groups = _group_numbers(query_group, document_group, known_first, known_last, known_ids, padding)
 
     dqueries, dhard = torch.zeros_like(queries), torch.zeros_like(hard)
     # fp32 sums by panel, so that at the end each becomes its dtype and goes before the next one does
@@ -215,25 +232,25 @@ def _(gradient, queries, documents, target, temperature, hard, *_):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:7], *output[5:])
-    ctx.options = inputs[7:]
+    ctx.save_for_backward(*inputs[:10], *output[5:])
+    ctx.options = inputs[10:]
     ctx.set_materialize_grads(False)  # the other outputs are detached: no zeros of their size
 
 
 def _differentiate(ctx, gradient, *_):
     if gradient is None:
-        return (None,) * 11
+        return (None,) * 14
     dqueries, ddocuments, dtemperature, dhard = _backward(gradient, *ctx.saved_tensors, *ctx.options)
-    return dqueries, ddocuments, None, dtemperature, dhard, *(None,) * 6
+    return dqueries, ddocuments, None, dtemperature, dhard, *(None,) * 9
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def fused_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, margin):
+def fused_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin):
     """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors."""
     hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
     vectors = queries.contiguous(), documents.contiguous()
-    groups = [x if x is None else x.contiguous() for x in (query_group, document_group)]
+    groups = [x if x is None else x.contiguous() for x in (query_group, document_group, *(known or (None, None, None)))]
     loss, *rest = _forward(*vectors, target.contiguous(), temperature, hard, *groups, list(dims), list(weights), *margin)
     return loss, *(x.detach() for x in rest[:4])

@@ -6,7 +6,7 @@ from conan_kernels.info_nce import InfoNCE, Margin
 
 
 def info_nce_reference(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, known=None, margin=None
 ):
     """As `conan_kernels.info_nce`, in the inputs' own dtype: fp64 for a reference. Memory is O(N * (M + K))."""
     dims = dims or (queries.shape[1],)
@@ -14,7 +14,7 @@ def info_nce_reference(
     losses = []
     for dim in dims:
         similarity, logits, is_positive = similarities_and_logits(
-            queries, documents, target, temperature, dim, hard, query_group, document_group, margin
+            queries, documents, target, temperature, dim, hard, query_group, document_group, known, margin
         )
         positive = similarity[is_positive]  # [N]
         losses.append((logits.logsumexp(1) - positive / temperature).mean())
@@ -25,7 +25,9 @@ def info_nce_reference(
     return InfoNCE(loss, loss_per_dim.detach(), positive.detach(), similarity[:, len(documents) :].detach(), accuracy)
 
 
-def similarities_and_logits(queries, documents, target, temperature, dim, hard=None, query_group=None, document_group=None, margin=None):
+def similarities_and_logits(
+    queries, documents, target, temperature, dim, hard=None, query_group=None, document_group=None, known=None, margin=None
+):
     """Of one dim, over the documents and then each query's hard negatives: similarities and logits (-inf for who is no
     candidate), and which is the positive, each [N, M + K]."""
     margin = margin if isinstance(margin, Margin) or margin is None else Margin(margin)
@@ -33,7 +35,10 @@ def similarities_and_logits(queries, documents, target, temperature, dim, hard=N
     is_positive = torch.arange(len(documents), device=target.device) == target[:, None]  # [N, M]
     left_out = torch.zeros_like(is_positive)
     if query_group is not None:
-        left_out = (query_group[:, None] == document_group) & (document_group >= 0) & ~is_positive
+        left_out = query_group[:, None] == document_group
+        for query, (first, last) in enumerate(zip(known.first, known.last) if known else ()):
+            left_out[query] |= torch.isin(document_group, known.ids[first:last])
+        left_out = left_out & (document_group >= 0) & ~is_positive
     is_positive, left_out = (torch.nn.functional.pad(x, (0, hard.shape[1])) for x in (is_positive, left_out))
     q, d, h = unit(queries[:, :dim]), unit(documents[:, :dim]), unit(hard[..., :dim])
     similarity = torch.cat((q @ d.T, (h @ q[..., None])[..., 0]), dim=1)

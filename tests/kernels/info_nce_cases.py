@@ -3,13 +3,13 @@
 import torch
 from rounding import assert_within
 
-from conan_kernels import Margin
+from conan_kernels import Known, Margin
 from conan_kernels.reference_info_nce import info_nce_reference, similarities_and_logits, unit
 
 NAMES = ("loss", "loss_per_dim", "positive", "hard", "accuracy", "dqueries", "ddocuments", "dtemperature", "dhard")
 
 
-def batch(N, M, E, K=0, groups=False, temperature=0.05, dtype=torch.float32, seed=None, device="cpu"):
+def batch(N, M, E, K=0, groups=False, known=False, temperature=0.05, dtype=torch.float32, seed=None, device="cpu"):
     """Arguments of `info_nce` by name: queries near their positives, some documents twice, some the positive of several;
     drawn anew each time, where no seed says which."""
     generator = torch.Generator().manual_seed(torch.randint(2**62, ()).item() if seed is None else seed)
@@ -26,7 +26,25 @@ def batch(N, M, E, K=0, groups=False, temperature=0.05, dtype=torch.float32, see
     if groups:
         arguments["query_group"] = torch.randint(-1, 5, (N,), generator=generator)
         arguments["document_group"] = torch.randint(-1, 5, (M,), generator=generator)
-    return {name: value.to(device) for name, value in arguments.items()}
+    if known:
+        arguments["known"] = Known(*(x.to(device) for x in known_groups(arguments, generator)))
+    return {name: value if name == "known" else value.to(device) for name, value in arguments.items()}
+
+
+def known_groups(arguments, generator):
+    """For each query none to three groups, some twice, some of no document or below 0; every fifth has the first one's.
+    Where there are no groups yet, documents get some, and queries none of their own."""
+    N, M = len(arguments["queries"]), len(arguments["documents"])
+    arguments.setdefault("query_group", torch.full((N,), -1))
+    arguments.setdefault("document_group", torch.randint(-1, max(1, M // 2), (M,), generator=generator))
+    highest = arguments["document_group"].max().item() + 1
+    count = torch.randint(0, 4, (N,), generator=generator)
+    last = count.cumsum(0)
+    ids = torch.randint(-1, highest + 1, (count.sum(),), generator=generator)
+    first = last - count
+    sharing = torch.arange(N) % 5 == 4
+    first[sharing], last[sharing] = first[0], last[0]
+    return first, last, ids
 
 
 def clear_margin(arguments, dims, fraction=False):
@@ -79,7 +97,7 @@ def rounding_bounds(arguments, dims=None, weights=None, margin=None):
         dq_i : sum_j r_i / T (error of u_ij + sqrt(M) eps |u_ij|) (|d^_j| + |s_ij| |q^_i|)     q^, d^: of length 1; dd_j likewise
         dT   : sum_ij (error of u_ij |z_ij| + |u_ij| error of z_ij) / T
     """
-    a = {name: x.double() if x.is_floating_point() else x for name, x in arguments.items()}
+    a = {name: x.double() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in arguments.items()}
     q, d, T = a["queries"], a["documents"], a["temperature"]
     (N, E), M = q.shape, len(d)
     hard = a.get("hard", q.new_empty(N, 0, E))

@@ -15,7 +15,7 @@ from conan_kernels import info_nce_tiles as kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
-IDS = ("query_group", "document_group", "starts", "tiles")
+IDS = ("query_group", "document_group", "known_first", "known_last", "known_ids", "starts", "tiles")
 # what Triton finds divisible by 16 at the paper's shape, beside the pointers
 DIVISIBLE = ("E", "N", "M", "whole_M", "R", "C", "first_row", "first_column", "stride_k", "stride_row", "stride_inner")
 FLOATS = "rq rd temperature limits lse best share u_positive uz_rows uz_columns total".split()
@@ -46,15 +46,20 @@ if __name__ == "__main__":
     parser.add_argument("--archs", type=int, nargs="+", default=tuple(sass.SHARED_BYTES), choices=sass.SHARED_BYTES)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     chosen = parser.parse_args()
-    unmasked = {"limits": None, "query_group": None, "document_group": None, "K": 1}
+    no_known = {"known_first": None, "known_last": None, "known_ids": None}
+    unmasked = {"limits": None, "query_group": None, "document_group": None, "K": 1, **no_known}
     for arch in chosen.archs:
         for dtype in map(DTYPES.get, chosen.dtypes):
             W_dtype, product = architecture.product_options(dtype, arch)
-            for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), architecture.similarity_tiles(dtype, arch)):
-                name = kernel.fn.__name__
-                report("7 dims with masks", name, arch, dtype, kernel, dtype, W_dtype, arch, options, EVEN=True)
-                if dtype != torch.float32:
-                    report("1 dim", name, arch, dtype, kernel, dtype, W_dtype, arch, options, EVEN=True, **unmasked)
+            for known in (False, True):
+                for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), architecture.similarity_tiles(dtype, arch, known)):
+                    arguments = kernel.fn.__name__, arch, dtype, kernel, dtype, W_dtype, arch, options
+                    if known:
+                        report("7 dims with masks, several positives", *arguments, EVEN=True)
+                        continue
+                    report("7 dims with masks", *arguments, EVEN=True, **no_known)
+                    if dtype != torch.float32:
+                        report("1 dim", *arguments, EVEN=True, **unmasked)
             for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
                 arguments = kernels.add_product, dtype, W_dtype, arch, product
                 report(f"for {side}", "add_product", arch, dtype, *arguments, **{stride: 1})

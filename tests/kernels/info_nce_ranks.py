@@ -16,8 +16,10 @@ from conan_kernels.reference_info_nce import info_nce_reference
 def check(rank, world, folder, seed):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
     for dtype, K, dims in ((torch.float32, 0, (16,)), (torch.float32, 3, (4, 16)), (torch.bfloat16, 3, (4, 16))):
-        whole = batch(N=world * 5, M=world * 7, E=16, K=K, groups=True, dtype=dtype, seed=seed)
-        mine = {name: x if x.ndim == 0 else x.chunk(world)[rank] for name, x in whole.items()}
+        whole = batch(N=world * 5, M=world * 7, E=16, K=K, groups=True, known=True, dtype=dtype, seed=seed)
+        known = whole["known"]
+        mine = {name: x if name == "known" or x.ndim == 0 else x.chunk(world)[rank] for name, x in whole.items()}
+        mine["known"] = known._replace(first=known.first.chunk(world)[rank], last=known.last.chunk(world)[rank])
         whole["target"] = torch.arange(world).repeat_interleave(5) * 7 + torch.arange(5).repeat(world)  # row i of one's own
         mine["target"] = whole["target"].chunk(world)[rank]
         exact = results_and_gradients(info_nce_reference, whole, torch.float64, dims=dims)

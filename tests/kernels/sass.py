@@ -38,13 +38,14 @@ class Machine:
 
     def loops(self):
         """The innermost loops in the order of the code, each a Counter of full opcodes ("MUFU.EX2"). Loops of less than 16
-        instructions are none: they wait (sm_100: for a matrix product), or end the program."""
-        lines = self.sass.splitlines()
+        instructions are none: they wait (sm_100: for a matrix product), or end the program. Nor are jumps back from behind
+        the last EXIT: there stand waits that the program left for, to return where it was."""
+        lines = self.sass[: self.sass.rindex("EXIT")].splitlines()
         at = {match[1]: number for number, line in enumerate(lines) if (match := re.match(r"(\.L\w+):", line))}
         spans = set()
         for number, line in enumerate(lines):
             target = re.search(r"\bBRA\b.*`\((\.L\w+)\)", line)
-            if target and at[target[1]] < number - 16:
+            if target and at.get(target[1], number) < number - 16:
                 spans.add((at[target[1]], number))
         inner = [a for a in sorted(spans) if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
         return [opcodes("\n".join(lines[first : last + 1])) for first, last in inner]

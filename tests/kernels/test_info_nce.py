@@ -15,7 +15,7 @@ if not torch.cuda.is_available():
 import conan_kernels
 import conan_kernels.info_nce_chunked
 import conan_kernels.info_nce_triton
-from conan_kernels import InfoNCE, Margin
+from conan_kernels import InfoNCE, Known, Margin
 from conan_kernels.info_nce_triton import fused_info_nce
 from conan_kernels.reference_info_nce import info_nce_reference
 
@@ -23,11 +23,11 @@ from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, res
 from interpreted import bf16_as_a_gpu_has_it
 
 DIMS = (3, 7, 8, 20, 30, 40, 44)
+GROUPS = {"query_group": torch.zeros(9).long(), "document_group": torch.zeros(12).long()}
 
 
 def on_cuda(*positional, **named):
-    positional = [x.cuda() if isinstance(x, torch.Tensor) else x for x in positional]
-    named = {name: x.cuda() if isinstance(x, torch.Tensor) else x for name, x in named.items()}
+    positional, named = torch.utils._pytree.tree_map_only(torch.Tensor, torch.Tensor.cuda, (positional, named))
     return InfoNCE(*(x.cpu() for x in conan_kernels.info_nce(*positional, **named)))
 
 
@@ -48,7 +48,7 @@ def test_chunked_equals_textbook(data):
     N, M, E = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70)), data.draw(st.integers(4, 48))
     dims = sorted(data.draw(st.sets(st.integers(4, E), min_size=1, max_size=7)))
     arguments = batch(
-        N, M, E, K=data.draw(st.sampled_from([0, 1, 7])), groups=data.draw(st.booleans()), seed=data.draw(st.integers(0, 2**32)),
+        N, M, E, K=data.draw(st.sampled_from([0, 1, 7])), groups=data.draw(st.booleans()), known=data.draw(st.booleans()), seed=data.draw(st.integers(0, 2**32)),
         temperature=data.draw(st.sampled_from([0.005, 0.02, 1.0])),
     )  # fmt: skip
     weights = data.draw(st.none() | st.lists(st.floats(0.1, 2), min_size=len(dims), max_size=len(dims)))
@@ -61,7 +61,25 @@ def test_chunked_equals_textbook(data):
 )
 def test_equals_textbook(info_nce, N, M, E, K, dims):
     for temperature in (0.005, 0.1):
-        assert_as_exact_as_textbook(info_nce, batch(N, M, E, K, K > 0, temperature), dims=dims)
+        assert_as_exact_as_textbook(info_nce, batch(N, M, E, K, K > 0, temperature=temperature), dims=dims)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("groups", [False, True])
+def test_known_positives_are_no_negatives(info_nce, groups, dtype):
+    arguments = batch(150, 300, 48, K=3, groups=groups, known=True, dtype=dtype)
+    assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS)
+    with_all = info_nce(**{name: value for name, value in arguments.items() if name != "known"}, dims=DIMS)
+    assert info_nce(**arguments, dims=DIMS).loss < with_all.loss
+
+
+def test_a_query_with_eight_positives_has_nothing_to_tell_apart(info_nce):
+    arguments = batch(8, 8, 16) | {"target": torch.arange(8), "query_group": torch.arange(8), "document_group": torch.arange(8)}
+    known = Known(torch.zeros(8).long(), torch.full((8,), 8), torch.arange(8))
+    found = info_nce(**arguments, known=known)
+    assert found.loss == 0 and found.accuracy == 1
+    none = Known(known.first, known.first, known.ids)  # empty ranges
+    torch.testing.assert_close(info_nce(**arguments, known=none).loss, info_nce(**arguments).loss)
 
 
 def wrong_temperature(info_nce, arguments, **options):
@@ -118,7 +136,7 @@ def test_margin_leaves_out_hard_negatives(info_nce):
 
 @pytest.mark.parametrize("rows", [1, 100, 1000])
 def test_chunks_do_not_change_the_result(monkeypatch, rows):
-    arguments = batch(530, 90, 24, K=2, groups=True)
+    arguments = batch(530, 90, 24, K=2, groups=True, known=True)
     whole = results_and_gradients(conan_kernels.info_nce, arguments, dims=(8, 24))
     monkeypatch.setattr(conan_kernels.info_nce_chunked, "chunk_rows", lambda *shape: rows)
     for name, value in results_and_gradients(conan_kernels.info_nce, arguments, dims=(8, 24)).items():
@@ -127,7 +145,7 @@ def test_chunks_do_not_change_the_result(monkeypatch, rows):
 
 @pytest.mark.parametrize("info_nce", ["triton"], indirect=True)
 def test_panels_do_not_change_the_result(info_nce, monkeypatch):
-    arguments = batch(260, 270, 16, K=2, groups=True, dtype=torch.float16)
+    arguments = batch(260, 270, 16, K=2, groups=True, known=True, dtype=torch.float16)
     whole = results_and_gradients(info_nce, arguments, dims=(8, 16))
     monkeypatch.setattr(conan_kernels.info_nce_triton, "PANEL", 256)
     for name, value in results_and_gradients(info_nce, arguments, dims=(8, 16)).items():
@@ -215,11 +233,11 @@ def test_autocast_does_not_round_the_similarities(info_nce):
 @pytest.mark.parametrize("gradients", [False, True])
 @pytest.mark.parametrize(("K", "dtype"), [(0, torch.float32), (2, torch.bfloat16)])
 def test_opcheck(monkeypatch, gradients, K, dtype):
-    a = batch(9, 12, 16, K, groups=K > 0, dtype=dtype)
+    a = batch(9, 12, 16, K, groups=K > 0, known=K > 0, dtype=dtype)
     for name in ("queries", "documents"):
         a[name].requires_grad_(gradients)
     hard = a.get("hard", torch.empty(9, 0, 16, dtype=dtype))
-    arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"))
+    arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"), *a.get("known", (None,) * 3))
     arguments = (*arguments, [4, 16], [0.5, 0.5], math.inf, 0.0)
     torch.library.opcheck(conan_kernels.info_nce_chunked._op, (*arguments, gradients))
     bf16_as_a_gpu_has_it(monkeypatch)
@@ -229,7 +247,7 @@ def test_opcheck(monkeypatch, gradients, K, dtype):
 
 
 def test_compiles_without_graph_breaks(info_nce):
-    arguments = batch(9, 12, 16, K=2, groups=True)
+    arguments = batch(9, 12, 16, K=2, groups=True, known=True)
 
     def form(**arguments):
         return info_nce(**arguments, dims=(5, 16), margin=-0.3)
@@ -250,6 +268,11 @@ def test_compiles_without_graph_breaks(info_nce):
         ({"target": torch.full((9,), 12)}, r"target in 0..11 expected, got 12..12"),
         ({"target": torch.full((9,), -1)}, r"target in 0..11 expected, got -1..-1"),
         ({"query_group": torch.zeros(9).long()}, "query_group and document_group expected together"),
+        ({"known": Known(*(torch.zeros(9).long(),) * 3)}, "known: query_group and document_group expected with it"),
+        ({**GROUPS, "known": Known(torch.zeros(8).long(), *(torch.zeros(9).long(),) * 2)}, r"known.first: int64 \[9\] on cpu expected, got torch.int64 \[8\]"),
+        ({**GROUPS, "known": Known(*(torch.zeros(9).long(),) * 2, torch.zeros(2, 3).long())}, r"known.ids: int64 \[6\] on cpu expected, got torch.int64 \[2, 3\]"),
+        ({**GROUPS, "known": Known(torch.zeros(9).long(), torch.full((9,), 4), torch.zeros(3).long())}, r"known: ranges within 0..3 expected, got 0..4"),
+        ({**GROUPS, "known": Known(torch.ones(9).long(), torch.zeros(9).long(), torch.zeros(3).long())}, "or one that ends before it begins"),
         ({"dims": (8, 8)}, r"dims ascending in 1..16 expected, got \[8, 8\]"),
         ({"dims": (8, 17)}, r"dims ascending in 1..16 expected, got \[8, 17\]"),
         ({"dims": (8, 16), "weights": (1.0,)}, "a weight for each of 2 dims expected, got 1"),
@@ -272,7 +295,7 @@ def test_reference_is_cross_entropy_of_cosines():
 
 def test_memory_never_holds_the_matrix():
     N = M = 3000
-    arguments = batch(N, M, 32, K=1)
+    arguments = batch(N, M, 32, K=1, known=True)
     with LargestTensor() as largest:
         results_and_gradients(conan_kernels.info_nce, arguments, dims=(8, 16, 32))
     assert largest.elements <= 4 * M * 32  # no tensor beyond a constant number of the inputs' size
@@ -295,7 +318,7 @@ def test_peak_memory_on_the_gpu_is_below_one_and_a_half_times_inputs_and_gradien
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_large_equals_textbook(dtype):
     dims = (256, 512, 1024, 1536, 2048, 3072, 3584)
-    arguments = batch(5000, 9001, 3584, K=3, groups=True, temperature=0.02, dtype=dtype, device="cuda")
+    arguments = batch(5000, 9001, 3584, K=3, groups=True, known=True, temperature=0.02, dtype=dtype, device="cuda")
     assert_as_exact_as_textbook(conan_kernels.info_nce, arguments, dims=dims)
 
 
