@@ -7,11 +7,12 @@ import conan_kernels
 from conan_engine.lm_head import linear_cross_entropy  # noqa: F401  (the LM stages' loss, named here with the others)
 
 
-def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None):
+def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None, known=None):
     """InfoNCE over the whole global batch, with the documents of every rank as in-batch negatives.
 
     queries [n, E] and documents [m, E] are this rank's; the positive of queries[i] is documents[i]. query_group [n] and
-    document_group [m], int64: a document of a query's own group never counts as its negative. Returns (loss, accuracy)
+    document_group [m], int64: a document of a query's own group never counts as its negative, nor one of a group that `known`
+    (a conan_kernels.Known of this rank's queries) names. Returns (loss, accuracy)
     with loss / n summed over ranks the mean over all queries: the sum of every rank's gradients is the gradient of that.
     """
     documents = group.gather_with_gradient(documents)
@@ -19,7 +20,7 @@ def info_nce(queries, documents, query_group, document_group, temperature, group
     per_rank = len(documents) // group.world
     target = torch.arange(len(queries), device=queries.device) + group.rank * per_rank
     result = conan_kernels.info_nce(
-        queries, documents, target, temperature, dims=dims, query_group=query_group, document_group=document_group
+        queries, documents, target, temperature, dims=dims, query_group=query_group, document_group=document_group, known=known
     )
     return result.loss / group.world, result.accuracy
 

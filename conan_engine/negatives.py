@@ -18,7 +18,7 @@ def should_replace(first, now, rule):
 class Corpus:
     """The documents that a source's queries may be told apart from: each distinct positive once, and every given negative."""
 
-    def __init__(self, shards):
+    def __init__(self, shards, known):
         records = np.arange(len(shards), dtype=np.int64)
         self.shards = shards
         self.group_of_record = shards.groups(records)
@@ -29,8 +29,8 @@ class Corpus:
         rows = np.repeat(records, given)
         self.record = np.concatenate((first, rows))
         self.field = np.concatenate((np.ones(len(first), np.int64), 2 + np.arange(len(rows)) - np.repeat(np.cumsum(given) - given, given)))
-        # a negative given by hand belongs to no group, so it counts as a negative for everyone: the data's author chose it
-        self.group = np.concatenate((self.group_of_record[first], np.full(len(rows), -1)))
+        # a negative given by hand, if it is nobody's positive, is one for everyone: the data's author chose it
+        self.group = np.concatenate((self.group_of_record[first], known.negatives))
 
     def __len__(self):
         return len(self.record)
@@ -79,16 +79,16 @@ class Pools:
         return pools
 
 
-def mine(shards, queries, embed, rule, seed, source):
-    """Pools for the query records `queries` (sorted int64) from the corpus of `shards`.
+def mine(shards, known, queries, embed, rule, seed, source):
+    """Pools for the query records `queries` (sorted int64) from the corpus of `shards`; known: their data.known.Known.
 
-    embed(records, fields) -> unit vectors float32 [n, E]. Candidates are the nearest documents, save those of the
-    query's own group and, as likely false negatives, those scoring above rule.max_ratio of the positive. A record's
-    given negatives come first; a pool that the search does not fill is filled with random documents.
+    embed(records, fields) -> unit vectors float32 [n, E]. Candidates are the nearest documents, save those scoring above
+    rule.max_ratio of the positive, as likely false negatives. A record's given negatives come first; a pool that the
+    search does not fill is filled with random documents. None is of a group that is right for the query.
     """
     import faiss  # slow to import, and only this stage needs it
 
-    corpus = Corpus(shards)
+    corpus = Corpus(shards, known)
     if len(corpus) <= rule.pool:
         raise UserError(
             f"{source}: {len(corpus)} distinct documents cannot fill pools of negatives.pool = {rule.pool}; "
@@ -102,15 +102,24 @@ def mine(shards, queries, embed, rule, seed, source):
         index.train(documents)
     index.add(documents)
     scores, found = index.search(asked, min(2 * rule.pool, len(corpus)))
-    group = corpus.group_of_record[queries]
-    good = (found >= 0) & (corpus.group[found] != group[:, None]) & (scores <= rule.max_ratio * positive[:, None])
+    good = (found >= 0) & (scores <= rule.max_ratio * positive[:, None])
     candidates = np.empty((len(queries), rule.pool), dtype=np.int32)
     for row, record in enumerate(queries):
         given = np.arange(corpus.given_start[record], corpus.given_start[record + 1])
-        best = np.concatenate((given, found[row, good[row]]))
+        right = known.of(record, corpus.group_of_record[record])
+        best = _without(right, corpus, np.concatenate((given, found[row, good[row]])))
         if len(best) < rule.pool:
             spare = order(seed, row, len(corpus), np.arange(2 * rule.pool) % len(corpus))
-            best = np.concatenate((best, spare[(corpus.group[spare] != group[row])]))
+            best = np.concatenate((best, _without(right, corpus, spare)))
+        if not len(best):
+            raise UserError(
+                f"{source}: record {record}: no negative to be found for its query, {len(right)} of its kind are right for it; "
+                "give more data, or leave out queries that everything answers"
+            )
         distinct = best[np.sort(np.unique(best, return_index=True)[1])]
         candidates[row] = np.resize(distinct, rule.pool)  # repeats only where the corpus has no more to give
     return Pools(corpus, queries, candidates, rule)
+
+
+def _without(groups, corpus, documents):
+    return documents[~np.isin(corpus.group[documents], groups)]

@@ -9,7 +9,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 
+import conan_kernels
 from conan_engine import losses, negatives
+from conan_engine.data import known as known_positives
 from conan_engine.data.loader import Loader
 from conan_engine.encoder import embed_sequences
 from conan_engine.errors import UserError
@@ -109,22 +111,40 @@ class LanguageModelling(Stage):
         return {"loss": (self.group.sum(loss) / counted).item(), "source": batch.source, "tokens": tokens_of(sequences, self.group)}
 
 
-class Weak(Stage):
+class Contrastive(Stage):
+    """What the stages of pairs share: who is right for whom."""
+
+    def __init__(self, name, config, shards, group):
+        super().__init__(name, config, group)
+        self.known = {source: known_positives.of(s) for source, s in shards.items()}
+
+    def known_in(self, batch, document_group):
+        """conan_kernels.Known of this rank's queries among all ranks' documents, or None; document_group: int64 [m], this
+        rank's. Collective."""
+        of_source = self.known[batch.source]
+        if not len(of_source.records):
+            return None
+        found = of_source.among(batch.records, self.group.gather(document_group).cpu().numpy())
+        return found and conan_kernels.Known(*(torch.from_numpy(x).to(self.group.device) for x in found))
+
+
+class Weak(Contrastive):
     """Stage 3: InfoNCE with in-batch negatives, while the soft mask opens from causal to bidirectional."""
 
     def __init__(self, config, shards, group):
-        super().__init__("weak", config, group)
+        super().__init__("weak", config, shards, group)
         key, shape = ("batch_tokens", "tokens") if self.settings.batch_tokens else ("batch", "records")
         self.add_loader("data", shards, self.settings.data, key, kind="pairs", shape=shape)
 
     def backward(self, model, batch, step):
         groups = batch.groups.to(self.group.device)
         sequences = packed(batch)
+        known = self.known_in(batch, groups)
         alpha = ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1))
 
         def loss_of(embeddings):
             queries, documents = embeddings.chunk(2)
-            return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group)
+            return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, known=known)
 
         loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, self.settings.mask, loss_of)
         return {
@@ -136,7 +156,7 @@ class Weak(Stage):
         }
 
 
-class Supervised(Stage):
+class Supervised(Contrastive):
     """Stage 4: bidirectional; InfoNCE with mined hard negatives, and CoSENT on scored pairs in the same step, each over all
     Matryoshka dims: L = L_InfoNCE + beta * L_CoSENT.
 
@@ -145,7 +165,7 @@ class Supervised(Stage):
     """
 
     def __init__(self, config, shards, sts_shards, group):
-        super().__init__("supervised", config, group)
+        super().__init__("supervised", config, shards, group)
         self.shards, self.rule, self.pools = shards, config.negatives, {}
         self.add_loader("data", shards, self.settings.data, "batch", kind="pairs", shape="records")
         if self.settings.sts:
@@ -159,7 +179,7 @@ class Supervised(Stage):
                 return embed_sequences(model, *shards.gather(records, fields), group=self.group)
 
             queries = self.loaders["data"].drawn_from(name, self.settings.steps)
-            self.pools[name] = negatives.mine(shards, queries, embed, self.rule, self.config.seed, name)
+            self.pools[name] = negatives.mine(shards, self.known[name], queries, embed, self.rule, self.config.seed, name)
 
     def draw(self):
         return super().draw(), self.loaders["sts"].next() if "sts" in self.loaders else None
@@ -173,13 +193,14 @@ class Supervised(Stage):
         hard = Packed(torch.from_numpy(tokens).to(device), torch.from_numpy(cu_seqlens).to(device))
         groups = batch.groups.to(device)
         document_group = torch.cat((groups, torch.from_numpy(hard_group).to(device)))
+        known = self.known_in(batch, document_group)
         everything = concatenate(packed(batch), hard, *([packed(sts)] if sts else []))
         settings = self.settings
         dims = settings.dims
 
         def loss_of(embeddings):
             queries, documents, pairs = embeddings.split((n, len(document_group), len(embeddings) - n - len(document_group)))
-            loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims)
+            loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known)
             hard = F.cosine_similarity(queries[:, None], documents[n:].view(n, -1, documents.shape[1]), dim=-1)  # [n, K]
             similar = 0.0 * loss
             if sts:
@@ -206,7 +227,7 @@ class Supervised(Stage):
         super().load_state(state)
         for name, shards in self.shards.items():
             own = {key.removeprefix(f"pool/{name}/"): value for key, value in state.items() if key.startswith(f"pool/{name}/")}
-            self.pools[name] = negatives.Pools.from_state(negatives.Corpus(shards), own, self.rule)
+            self.pools[name] = negatives.Pools.from_state(negatives.Corpus(shards, self.known[name]), own, self.rule)
 
 
 def embed_and_backward(model, packed, chunk, alpha, mask, loss_of):

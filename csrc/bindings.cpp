@@ -9,6 +9,7 @@
 
 #include "crc32c.h"
 #include "loader_bindings.h"
+#include "mix.h"
 #include "order.h"
 #include "reader.h"
 #include "unpack_bindings.h"
@@ -110,6 +111,23 @@ py::array_t<int32_t> lengths(const ShardSet& set, const Int64s& records_array, c
     return map<int32_t>(records.size, [&](size_t i) { return static_cast<int32_t>(set.find(records.data[i], fields.data[i]).second.count); });
 }
 
+// 64 bits that stand for a field's tokens: equal for equal ones.
+py::array_t<int64_t> hashes(const ShardSet& set, const Int64s& records_array, const Int64s& fields_array) {
+    View records(records_array), fields(fields_array);
+    check_same_size(records, fields);
+    int64_t now = ShardFile::steady_now();
+    std::vector<int32_t> tokens;
+    return map<int64_t>(records.size, [&](size_t i) {
+        auto [place, span] = set.find(records.data[i], fields.data[i]);
+        place.file->check_unchanged(now);
+        tokens.resize(span.count);
+        place.file->read(place.record, span, {tokens.data()});
+        uint64_t hash = span.count;
+        for (int32_t token : tokens) hash = mix(hash ^ static_cast<uint64_t>(token));
+        return static_cast<int64_t>(hash);
+    });
+}
+
 // What each file says of itself, to be held against the manifest.
 py::list describe(const ShardSet& set) {
     py::list out;
@@ -170,6 +188,7 @@ PYBIND11_MODULE(_loader, m) {
         .def("describe", &describe)
         .def("gather", &gather)
         .def("lengths", &lengths)
+        .def("hashes", &hashes)
         .def("field_counts", [](const ShardSet& set, const Int64s& array) {
             View records(array);
             return map<int32_t>(records.size, [&](size_t i) { auto at = set.find(records.data[i]); return at.file->field_count(at.record); });

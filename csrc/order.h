@@ -13,6 +13,8 @@
 #include <cmath>
 #include <cstdint>
 
+#include "mix.h"
+
 class Order {
 public:
     // count: 1 to 2^62.
@@ -39,13 +41,6 @@ public:
     }
 
 private:
-    static uint64_t mix(uint64_t x) {
-        x += 0x9E3779B97F4A7C15u;
-        x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
-        x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
-        return x ^ (x >> 31);
-    }
-
     uint64_t count_, side_;
     uint64_t keys_[12];
 };

@@ -56,7 +56,7 @@ def _group_numbers(query_group, document_group, first, last, ids, padding):
         return (None,) * 5
     order = document_group.sort().values
 
-    def numbers(x):  # an id that no document has gets the number of the next one that some have
+    def numbers(x):  # -2 as well for an id that no document has: its place is that of another
         place = torch.searchsorted(order, x, out_int32=True)
         return place.masked_fill((x < 0) | (order[place.clamp(max=len(order) - 1)] != x), -2)
 

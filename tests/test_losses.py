@@ -7,6 +7,7 @@ import pytest
 import torch
 from ranked import on_ranks
 
+from conan_kernels import Known
 from conan_engine import losses
 from conan_engine.parallel import Group
 
@@ -73,7 +74,8 @@ def _both(group, seed):
     own = slice(group.rank * 4 // group.world, (group.rank + 1) * 4 // group.world)
     queries, documents = (x[own].requires_grad_() for x in drawn)
     groups, score = torch.tensor([1, 2, 2, 3])[own], torch.tensor([0.1, 0.9, 0.4, 0.4])[own]
-    loss = losses.info_nce(queries, documents, groups, groups, TEMPERATURE, group, dims=[3, 8])[0]
+    right = Known(torch.tensor([0, 2, 0, 0])[own], torch.tensor([2, 2, 1, 0])[own], torch.tensor([3, 1]))
+    loss = losses.info_nce(queries, documents, groups, groups, TEMPERATURE, group, dims=[3, 8], known=right)[0]
     loss = loss + losses.cosent(queries, documents, score, TEMPERATURE, group, dims=[3, 8])
     loss.backward()
     everyones = [group.gather(x.grad).numpy() for x in (queries, documents)]

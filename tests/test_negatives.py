@@ -7,9 +7,17 @@ import pytest
 
 from conan_engine.config import Negatives
 from conan_engine.errors import UserError
+from conan_engine.data.known import find
 from conan_engine.negatives import Corpus, Pools, mine, should_replace
 
 RULE = Negatives(count=2, pool=4)
+
+
+def known_of(groups, given=(), queries=None):
+    """Where every query is of its own, and no given negative anybody's positive; or as `queries` says."""
+    groups = np.array(groups, np.int64)
+    queries = np.arange(len(groups)) if queries is None else np.array(queries, np.int64)
+    return find(queries, 10**6 + groups, groups, np.full(int(np.sum(given)), -5))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +53,7 @@ class FakeShards:
 
 
 def test_corpus_holds_each_positive_once_and_every_given_negative():
-    corpus = Corpus(FakeShards(groups=[7, 8, 7, 9], given=[0, 2, 1, 0]))
+    corpus = Corpus(FakeShards(groups=[7, 8, 7, 9], given=[0, 2, 1, 0]), known_of([7, 8, 7, 9], [0, 2, 1, 0]))
     assert list(zip(corpus.record, corpus.field, corpus.group)) == [
         (0, 1, 7), (1, 1, 8), (3, 1, 9), (1, 2, -1), (1, 3, -1), (2, 2, -1),
     ]  # fmt: skip
@@ -96,7 +104,7 @@ def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives():
     text[1] = text[0] * 1.0001  # another text that says the same: a false negative
     text /= np.linalg.norm(text, axis=1, keepdims=True)
     rule = Negatives(count=3, pool=8)
-    found = mine(shards, np.arange(80), lambda records, fields: text[groups[records]], rule, seed=1, source="test")
+    found = mine(shards, known_of(groups), np.arange(80), lambda records, fields: text[groups[records]], rule, seed=1, source="test")
     own = found.corpus.group[found.candidates]
     assert not (own == groups[:, None]).any()
     assert not (own[groups == 0] == 1).any() and not (own[groups == 1] == 0).any()
@@ -109,10 +117,29 @@ def test_given_negatives_come_first():
     groups = np.arange(30)
     shards = FakeShards(groups, given=[2] + [0] * 29)
     vectors = np.eye(30, dtype=np.float32)
-    found = mine(shards, np.arange(30), lambda r, f: vectors[r], Negatives(count=2, pool=6), seed=1, source="test")
+    found = mine(shards, known_of(groups, [2]), np.arange(30), lambda r, f: vectors[r], Negatives(count=2, pool=6), seed=1, source="test")
     assert found.draw(np.array([0]))[1].tolist() == [2, 3]
 
 
 def test_too_few_documents_for_a_pool_is_a_clear_error():
     with pytest.raises(UserError, match="5 distinct documents cannot fill pools of negatives.pool = 32"):
-        mine(FakeShards(np.arange(5), np.zeros(5)), np.arange(5), None, Negatives(), seed=1, source="x.jsonl")
+        mine(FakeShards(np.arange(5), np.zeros(5)), known_of(np.arange(5)), np.arange(5), None, Negatives(), seed=1, source="x.jsonl")
+
+
+def test_no_positive_of_the_query_is_mined_or_taken_from_those_given():
+    groups = np.arange(30)
+    queries = np.arange(30) // 3  # three positives each
+    vectors = np.random.default_rng().normal(size=(10, 8)).astype(np.float32)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[queries]  # what is right for a query is nearest
+    shards = FakeShards(groups, given=[1] + [0] * 29)
+    known = find(queries, 10**6 + groups, groups, np.array([10**6 + 1]))  # record 0's given negative is record 1's positive
+    for pool in (4, 25):  # found by the search alone, and filled up
+        found = mine(shards, known, np.arange(30), lambda r, f: vectors[r], Negatives(count=2, pool=pool, max_ratio=2.0), seed=1, source="test")
+        assert (found.corpus.group[found.candidates] // 3 != queries[:, None]).all()
+
+
+def test_a_query_that_everything_answers_is_named():
+    shards = FakeShards(np.arange(9), np.zeros(9))
+    known = find(np.zeros(9, np.int64), 10**6 + np.arange(9), np.arange(9), np.empty(0, np.int64))
+    with pytest.raises(UserError, match="x.jsonl: record 0: no negative to be found for its query, 9 "):
+        mine(shards, known, np.arange(9), lambda r, f: np.eye(9, dtype=np.float32)[r], Negatives(count=2, pool=4), seed=1, source="x.jsonl")

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from runs import small_tokenizer, write_lines
 
 from conan_engine import stages
 from conan_engine.config import Config, Sft, Source, load
@@ -105,3 +106,81 @@ def test_parts_stand_one_after_another():
     first, second = (stages.Packed(torch.arange(sum(n)), torch.tensor([0, *np.cumsum(n)], dtype=torch.int32)) for n in ([2, 0, 3], [1, 4]))
     whole = stages.concatenate(first, second, first)
     assert whole.tokens.tolist() == [0, 1, 2, 3, 4] * 3 and whole.cu_seqlens.diff().tolist() == [2, 0, 3, 1, 4, 2, 0, 3]
+
+
+def textbook(queries, documents, right, temperature):
+    """Mean cross entropy in fp64 of each query over its own positive, documents[i], and those that are not right for it."""
+    cosine = torch.nn.functional.cosine_similarity(queries[:, None].double(), documents[None].double(), dim=-1)
+    own = torch.eye(*cosine.shape, dtype=torch.bool)
+    logits = (cosine / temperature).masked_fill(right & ~own, -torch.inf)
+    return torch.nn.functional.cross_entropy(logits, torch.arange(len(queries)))
+
+
+SEVERAL = [{"query": f"question {i % 4}", "pos": [f"answer {i}", f"answer {(i + 5) % 12}"], "neg": [f"answer {(i + 2) % 12}", f"wrong {i}"]} for i in range(12)]
+
+
+@pytest.fixture
+def several(tiny, tmp_path):
+    """A config whose pairs have queries of several positives, which other records give as negatives; and who is right by text."""
+    path = write_lines(tmp_path / "several.jsonl", SEVERAL)
+    right = {}
+    for record in SEVERAL:
+        right.setdefault(record["query"], set()).update(record["pos"])
+
+    def make(name, *overrides):
+        source = f'{{ "{path}" = 1 }}'
+        tiny_like = (f"--{name}.{key}" for key in (f"data={source}", "max_tokens=16", "steps=3", "batch=16"))
+        config = load(tiny, [f"--out_dir={tmp_path}", "--negatives.pool=4", "--negatives.count=2", *tiny_like, *overrides])
+        getattr(config, name).data = {str(path): Source()}
+        tokenizer = small_tokenizer(tmp_path)
+        model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+        with Encoders(tokenizer, 1) as encoders:
+            shards = {str(path): prepare.make_shards(str(path), name, getattr(config, name), encoders, tmp_path / "data")}
+        return config, tokenizer, model, shards
+
+    def mask(queries, documents):
+        return torch.tensor([[document in right[query] for document in documents] for query in queries])
+
+    return make, mask
+
+
+def texts_of(tokenizer, packed):
+    bounds = packed.cu_seqlens.tolist()
+    return [tokenizer.decode(packed.tokens[a:b].tolist()) for a, b in zip(bounds, bounds[1:])]
+
+
+def test_a_weak_step_of_queries_with_several_positives_is_the_textbooks(several):
+    make, mask = several
+    config, tokenizer, model, shards = make("weak")
+    stage = stages.Weak(config, shards, Group("cpu"))
+    batch = stage.draw()
+    row = stage.backward(model, batch, 2)
+    texts = texts_of(tokenizer, batch)
+    embeddings = model.embed(batch.tokens, batch.cu_seqlens, 1.0, config.weak.mask)
+    expected = textbook(*embeddings.chunk(2), mask(texts[:16], texts[16:]), config.weak.temperature)
+    assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    plain = textbook(*embeddings.chunk(2), mask(texts[:16], texts[16:]) & False, config.weak.temperature)
+    assert plain > expected + 0.1, "counting them as negatives is another loss"
+    for parameter, gradient in zip(model.parameters(), torch.autograd.grad(expected, list(model.parameters()))):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+    stage.close()
+
+
+def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
+    make, mask = several
+    config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]")
+    config.supervised.sts = {}
+    stage = stages.Supervised(config, shards, {}, Group("cpu"))
+    stage.mine(model)
+    (name, pools), = stage.pools.items()
+    batch, _ = stage.draw()
+    record, field, _ = pools.draw(batch.records)
+    hard = stages.Packed(*map(torch.from_numpy, shards[name].gather(record, field, 16)))
+    queries, positives, negatives = (texts_of(tokenizer, x) for x in (*stages.packed(batch).split(16), hard))
+    assert not mask(queries, negatives)[torch.arange(16), torch.arange(0, 32, 2)].any() and mask(queries, negatives).any()
+    row = stage.backward(model, (batch, None), 0)
+    everything = stages.concatenate(stages.packed(batch), hard)
+    embeddings = model.embed(everything.tokens, everything.cu_seqlens, 1.0, "column")
+    expected = textbook(embeddings[:16], embeddings[16:], mask(queries, positives + negatives), config.supervised.temperature)
+    assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
+    stage.close()

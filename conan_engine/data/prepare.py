@@ -10,7 +10,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from conan_engine.config import Source
-from conan_engine.data import encoding
+from conan_engine.data import encoding, known
 from conan_engine.data.rejects import Rejects
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.data.sources import files, installed
@@ -98,7 +98,10 @@ def make_shards(source, use, stage, encoders, folder, max_bad_share=None):
                 done = 0
             if rejects:
                 rejects.close()  # here, so that with too many left out the folder stays unfinished
-    return Shards(path, tokenizer.hash)
+    shards = Shards(path, tokenizer.hash)
+    if shards.kind == "pairs":
+        known.of(shards)  # worked out here, so that ranks find it
+    return shards
 
 
 def _records(source, use, stage, about, shape, rejects):

@@ -195,6 +195,10 @@ class Shards:
         """Tokens in each field, int32 [n]; arguments and errors as for `gather`."""
         return self.mapped.lengths(records, np.broadcast_to(fields, np.shape(records)))
 
+    def hashes(self, records, fields):
+        """64 bits that stand for each field's tokens, int64 [n]; arguments and errors as for `gather`."""
+        return self.mapped.hashes(records, np.broadcast_to(fields, np.shape(records)))
+
     def field_counts(self, records):
         """Fields of each record, int32 [n]. records: int64 [n]. Raises IndexError."""
         return self.mapped.field_counts(records)

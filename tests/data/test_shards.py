@@ -70,6 +70,17 @@ def assert_same(found, written):
         np.testing.assert_equal(score, float(np.float32(score_)))  # NaN equals NaN
 
 
+def test_a_hash_stands_for_the_tokens(tmp_path):
+    rng = np.random.default_rng()
+    records = random_records(rng, 2, 400, 6)  # two ids and short fields: many are equal
+    shards = Shards(write(tmp_path / "a", records + [([[], [0], [0, 0]], 0.0, 0)], 2))
+    rows, fields = every_field(shards)
+    tokens, cu_seqlens = shards.gather(rows, fields)
+    texts = [tuple(tokens[a:b]) for a, b in zip(cu_seqlens, cu_seqlens[1:])]
+    hashes = shards.hashes(rows, fields).tolist()
+    assert len(set(texts)) == len(set(hashes)) == len(set(zip(texts, hashes))) < len(texts)
+
+
 def shard_files(folder):
     return sorted(Path(folder).glob("shard-*"))
 

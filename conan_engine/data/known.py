@@ -1,0 +1,124 @@
+"""Which documents are right for a query beside its own record's positive, so that none of them counts as its negative.
+
+A query is known by its tokens, as the model reads it. Right for it are the groups of all its records' positives, of every
+document that reads like one of these, and of every document that reads like the query itself.
+"""
+
+import os
+
+import numpy as np
+
+from conan_engine.errors import UserError
+
+FILE = "known.npz"
+
+
+class Known:
+    """Of a source's pairs, by record number.
+
+    records [S] (ascending) and lists [S]: the records whose query has more than one group, and the number of their list,
+    which those of one query share; starts [L+1] and groups [I]: list l is groups[starts[l] : starts[l+1]]. negatives [G]:
+    the group of each given negative, record by record, or -1 where it is nobody's positive. All int64.
+    """
+
+    def __init__(self, records, lists, starts, groups, negatives):
+        self.records, self.lists, self.starts, self.groups, self.negatives = records, lists, starts, groups, negatives
+
+    def of(self, record, own):
+        """All groups that are right for a record's query; `own` is the record's."""
+        place = np.searchsorted(self.records, record)
+        if place == len(self.records) or self.records[place] != record:
+            return np.array([own])
+        return self.groups[slice(*self.starts[self.lists[place] : self.lists[place] + 2])]
+
+    def among(self, records, groups):
+        """For a batch's queries, by record int64 [N], and all documents in it, by group int64 [M]: what conan_kernels.Known
+        takes, (first [N], last [N], ids [I]), of the groups in the batch; None where no query has another than its own."""
+        if not len(self.records):
+            return None
+        place = np.searchsorted(self.records, records).clip(max=len(self.records) - 1)
+        have = np.flatnonzero(self.records[place] == records)
+        lists, which = np.unique(self.lists[place[have]], return_inverse=True)
+        of_list, number = ranges(self.starts[lists], self.starts[lists + 1])
+        ids = self.groups[number]
+        here = np.isin(ids, groups)
+        count = np.bincount(of_list[here], minlength=len(lists))
+        here &= (count > 1)[of_list]  # a single one is the query's own
+        if not here.any():
+            return None
+        last = np.cumsum(np.where(count > 1, count, 0))
+        bounds = np.zeros((2, len(records)), np.int64)
+        bounds[:, have] = np.concatenate(([0], last))[which], last[which]
+        return *bounds, ids[here]
+
+
+def ranges(first, last):
+    """The numbers of all ranges [first[i], last[i]), one after another: i and number, each int64 [sum of lengths]."""
+    lengths = last - first
+    i = np.repeat(np.arange(len(lengths)), lengths)
+    return i, np.arange(len(i)) + (last - np.cumsum(lengths))[i]
+
+
+def find(queries, documents, groups, negatives):
+    """Known, of records by their queries', positives' and given negatives' hashes and their groups: int64 [R], [G] the last."""
+    # every (document, group) once, by document
+    table = _distinct(documents, groups)
+    known = [_joined(queries, key, *table) for key in (documents, queries)]
+    query, group = _distinct(*(np.concatenate(parts) for parts in zip(*known)))
+    first = np.flatnonzero(_fresh(query))
+    last = np.append(first[1:], len(query))
+    several = last - first > 1
+    _, number = ranges(first[several], last[several])
+    starts = np.concatenate(([0], np.cumsum((last - first)[several])))
+    found, lists = _find(query[first[several]], queries)
+    among_positives, entry = _find(table[0], negatives)
+    return Known(np.flatnonzero(found), lists[found], starts, group[number], np.where(among_positives, table[1][entry], -1))
+
+
+def _find(ascending, wanted):
+    """Whether and where each of `wanted` stands in `ascending`, for the first time."""
+    place = np.searchsorted(ascending, wanted)
+    return np.append(ascending, 0)[place] == np.where(place < len(ascending), wanted, 1), np.minimum(place, len(ascending) - 1)
+
+
+def _fresh(x):
+    """Where a sorted array has a value that the one before is not."""
+    return np.concatenate(([True], x[1:] != x[:-1]))
+
+
+def _distinct(first, second):
+    """The distinct pairs, in order: two arrays."""
+    order = np.lexsort((second, first))
+    first, second = first[order], second[order]
+    fresh = _fresh(first) | _fresh(second)
+    return first[fresh], second[fresh]
+
+
+def _joined(queries, key, documents, groups):
+    """(query, group) for each query and each entry of the table whose document is the query's key."""
+    i, entry = ranges(*(np.searchsorted(documents, key, side=side) for side in ("left", "right")))
+    return queries[i], groups[entry]
+
+
+def of(shards):
+    """Known of a finished folder of pairs: read, or worked out and kept there. Raises UserError where it is damaged."""
+    path = shards.directory / FILE
+    if not path.exists():
+        records = np.arange(len(shards), dtype=np.int64)
+        given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
+        record, field = ranges(np.full(len(records), 2), 2 + given)
+        known = find(shards.hashes(records, 0), shards.hashes(records, 1), shards.groups(records), shards.hashes(record, field))
+        partial = path.with_name(f"{FILE}.{os.getpid()}.partial")
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, **vars(known))
+                file.flush()
+                os.fsync(file.fileno())
+            partial.rename(path)
+        except OSError as error:
+            raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+    try:
+        with np.load(path) as arrays:
+            return Known(**{name: arrays[name] for name in ("records", "lists", "starts", "groups", "negatives")})
+    except Exception as error:  # a ZIP file (its parts have checksums) may be wrong in any way
+        raise UserError(f"{path}: damaged ({error}); delete it and run again: it is worked out anew") from None
