@@ -42,6 +42,8 @@ class Source:
 
     weight: float = 1.0
     columns: dict[str, str | list[str]] = field(default_factory=dict)  # our key -> the file's, where it is not ours: query = "title"
+    in_batch_negatives: bool = True  # false: its queries are told apart from their own hard negatives only (supervised)
+    hard_negatives: int = -1  # in use a query; -1: negatives.count (supervised)
 
 
 @dataclass
@@ -224,23 +226,29 @@ def _assign(node, tree, prefix, where):
 
 
 def _source(about, where):
-    """A Source from a weight or a table; keys of the table other than the weight name columns."""
+    """A Source from a weight or a table; keys of the table that are none of Source's name columns."""
     about = dict(about) if isinstance(about, dict) else {"weight": about}
     columns = dict(about.pop("columns", {}))  # as a saved run has them
     columns |= {key: about.pop(key) for key in list(about) if key in COLUMNS}
     weight = about.pop("weight", 1.0)
-    for key in about:
-        near = difflib.get_close_matches(key, ["weight", *COLUMNS], n=1, cutoff=0)
-        raise UserError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
     if type(weight) not in (int, float) or not 0 < weight < float("inf"):
         raise UserError(f"{where}: the weight is {weight!r}; expected a table of source = weight, weights above 0")
+    source = Source(float(weight), columns)
+    for key, value in about.items():
+        if key not in ("in_batch_negatives", "hard_negatives"):
+            near = difflib.get_close_matches(key, [*vars(source), *COLUMNS], n=1, cutoff=0)
+            raise UserError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
+        expected = type(getattr(source, key))
+        if type(value) is not expected:
+            raise UserError(f"{where}: {key} is {value!r}; expected {expected.__name__}")
+        setattr(source, key, value)
     for key, column in columns.items():
         names = column if isinstance(column, list) and key in LISTS else [column]
         if not names or not all(isinstance(name, str) and name for name in names):
             raise UserError(f"{where}: {key} is {column!r}; expected the name of a column of the file" + ", or a list of names" * (key in LISTS))
     if columns and kind_of(columns) is None:
         raise UserError(f"{where}: the columns named, {', '.join(columns)}, make no record; name query and pos, sentence1, sentence2 and score, text and label, instruction and output, or text")
-    return Source(float(weight), columns)
+    return source
 
 
 def _all_keys(node, prefix=""):
@@ -281,6 +289,9 @@ def _check(config, where):
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
+        for key in ("data", "sts") if name == "supervised" else ("data",):
+            for source, about in getattr(stage, key).items():
+                _check_negatives(require, f"{name}.{key}[{source!r}]", about, config.negatives if (name, key) == ("supervised", "data") else None)
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for key in ("save_every", "keep", "max_skips", "loader_threads"):
@@ -291,3 +302,16 @@ def _check(config, where):
         require(dims[-1] == model.width, "supervised.dims", dims, f"the last to be model.width = {model.width}")
         require(config.negatives.pool >= config.negatives.count >= 0, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
         require(config.supervised.sts_batch > 0, "supervised.sts_batch", config.supervised.sts_batch, "at least 1")
+
+
+def _check_negatives(require, key, about, negatives):
+    """negatives: the settings that count where a source's queries have hard negatives; else None."""
+    own, hard = about.in_batch_negatives, about.hard_negatives
+    if negatives is None:
+        require(own, f"{key}.in_batch_negatives", own, "true: only the supervised stage's data has other negatives")
+        require(hard == -1, f"{key}.hard_negatives", hard, "none here: only the supervised stage's data has them")
+        return
+    require(hard >= -1, f"{key}.hard_negatives", hard, "0 or more, or -1 for negatives.count")
+    count = negatives.count if hard == -1 else hard
+    require(own or count, f"{key}.in_batch_negatives", own, "true, or hard_negatives above 0: a query needs something to be told apart from")
+    require(count <= negatives.pool, f"{key}.hard_negatives", count, f"at most negatives.pool = {negatives.pool}")

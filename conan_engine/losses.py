@@ -25,6 +25,17 @@ def info_nce(queries, documents, query_group, document_group, temperature, group
     return result.loss / group.world, result.accuracy
 
 
+def info_nce_of_own(queries, documents, hard, temperature, group, dims=None):
+    """InfoNCE of each query over its positive, documents[i] [n, E], and its own negatives, hard[i] [n, K, E], alone. Returns as
+    `info_nce`."""
+    nobody = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)  # of one group, no document is a negative
+    target = torch.arange(len(queries), device=queries.device)
+    result = conan_kernels.info_nce(
+        queries, documents, target, temperature, dims=dims, hard=hard, query_group=nobody, document_group=nobody
+    )
+    return result.loss / group.world, result.accuracy
+
+
 def cosent(first, second, score, temperature, group, dims=None):
     """CoSENT: log(1 + sum over pairs scored higher of exp((cos(lower) - cos(higher)) / T)), averaged over the dims.
 

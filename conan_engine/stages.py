@@ -4,8 +4,10 @@ Every stage offers `draw()`, this rank's batch of the next step; `backward(model
 the global mean loss and returns what to log; `state` / `load_state`, which say where its data stands; `loaders`, to close.
 """
 
+import dataclasses
 from typing import NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -161,12 +163,16 @@ class Supervised(Contrastive):
     Matryoshka dims: L = L_InfoNCE + beta * L_CoSENT.
 
     Cross-GPU batch balance (arXiv 2408.15710 section 3.3): every rank brings its own queries, positives and hard
-    negatives, and all ranks' documents serve as negatives, so their number grows with the ranks.
+    negatives, and all ranks' documents serve as negatives, so their number grows with the ranks. A source may ask for
+    fewer hard negatives, or for those alone.
     """
 
     def __init__(self, config, shards, sts_shards, group):
         super().__init__("supervised", config, shards, group)
-        self.shards, self.rule, self.pools = shards, config.negatives, {}
+        self.shards, self.pools, self.rules = shards, {}, {}
+        for name, about in self.settings.data.items():
+            count = config.negatives.count if about.hard_negatives == -1 else about.hard_negatives
+            self.rules[name] = dataclasses.replace(config.negatives, count=count)
         self.add_loader("data", shards, self.settings.data, "batch", kind="pairs", shape="records")
         if self.settings.sts:
             self.add_loader("sts", sts_shards, self.settings.sts, "sts_batch", kind="sts", shape="records")
@@ -174,42 +180,50 @@ class Supervised(Contrastive):
     def mine(self, model):
         """Mine the pools of the queries that this stage will draw, with the model as it stands. Collective."""
         for name, shards in self.shards.items():
+            if not self.rules[name].count:
+                continue
 
             def embed(records, fields, shards=shards):
                 return embed_sequences(model, *shards.gather(records, fields), group=self.group)
 
             queries = self.loaders["data"].drawn_from(name, self.settings.steps)
-            self.pools[name] = negatives.mine(shards, self.known[name], queries, embed, self.rule, self.config.seed, name)
+            self.pools[name] = negatives.mine(shards, self.known[name], queries, embed, self.rules[name], self.config.seed, name)
 
     def draw(self):
         return super().draw(), self.loaders["sts"].next() if "sts" in self.loaders else None
 
     def backward(self, model, batch, step):
         batch, sts = batch
-        device, pools, n = self.group.device, self.pools[batch.source], len(batch.records)
+        device, pools, n = self.group.device, self.pools.get(batch.source), len(batch.records)
         # The negatives are drawn here, not ahead of time: the step before may have replaced them.
-        hard_record, hard_field, hard_group = pools.draw(batch.records)
+        hard_record, hard_field, hard_group = pools.draw(batch.records) if pools else np.empty((3, 0), np.int64)
         tokens, cu_seqlens = self.shards[batch.source].gather(hard_record, hard_field, self.settings.max_tokens)
         hard = Packed(torch.from_numpy(tokens).to(device), torch.from_numpy(cu_seqlens).to(device))
         groups = batch.groups.to(device)
         document_group = torch.cat((groups, torch.from_numpy(hard_group).to(device)))
-        known = self.known_in(batch, document_group)
+        in_batch = self.settings.data[batch.source].in_batch_negatives
+        known = self.known_in(batch, document_group) if in_batch else None
         everything = concatenate(packed(batch), hard, *([packed(sts)] if sts else []))
         settings = self.settings
         dims = settings.dims
 
         def loss_of(embeddings):
             queries, documents, pairs = embeddings.split((n, len(document_group), len(embeddings) - n - len(document_group)))
-            loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known)
-            hard = F.cosine_similarity(queries[:, None], documents[n:].view(n, -1, documents.shape[1]), dim=-1)  # [n, K]
+            hard = documents[n:].view(n, len(hard_group) // n, documents.shape[1])
+            if in_batch:
+                loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known)
+            else:
+                loss, accuracy = losses.info_nce_of_own(queries, documents[:n], hard, settings.temperature, self.group, dims)
+            hard = F.cosine_similarity(queries[:, None], hard, dim=-1)  # [n, K]
             similar = 0.0 * loss
             if sts:
                 similar = losses.cosent(*pairs.chunk(2), sts.scores.to(device), settings.sts_temperature, self.group, dims)
             return loss + settings.beta * similar, accuracy, loss.detach(), similar.detach(), hard.detach()
 
         total, accuracy, loss, similar, hard = embed_and_backward(model, everything, settings.chunk, 1.0, "column", loss_of)
-        everyones = self.group.gather(torch.from_numpy(batch.records).to(device)).cpu().numpy()
-        pools.update(everyones, self.group.gather(hard.float()).cpu().numpy())
+        if pools:
+            everyones = self.group.gather(torch.from_numpy(batch.records).to(device)).cpu().numpy()
+            pools.update(everyones, self.group.gather(hard.float()).cpu().numpy())
         return {
             "loss": self.group.sum(total).item(),
             "info_nce": self.group.sum(loss).item(),
@@ -226,8 +240,10 @@ class Supervised(Contrastive):
     def load_state(self, state):
         super().load_state(state)
         for name, shards in self.shards.items():
+            if not self.rules[name].count:
+                continue
             own = {key.removeprefix(f"pool/{name}/"): value for key, value in state.items() if key.startswith(f"pool/{name}/")}
-            self.pools[name] = negatives.Pools.from_state(negatives.Corpus(shards, self.known[name]), own, self.rule)
+            self.pools[name] = negatives.Pools.from_state(negatives.Corpus(shards, self.known[name]), own, self.rules[name])
 
 
 def embed_and_backward(model, packed, chunk, alpha, mask, loss_of):

@@ -11,6 +11,8 @@ from conan_engine.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 
+SUPERVISED = "stages = ['supervised']\n[supervised]\nsteps = 1\n"
+
 
 def write(tmp_path, text):
     path = tmp_path / "some.toml"
@@ -33,8 +35,8 @@ def test_a_file_overrides_the_default_and_an_argument_the_file():
 def test_a_path_may_hold_dots_and_equals_signs(path):
     about = load(CONFIGS / "demo.toml", [f"--weak.data.{path}=2"]).weak.data[path]
     assert about == Source(weight=2.0)
-    about = load(CONFIGS / "demo.toml", [f'--supervised.data.{path}={{ weight = 3, query = "title", pos = "body"}}']).supervised.data[path]
-    assert about == Source(3.0, {"query": "title", "pos": "body"})
+    about = load(CONFIGS / "demo.toml", [f'--supervised.data.{path}={{ weight = 3, query = "title", pos = "body", hard_negatives = 2 }}']).supervised.data[path]
+    assert about == Source(3.0, {"query": "title", "pos": "body"}, hard_negatives=2)
 
 
 def test_what_is_said_of_a_source_comes_back_from_a_saved_run(tmp_path):
@@ -42,11 +44,11 @@ def test_what_is_said_of_a_source_comes_back_from_a_saved_run(tmp_path):
 stages = ["supervised"]
 [supervised]
 steps = 1
-data = { "a.csv" = { weight = 2, query = "q", pos = ["p1", "p2"] }, "b.jsonl" = 1 }
+data = { "a.csv" = { weight = 2, query = "q", pos = ["p1", "p2"], in_batch_negatives = false, hard_negatives = 3 }, "b.jsonl" = 1 }
 sts = { "c.parquet" = { sentence1 = "a", sentence2 = "b", score = "c" } }
 """
     config = load(write(tmp_path, text))
-    assert config.supervised.data["a.csv"] == Source(2.0, {"query": "q", "pos": ["p1", "p2"]})
+    assert config.supervised.data["a.csv"] == Source(2.0, {"query": "q", "pos": ["p1", "p2"]}, False, 3)
     assert from_dict(json.loads(json.dumps(dataclasses.asdict(config))), "saved") == config
 
 
@@ -71,6 +73,12 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         ("[weak]\ndata = { a = { wieght = 1 } }", "weak.data['a']: unknown key 'wieght'; the nearest is 'weight'"),
         ("[weak]\ndata = { a = { query = 'q' } }", "the columns named, query, make no record"),
         ("[weak]\ndata = { a = { text = ['q'] } }", "text is ['q']; expected the name of a column"),
+        ("stages = ['weak']\n[weak]\nsteps = 1\ndata = { a = { in_batch_negatives = false } }", "weak.data['a'].in_batch_negatives is False; expected true"),
+        (f"{SUPERVISED}data = {{ a = {{ hard_negatives = 99 }} }}", "expected at most negatives.pool = 32"),
+        (f"{SUPERVISED}data = {{ a = {{ hard_negatives = -2 }} }}", "expected 0 or more, or -1"),
+        (f"{SUPERVISED}data = {{ a = {{ hard_negatives = true }} }}", "hard_negatives is True; expected int"),
+        (f"{SUPERVISED}data = {{ a = 1 }}\nsts = {{ b = {{ hard_negatives = 1 }} }}", "supervised.sts['b'].hard_negatives is 1; expected none here"),
+        (f"{SUPERVISED}data = {{ a = {{ hard_negatives = 0, in_batch_negatives = false }} }}", "a query needs something to be told apart from"),
         ("max_bad_share = 1.5", "max_bad_share is 1.5; expected from 0 to below 1"),
         ("[supervised]\ndims = ['a']", "expected a list of int"),
         ("[weak]\nmask = 'diagonal'", "weak.mask is 'diagonal'; expected 'column' or 'row' or 'uniform'"),

@@ -43,6 +43,16 @@ def test_info_nce_counts_hard_negatives_and_not_the_own_group():
     assert loss.item() == pytest.approx((first + second) / 2, rel=ROUNDING)
 
 
+def test_info_nce_of_own_by_hand():
+    queries, documents = unit(0.0, 90.0), unit(60.0, 90.0)
+    hard = torch.stack((unit(90.0, 0.0), unit(180.0, 90.0)), dim=1)  # query 0: 0, -1; query 1: 0, 1
+    first = math.log(math.exp(0.5) + math.exp(0.0) + math.exp(-1.0)) - 0.5
+    second = math.log(2 * math.exp(1.0) + math.exp(0.0)) - 1.0
+    loss, accuracy = losses.info_nce_of_own(queries, documents, hard, 1.0, ALONE)
+    assert loss.item() == pytest.approx((first + second) / 2, rel=ROUNDING)
+    assert accuracy.item() == 0.5  # query 1's second negative is as near as its positive
+
+
 def test_matryoshka_is_the_mean_over_the_dims():
     queries, documents = unit(30.0, 100.0), unit(20.0, 75.0)
     whole, _ = losses.info_nce(queries, documents, GROUPS, GROUPS, 0.1, ALONE)
@@ -76,6 +86,8 @@ def _both(group, seed):
     groups, score = torch.tensor([1, 2, 2, 3])[own], torch.tensor([0.1, 0.9, 0.4, 0.4])[own]
     right = Known(torch.tensor([0, 2, 0, 0])[own], torch.tensor([2, 2, 1, 0])[own], torch.tensor([3, 1]))
     loss = losses.info_nce(queries, documents, groups, groups, TEMPERATURE, group, dims=[3, 8], known=right)[0]
+    hard = torch.stack((documents, queries), dim=1)  # its own positive, and the query itself
+    loss = loss + losses.info_nce_of_own(queries, documents, hard, TEMPERATURE, group, dims=[3, 8])[0]
     loss = loss + losses.cosent(queries, documents, score, TEMPERATURE, group, dims=[3, 8])
     loss.backward()
     everyones = [group.gather(x.grad).numpy() for x in (queries, documents)]

@@ -166,6 +166,38 @@ def test_a_weak_step_of_queries_with_several_positives_is_the_textbooks(several)
     stage.close()
 
 
+@pytest.mark.parametrize(("in_batch", "count"), [(False, 3), (False, 1), (True, 0), (True, 3)])
+def test_a_source_has_as_many_negatives_as_it_asks_for(several, in_batch, count):
+    make, mask = several
+    config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]")
+    config.supervised.sts = {}
+    (name,) = shards
+    config.supervised.data = {name: Source(in_batch_negatives=in_batch, hard_negatives=count)}
+    stage = stages.Supervised(config, shards, {}, Group("cpu"))
+    stage.mine(model)
+    batch, _ = stage.draw()
+    hard = np.empty((2, 0), np.int64) if count == 0 else stage.pools[name].draw(batch.records)[:2]
+    hard = stages.Packed(*map(torch.from_numpy, shards[name].gather(*hard, 16)))
+    assert len(hard.cu_seqlens) - 1 == 16 * count
+    everything = stages.concatenate(stages.packed(batch), hard)
+    embeddings = model.embed(everything.tokens, everything.cu_seqlens, 1.0, "column")
+    texts = texts_of(tokenizer, everything)
+    right = mask(texts[:16], texts[16:])
+    if not in_batch:  # all but one's own
+        own = torch.cat((torch.eye(16, dtype=torch.bool), torch.eye(16, dtype=torch.bool).repeat_interleave(count, 1)), dim=1)
+        assert not (right[:, 16:] & own[:, 16:]).any()
+        right = ~own
+    expected = textbook(embeddings[:16], embeddings[16:], right, config.supervised.temperature)
+    row = stage.backward(model, (batch, None), 0)
+    assert row["info_nce"] == pytest.approx(expected.item(), rel=1e-4)
+    for parameter, gradient in zip(model.parameters(), torch.autograd.grad(expected, list(model.parameters()))):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+    stage.close()
+    again = stages.Supervised(config, shards, {}, Group("cpu"))
+    again.load_state(stage.state())
+    assert again.pools.keys() == stage.pools.keys() == ({name} if count else set())
+
+
 def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
     make, mask = several
     config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]")
