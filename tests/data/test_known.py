@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from runs import small_tokenizer, write_lines
 
@@ -15,6 +15,7 @@ HASH = st.sampled_from([-(2**63), -7, 0, 3, 4, 5, 2**63 - 1])  # few, so that qu
 GROUP = st.integers(0, 6)
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(HASH, HASH, GROUP), min_size=1, max_size=12),
     st.lists(HASH, max_size=8),
