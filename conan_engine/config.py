@@ -45,6 +45,10 @@ class Source:
     in_batch_negatives: bool = True  # false: its queries are told apart from their own hard negatives only (supervised)
     hard_negatives: int = -1  # in use a query; -1: negatives.count (supervised)
 
+    def count(self, negatives):
+        """Hard negatives in use a query; negatives: the config's Negatives."""
+        return negatives.count if self.hard_negatives == -1 else self.hard_negatives
+
 
 @dataclass
 class Stage:
@@ -312,6 +316,6 @@ def _check_negatives(require, key, about, negatives):
         require(hard == -1, f"{key}.hard_negatives", hard, "none here: only the supervised stage's data has them")
         return
     require(hard >= -1, f"{key}.hard_negatives", hard, "0 or more, or -1 for negatives.count")
-    count = negatives.count if hard == -1 else hard
+    count = about.count(negatives)
     require(own or count, f"{key}.in_batch_negatives", own, "true, or hard_negatives above 0: a query needs something to be told apart from")
     require(count <= negatives.pool, f"{key}.hard_negatives", count, f"at most negatives.pool = {negatives.pool}")

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from conan_engine.data.known import ranges
 from conan_engine.data.shards import order
 from conan_engine.errors import UserError
 
@@ -26,9 +27,9 @@ class Corpus:
         first.sort()
         given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
         self.given_start = len(first) + np.concatenate(([0], np.cumsum(given)))  # a record's own negatives, in the corpus
-        rows = np.repeat(records, given)
+        rows, fields = ranges(np.full(len(records), 2), 2 + given)
         self.record = np.concatenate((first, rows))
-        self.field = np.concatenate((np.ones(len(first), np.int64), 2 + np.arange(len(rows)) - np.repeat(np.cumsum(given) - given, given)))
+        self.field = np.concatenate((np.ones(len(first), np.int64), fields))
         # a negative given by hand, if it is nobody's positive, is one for everyone: the data's author chose it
         self.group = np.concatenate((self.group_of_record[first], known.negatives))
 

@@ -171,8 +171,7 @@ class Supervised(Contrastive):
         super().__init__("supervised", config, shards, group)
         self.shards, self.pools, self.rules = shards, {}, {}
         for name, about in self.settings.data.items():
-            count = config.negatives.count if about.hard_negatives == -1 else about.hard_negatives
-            self.rules[name] = dataclasses.replace(config.negatives, count=count)
+            self.rules[name] = dataclasses.replace(config.negatives, count=about.count(config.negatives))
         self.add_loader("data", shards, self.settings.data, "batch", kind="pairs", shape="records")
         if self.settings.sts:
             self.add_loader("sts", sts_shards, self.settings.sts, "sts_batch", kind="sts", shape="records")

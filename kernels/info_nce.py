@@ -37,7 +37,7 @@ class InfoNCE(NamedTuple):
 
 
 def info_nce(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, known=None, margin=None
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None
 ):
     """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147) in one pass.
 
@@ -48,9 +48,9 @@ def info_nce(
     that is query i's positive. temperature T > 0: a float, or a scalar tensor, which receives a gradient if it asks.
     dims: ascending prefix widths, default (E,). weights: a float each, default 1 / len(dims). hard [N, K, E]: negatives
     that only their own query sees. query_group [N] and document_group [M], int64: a document whose id equals the query's
-    is no negative for it; ids below 0 belong to no group. known: a `Known`, for queries with several positives: documents
-    of these groups are no negatives for the query either. margin: a float (absolute) or a `Margin`; at each dim, by that
-    dim's similarities, documents and hard negatives above it are left out. The positive itself never is.
+    is no negative for it; ids below 0 belong to no group. margin: a float (absolute) or a `Margin`; at each dim, by that
+    dim's similarities, documents and hard negatives above it are left out. The positive itself never is. known: a `Known`,
+    for queries with several positives: documents of these groups are no negatives for the query either.
 
     Memory is O((N + M) * E + I). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so short,
     below 1e-22, that its square is zero in fp32) has similarity 0 with everything there, and no gradient. Gradients go to

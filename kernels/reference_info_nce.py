@@ -6,7 +6,7 @@ from conan_kernels.info_nce import InfoNCE, Margin
 
 
 def info_nce_reference(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, known=None, margin=None
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None
 ):
     """As `conan_kernels.info_nce`, in the inputs' own dtype: fp64 for a reference. Memory is O(N * (M + K))."""
     dims = dims or (queries.shape[1],)
@@ -14,7 +14,7 @@ def info_nce_reference(
     losses = []
     for dim in dims:
         similarity, logits, is_positive = similarities_and_logits(
-            queries, documents, target, temperature, dim, hard, query_group, document_group, known, margin
+            queries, documents, target, temperature, dim, hard, query_group, document_group, margin, known
         )
         positive = similarity[is_positive]  # [N]
         losses.append((logits.logsumexp(1) - positive / temperature).mean())
@@ -26,7 +26,7 @@ def info_nce_reference(
 
 
 def similarities_and_logits(
-    queries, documents, target, temperature, dim, hard=None, query_group=None, document_group=None, known=None, margin=None
+    queries, documents, target, temperature, dim, hard=None, query_group=None, document_group=None, margin=None, known=None
 ):
     """Of one dim, over the documents and then each query's hard negatives: similarities and logits (-inf for who is no
     candidate), and which is the positive, each [N, M + K]."""

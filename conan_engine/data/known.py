@@ -100,23 +100,31 @@ def _joined(queries, key, documents, groups):
     return queries[i], groups[entry]
 
 
-def of(shards):
-    """Known of a finished folder of pairs: read, or worked out and kept there. Raises UserError where it is damaged."""
+def make(shards):
+    """Work out what is right for whom in a finished folder of pairs, and keep it there, unless it stands there already. Raises
+    UserError where it cannot be written."""
     path = shards.directory / FILE
-    if not path.exists():
-        records = np.arange(len(shards), dtype=np.int64)
-        given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
-        record, field = ranges(np.full(len(records), 2), 2 + given)
-        known = find(shards.hashes(records, 0), shards.hashes(records, 1), shards.groups(records), shards.hashes(record, field))
-        partial = path.with_name(f"{FILE}.{os.getpid()}.partial")
-        try:
-            with open(partial, "wb") as file:
-                np.savez(file, **vars(known))
-                file.flush()
-                os.fsync(file.fileno())
-            partial.rename(path)
-        except OSError as error:
-            raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+    if path.exists():
+        return
+    records = np.arange(len(shards), dtype=np.int64)
+    given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
+    record, field = ranges(np.full(len(records), 2), 2 + given)
+    known = find(shards.hashes(records, 0), shards.hashes(records, 1), shards.groups(records), shards.hashes(record, field))
+    partial = path.with_name(f"{FILE}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            np.savez(file, **vars(known))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.rename(path)
+    except OSError as error:
+        raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+
+
+def of(shards):
+    """Known of a finished folder of pairs, which is made if need be. Raises UserError where it is damaged."""
+    make(shards)
+    path = shards.directory / FILE
     try:
         with np.load(path) as arrays:
             return Known(**{name: arrays[name] for name in ("records", "lists", "starts", "groups", "negatives")})

@@ -100,7 +100,7 @@ def make_shards(source, use, stage, encoders, folder, max_bad_share=None):
                 rejects.close()  # here, so that with too many left out the folder stays unfinished
     shards = Shards(path, tokenizer.hash)
     if shards.kind == "pairs":
-        known.of(shards)  # worked out here, so that ranks find it
+        known.make(shards)
     return shards
 
 
