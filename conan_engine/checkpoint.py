@@ -19,11 +19,12 @@ from conan_engine.errors import UserError
 from conan_engine.model import Transformer
 
 
-def save(config, tokenizer, stage, step, model, optimizer, stage_state, counters, group):
+def save(config, tokenizer, data, stage, step, model, optimizer, stage_state, counters, group):
     """Write RUN/checkpoints/<stage>-<step>, complete or not at all. Collective: every rank calls it, rank 0 writes.
 
     It holds the weights, both AdamW moments, the stage's own state (negative pools), the RNGs of every rank, the step
-    (all there is to the data's position and the schedules) and `counters`, with a digest of each file.
+    (all there is to the data's position and the schedules) and `counters`, with a digest of each file; and for whoever goes
+    on from it `config` and `data`, {use: {source: fingerprint of its shards}}.
     """
     moments = optimizer.state()  # gathered from all ranks
     rngs = group.gather_objects(_rng_state())
@@ -35,6 +36,7 @@ def save(config, tokenizer, stage, step, model, optimizer, stage_state, counters
             "step": step,
             "counters": counters,
             "tokenizer": tokenizer.hash,
+            "data": data,
             "config": dataclasses.asdict(config),
             "rngs": rngs,
         }

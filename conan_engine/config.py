@@ -3,6 +3,8 @@ our own decisions. A TOML file overrides them, and `--section.key=value` overrid
 
 import dataclasses
 import difflib
+import inspect
+import re
 import tomllib
 import types
 import typing
@@ -260,6 +262,18 @@ def _all_keys(node, prefix=""):
         yield f"{prefix}{key}"
         if dataclasses.is_dataclass(value):
             yield from _all_keys(value, f"{prefix}{key}.")
+
+
+def settings_with_comments(node=None, prefix=""):
+    """(dotted key, default as one types it, the comment beside it in this file) of every setting."""
+    node = node or Config()
+    lines = "".join(inspect.getsource(kind) for kind in type(node).__mro__[-2::-1])  # a base class first: the last word counts
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", lines, re.MULTILINE))
+    for key, value in vars(node).items():
+        if dataclasses.is_dataclass(value):
+            yield from settings_with_comments(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value, comments.get(key, "")
 
 
 def _check(config, where):

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import bm25s
 import numpy as np
 
-from conan_engine import errors
+from conan_engine import __version__, errors
 from conan_engine.data.sources import catalogues, docstrings
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES
 from conan_engine.encoder import Encoder, truncate
@@ -126,6 +126,7 @@ def table(results, dims):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
     run = parser.parse_args().run
     started = time.perf_counter()

@@ -48,6 +48,8 @@ class Log:
             yield
         finally:
             self.bar.close()  # an error's line then stands on a line of its own
+            if self.board:
+                self.board.flush()
 
     def step(self, step, row):
         """row: name -> number or string, for one step."""

@@ -6,6 +6,8 @@ from conan_engine.data.known import ranges
 from conan_engine.data.shards import order
 from conan_engine.errors import UserError
 
+SEARCH = 4096  # queries at a time: a signal is heard between two searches
+
 
 def should_replace(first, now, rule):
     """Dynamic hard negative mining (arXiv 2509.12892 section 3.4): which negatives have become too easy.
@@ -102,7 +104,8 @@ def mine(shards, known, queries, embed, rule, seed, source):
     if not index.is_trained:
         index.train(documents)
     index.add(documents)
-    scores, found = index.search(asked, min(2 * rule.pool, len(corpus)))
+    blocks = [index.search(block, min(2 * rule.pool, len(corpus))) for block in np.split(asked, range(SEARCH, len(asked), SEARCH))]
+    scores, found = map(np.concatenate, zip(*blocks))
     good = (found >= 0) & (scores <= rule.max_ratio * positive[:, None])
     candidates = np.empty((len(queries), rule.pool), dtype=np.int32)
     for row, record in enumerate(queries):

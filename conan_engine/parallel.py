@@ -2,6 +2,7 @@
 
 import datetime
 import os
+import time
 
 import torch
 import torch.distributed as dist
@@ -32,9 +33,20 @@ class Group:
             dist.destroy_process_group()
 
     def barrier(self):
-        """Wait for all ranks, for as long as it takes."""
+        """Wait for all ranks, for as long as it takes; meanwhile signals are heard."""
         if self.world > 1:
-            dist.barrier(self._patient)
+            work = dist.barrier(self._patient, async_op=True)
+            while not work.is_completed():
+                time.sleep(0.01)
+            work.wait()
+
+    def any(self, here):
+        """Whether `here` is true on some rank. Does not wait for the device."""
+        if self.world > 1:
+            count = torch.tensor(int(here))
+            dist.all_reduce(count, group=self._patient)
+            here = bool(count)
+        return here
 
     def sum(self, tensor):
         """The sum over ranks, without gradient; in place."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine import checkpoint, errors
+from conan_engine import __version__, checkpoint, errors
 from conan_engine.data.sources import docstrings
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES, TRAINING_PACKAGES
 from conan_engine.encoder import Encoder
@@ -17,6 +17,7 @@ from conan_engine.errors import UserError
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
     parser.add_argument("text", help="what to look for")
     parser.add_argument("--count", type=int, default=10, help="how many to print (default: 10)")

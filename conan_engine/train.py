@@ -1,6 +1,7 @@
 """Train Conan-embedding-v2's four stages: `torchrun conan_engine/train.py [config.toml] [--section.key=value ...]`.
 
-Without arguments: the demo recipe, into runs/demo. The same command again goes on from the last checkpoint.
+Without arguments: the demo recipe, into runs/demo. The same command again goes on from the last checkpoint. SIGTERM or SIGUSR1
+finish the step, save and end it with exit code 143. --help lists every setting, --version says which this is.
 """
 
 import contextlib
@@ -19,11 +20,12 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import checkpoint, errors
-from conan_engine.config import load
+from conan_engine import __version__, checkpoint, errors, lock, resuming
+from conan_engine.config import load, settings_with_comments
 from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
 from conan_engine.errors import UserError
+from conan_engine.interrupts import Interrupts
 from conan_engine.log import Log
 from conan_engine.model import Transformer, count_parameters, memory_per_device
 from conan_engine.parallel import Group, ShardedAdamW
@@ -35,6 +37,9 @@ DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
 def main():
     # ---- settings and process group
     arguments = sys.argv[1:]
+    if {"--help", "-h", "--version"} & set(arguments):
+        return answer(arguments)
+    interrupts = Interrupts()
     path = arguments.pop(0) if arguments and not arguments[0].startswith("--") else DEMO
     config = load(path, arguments)
     group = Group(config.device)
@@ -42,19 +47,31 @@ def main():
     report_plan(config, group)
     if config.plan_only:
         return
+    held = lock.hold(run) if group.rank == 0 else None
+    group.barrier()
     random.seed(config.seed + group.rank)
     np.random.seed(config.seed + group.rank)
     torch.manual_seed(config.seed + group.rank)
 
+    # ---- where an earlier run of the same command stopped, its newest whole checkpoint
+    found = checkpoint.newest(run, config.stages)
+    done_stage, done_step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
+    under_way = done_stage if 0 < done_step < getattr(config, done_stage).steps else None
+    changed = resuming.differences(*found, config, under_way) if found else ""
+
     # ---- text to shards: rank 0 writes what is missing, then every rank maps it
+    interrupts.doing = "preparing data"
     if group.rank == 0:
         prepare_data(config)
     group.barrier()
     tokenizer, shards = prepare_data(config)
+    fingerprints = {use: {source: s.fingerprint for (u, source), s in shards.items() if u == use} for use, _ in shards}
+    if under_way:
+        resuming.check_data(*found, fingerprints, under_way)
 
-    # ---- model; where an earlier run of the same command stopped, its newest whole checkpoint
+    # ---- model
+    interrupts.doing = "making the model"
     model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(group.device)
-    found = checkpoint.newest(run, config.stages)
     if found:
         checkpoint.load_weights(*found, model, config.model, tokenizer)
     elif config.init_from:
@@ -65,19 +82,21 @@ def main():
     else:
         model.init_weights(config.seed)
     log = Log(run, group.rank == 0)
-    done_stage, done_step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
     log.resume(config.stages[: config.stages.index(done_stage)], done_stage, done_step)
     if found:
-        log.say(f"resuming after step {done_step} of {done_stage}, from {found[0]}")
+        log.say(f"resuming after step {done_step} of {done_stage}, from {found[0]}" + (f"; {changed}" if changed else ""))
     if group.rank == 0:
-        (run / "config.json").write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        partial = run / "config.partial"
+        partial.write_text(json.dumps(dataclasses.asdict(config), indent=1))
+        partial.replace(run / "config.json")
 
     # ---- the stages, each from the weights of the one before
     for name in config.stages:
         settings = getattr(config, name)
         first_step = 0
-        if config.stages.index(name) < config.stages.index(done_stage) or (name == done_stage and done_step == settings.steps):
+        if config.stages.index(name) < config.stages.index(done_stage) or (name == done_stage and done_step >= settings.steps):
             continue
+        interrupts.doing = f"starting {name}"
         optimizer = ShardedAdamW(model, group, settings.lr, settings.weight_decay)
         stage = make_stage(name, config, shards, group)
         counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
@@ -85,12 +104,14 @@ def main():
             first_step, counters = done_step, found[1]["counters"]
             checkpoint.load_training(*found, optimizer, stage, group)
         elif name == "supervised":
-            log.say("mining hard negatives ...")
+            interrupts.doing = "mining hard negatives"
+            log.say(f"{interrupts.doing} ...")
             stage.mine(model.eval())
         model.train()
         earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
-        with contextlib.closing(stage), log.stage(name, settings.steps, first_step, earlier):
+        with contextlib.closing(stage), log.stage(name, settings.steps, first_step, earlier), interrupts.later():
+            group.barrier()  # from here on they stop together
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
                 batch = stage.draw()
@@ -113,17 +134,35 @@ def main():
                 seconds = time.perf_counter() - started
                 log.step(step, {**row, "lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds,
                                 "waited": waited, "tokens_per_s": row["tokens"] / seconds})  # fmt: skip
-                stop = counters["skipped_in_a_row"] == config.max_skips
-                if stop or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
-                    checkpoint.save(config, tokenizer, name, step + 1, model, optimizer, stage.state(), counters, group)
-                if stop:
+                hopeless = counters["skipped_in_a_row"] == config.max_skips
+                stopping = group.any(interrupts.asked is not None)
+                if hopeless or stopping or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
+                    checkpoint.save(config, tokenizer, fingerprints, name, step + 1, model, optimizer, stage.state(), counters, group)
+                    stopping = group.any(interrupts.asked is not None)  # one may have come meanwhile
+                if hopeless:
                     raise UserError(
                         f"{name} step {step}: {config.max_skips} steps in a row were not finite; the weights before them are saved. "
                         f"Lower {name}.lr (now {settings.lr:g}) or look at the data of the steps logged in {run}/metrics.jsonl"
                     )
+                if stopping:
+                    interrupts.stop(f"after step {step + 1} of {name}, which is saved")
+    interrupts.doing = "drawing loss.png"
     log.draw()
+    interrupts.ignore()
     log.say(f"done: {run}/checkpoints, {run}/metrics.jsonl, {run}/loss.png")
     group.close()
+    if held:
+        held.close()
+
+
+def answer(arguments):
+    """--help or --version, said once however many ranks there are."""
+    if os.environ.get("RANK", "0") == "0":
+        if "--version" in arguments:
+            print(f"conan-engine {__version__}")
+        else:
+            lines = (f"  --{key}={default}" + (f"  # {comment}" if comment else "") for key, default, comment in settings_with_comments())
+            print(__doc__, "Settings and their defaults:\n", *lines, sep="\n")
 
 
 def report_plan(config, group):

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import TINY, untrained, write_lines
-
+from runs import TINY, train, untrained, write_lines
 
 SEED = int(os.environ.get("CONAN_TEST_SEED") or int.from_bytes(os.urandom(4), "little"))
 
@@ -44,6 +43,15 @@ def tiny(tmp_path_factory):
     path = folder / "tiny.toml"
     path.write_text(TINY.format(folder=folder))
     return path
+
+
+@pytest.fixture(scope="session")
+def whole(tiny, tmp_path_factory):
+    """An uninterrupted run of all four stages."""
+    run = tmp_path_factory.mktemp("whole") / "run"
+    code, out, err = train(tiny, run)
+    assert code == 0, err
+    return run
 
 
 @pytest.fixture(scope="session")

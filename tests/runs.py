@@ -70,12 +70,41 @@ def small_tokenizer(folder):
     return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder / "tokenizer.model")
 
 
-def start(config, run, *arguments, ranks=1):
-    """Start a training run as a process of its own, two threads in all."""
-    command = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
+LINGER = """
+import importlib, sys, time
+place = sys.argv.pop(1)
+module, _, path = place.partition(":")
+*within, name = path.split(".")
+owner = importlib.import_module(module)
+for part in within:
+    owner = getattr(owner, part)
+called = getattr(owner, name)
+
+def lingering(*arguments, **options):
+    print("lingering", flush=True)
+    time.sleep(1)
+    return called(*arguments, **options)
+
+setattr(owner, name, lingering)
+from conan_engine import errors, train
+errors.run(train.main)
+"""
+
+
+def start(config, run, *arguments, ranks=1, linger=None):
+    """Start a training run as a process of its own, two threads in all. linger: a function ("module:name", "module:Class.name") that
+    says "lingering" and takes a second more whenever it is called, for a signal to hit."""
+    command = [sys.executable] if ranks == 1 else [
+        str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0", "--rdzv_backend=c10d",
+        "--rdzv_endpoint=localhost:0", "--signals-to-handle=SIGTERM,SIGUSR1",
+    ]  # fmt: skip
+    script = [ROOT / "conan_engine" / "train.py"]
+    if linger:
+        script = [Path(run).parent / "linger.py", linger]
+        script[0].write_text(LINGER)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        [*command, str(ROOT / "conan_engine" / "train.py"), str(config), f"--out_dir={run}", *arguments],
+        [*command, *map(str, script), str(config), f"--out_dir={run}", *arguments],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment,
     )  # fmt: skip
 
@@ -85,6 +114,15 @@ def train(config, run, *arguments, ranks=1):
     process = start(config, run, *arguments, ranks=ranks)
     out, err = process.communicate(timeout=300)
     return process.returncode, out, err
+
+
+def one_line(result, *said):
+    """A mistake's result, as `train` gives it: exit code 2 and a single line that says these things."""
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error:")]
+    assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
+    for text in said:
+        assert text in lines[0], lines[0]
 
 
 def losses(run):
@@ -98,5 +136,5 @@ def untrained(config, run):
     tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, Path(run, "tokenizer.model"))
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
     group = Group("cpu")
-    checkpoint.save(settings, tokenizer, "supervised", 0, model, ShardedAdamW(model, group, 0.0, 0.0), {}, {"updates": 0}, group)
+    checkpoint.save(settings, tokenizer, {}, "supervised", 0, model, ShardedAdamW(model, group, 0.0, 0.0), {}, {"updates": 0}, group)
     return run

@@ -15,9 +15,9 @@ from conan_engine.encoder import Encoder
 TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 中文.", "word " * 200]
 
 
-def encode(*arguments):
-    done = subprocess.run([sys.executable, "-m", "conan_engine.encode", *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
-    return done.returncode, done.stdout, done.stderr
+def encode(*arguments, given=b""):
+    done = subprocess.run([sys.executable, "-m", "conan_engine.encode", *map(str, arguments)], input=given, capture_output=True, cwd=ROOT)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
 def test_rows_are_unit_vectors_in_the_files_order(untrained_run, tmp_path):
@@ -39,6 +39,26 @@ def test_queries_and_instructions_are_texts_too(untrained_run, tmp_path):
     encoder = Encoder.load(untrained_run)
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), encoder.encode([TEXTS[0]]), atol=1e-5)
     np.testing.assert_allclose(np.load(tmp_path / "i.npy"), encoder.encode(["Find\na path"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_standard_input_is_json_lines_or_a_text_a_line(untrained_run, tmp_path, as_json):
+    lines = [json.dumps({"text": text}) if as_json else text for text in TEXTS]
+    code, out, err = encode(untrained_run, "-", tmp_path / "out.npy", given=b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    assert code == 0, err
+    np.testing.assert_allclose(np.load(tmp_path / "out.npy"), Encoder.load(untrained_run).encode(TEXTS), atol=1e-5)
+
+
+def test_a_line_of_text_is_a_record(untrained_run, tmp_path):
+    (tmp_path / "t.txt").write_text("\n".join(TEXTS), encoding="utf-8")
+    code, out, err = encode(untrained_run, tmp_path / "t.txt", tmp_path / "out.npy")
+    assert code == 0 and len(np.load(tmp_path / "out.npy")) == len(TEXTS), err
+
+
+@pytest.mark.parametrize(("given", "said"), [(b"", "standard input: holds no records"), (b"a\n\xff\n", "standard input: line 2: not UTF-8"), (b'{"text": "a"}\n{', "standard input: line 2: broken JSON"), (b'{"sentence1": "a", "sentence2": "b", "score": 1}', "standard input: holds sentence pairs")])
+def test_a_mistake_in_standard_input_gets_one_line(untrained_run, tmp_path, given, said):
+    code, _, err = encode(untrained_run, "-", tmp_path / "out.npy", given=given)
+    assert code == 2 and said in err and err.count("\n") == 1, err
 
 
 @pytest.mark.parametrize(

@@ -58,6 +58,7 @@ def test_one_rank_is_torchs_adamw(restart):
 
 
 def _check(group, path):
+    assert [group.any(group.rank == rank) for rank in range(group.world)] == [True] * group.world and not group.any(False)
     rank, world, weights = group.rank, group.world, _trained(group, restart=3)
     assert torch.equal(group.gather(weights[None]), weights.expand(world, -1))  # all ranks hold the same
     mine = torch.arange(4.0)[:, None].mul(10**rank).requires_grad_()

@@ -3,20 +3,15 @@
 import random
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import pytest
-from runs import losses, start, train
+from runs import ROOT, losses, one_line, start, train
 
-
-@pytest.fixture(scope="session")
-def whole(tiny, tmp_path_factory):
-    """An uninterrupted run of all four stages."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    code, out, err = train(tiny, run)
-    assert code == 0, err
-    return run
+import conan_engine
 
 
 def test_all_four_stages_run_and_leave_what_a_person_looks_for(whole):
@@ -111,14 +106,6 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(tiny, whol
     assert losses(run) == losses(whole)
 
 
-def one_line(result, *said):
-    code, _, err = result
-    lines = [line for line in err.splitlines() if line.startswith("error:")]
-    assert code == 2 and len(lines) == 1 and "Traceback" not in err, err
-    for text in said:
-        assert text in lines[0], lines[0]
-
-
 PRETRAIN = "--stages=['pretrain']"
 
 
@@ -169,3 +156,17 @@ def test_a_damaged_shard_is_named(tiny, whole, tmp_path):
     damaged[len(damaged) // 3] ^= 16
     shard.write_bytes(damaged)
     one_line(train(tiny, run, PRETRAIN), shard.name)
+
+
+def test_help_lists_every_setting_and_version_says_which(tmp_path):
+    def answer(command):
+        done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 0 and not list(tmp_path.iterdir()), done.stderr
+        return done.stdout
+
+    script = str(ROOT / "conan_engine/train.py")
+    said = answer([script, "--help"])
+    for line in ("  --weak.temperature=0.02  # ours: the paper writes none\n", "  --pretrain.batch=256  # rows of", "  --negatives.bound=0.7\n", "  --plan_only=false  # print"):
+        assert line in said
+    for command in ([script], ["-m", "conan_engine.evaluate"], ["-m", "conan_engine.search"], ["-m", "conan_engine.encode"]):
+        assert answer([*command, "--version"]) == f"conan-engine {conan_engine.__version__}\n"

@@ -2,6 +2,7 @@
 
 import collections
 import os
+import signal
 import threading
 import time
 
@@ -47,6 +48,8 @@ class Pool:
 
 
 def _begin(set_up, arguments):
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # which reach all of a job's processes: the first one ends these
+        signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if set_up:
         set_up(*arguments)

@@ -1,5 +1,6 @@
 """Token shards: written once, mapped for reading. The Python face of csrc/; the format is csrc/FORMAT.md."""
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -161,8 +162,8 @@ class ShardWriter:
 class Shards:
     """The records of a finished folder, mapped; len() is their number. Any thread may call any method.
 
-    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on). tokenizer_hash: the
-    tokenizer that the caller will read the ids with; None accepts any.
+    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on), fingerprint (a hash, in
+    hex, of all they hold). tokenizer_hash: the tokenizer that the caller will read the ids with; None accepts any.
 
     Sizes, headers and footers are checked here, a file's index when it is first asked, each 16 KiB block of tokens when it
     is first touched. Whatever is damaged, unfinished, of another tokenizer, or changed while it is in use raises UserError.
@@ -179,6 +180,8 @@ class Shards:
         self.mapped = _loader.ShardSet([str(self.directory / _name(i)) for i in range(len(manifest["shards"]))])
         self._compare(manifest, self.mapped.describe())
         self.kind, self.vocab_size, self.tokens = manifest["kind"], manifest["vocab_size"], manifest["tokens"]
+        facts = json.dumps(manifest, sort_keys=True).encode()  # among them each shard's checksum
+        self.fingerprint = hashlib.blake2b(facts, digest_size=16).hexdigest()
 
     def __len__(self):
         return len(self.mapped)

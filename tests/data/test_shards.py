@@ -81,6 +81,17 @@ def test_a_hash_stands_for_the_tokens(tmp_path):
     assert len(set(texts)) == len(set(hashes)) == len(set(zip(texts, hashes))) < len(texts)
 
 
+def test_the_fingerprint_stands_for_all_that_is_in_them(tmp_path):
+    records = random_records(np.random.default_rng(), 300, 40, 30)
+    fields, score, group = records[7]
+    others = {"same": records, "shorter": records[:-1], "order": records[::-1], "score": [*records[:7], (fields, 0.5, group), *records[8:]]}
+    write(tmp_path / "first", records, 300)
+    first = Shards(tmp_path / "first").fingerprint
+    for name, other in others.items():
+        write(tmp_path / name, other, 300)
+        assert (Shards(tmp_path / name).fingerprint == first) == (name == "same"), name
+
+
 def shard_files(folder):
     return sorted(Path(folder).glob("shard-*"))
 

@@ -28,13 +28,25 @@ def read(path, columns=None, reject=None):
     if not path.is_file():
         raise UserError(f"{path}: no such file, nor the name of a built-in source; check the path")
     ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    typed = ending not in ("csv", "tsv")
+    return _records(path, _rows(path, ending), columns or {}, ending not in ("csv", "tsv"), reject)
+
+
+def read_standard_input():
+    """As `read`, of standard input: JSON Lines if its first character is a brace, else a text a line."""
+    stream, name = sys.stdin.buffer, "standard input"
+    lines = _decoded(stream)
+    rows = _json_lines(lines) if stream.peek(4).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{" else _text(lines)
+    return _records(name, rows, {}, True, None)
+
+
+def _records(path, rows, columns, typed, reject):
+    """(kind, record) of each row, of one kind."""
     expected = None
-    for place, row in _rows(path, ending):
+    for place, row in rows:
         try:
             if isinstance(row, Bad):
                 raise row
-            kind, found = record(row, columns or {}, typed)
+            kind, found = record(row, columns, typed)
             if kind != (expected or kind):
                 raise Bad("another kind", f"a {kind} record in a file of {expected} records; put each kind in its own file")
         except Bad as bad:
@@ -55,9 +67,9 @@ def _rows(path, ending):
     if ending in ("csv", "tsv"):
         return _table(path, "\t" if ending == "tsv" else ",")
     if ending == "txt":
-        return ((place, line if isinstance(line, Bad) else {"text": line.rstrip("\r\n")}) for place, line in _lines(path))
+        return _text(_lines(path))
     if ending in ("jsonl", "ndjson") or (ending == "json" and _holds_lines(path)):
-        return _json_lines(path)
+        return _json_lines(_lines(path))
     raise UserError(f"{path}: {_what(path)}")
 
 
@@ -65,22 +77,30 @@ def _lines(path):
     """(place, text or Bad) for each line, decoded; a byte-order mark is left out."""
     try:
         with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
-            for number, line in enumerate(file, 1):
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                try:
-                    yield f"line {number}", line.decode("utf-8")
-                except UnicodeDecodeError as error:
-                    found = f"not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save the file as UTF-8"
-                    yield f"line {number}", Bad("not UTF-8", found)
+            yield from _decoded(file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut-off gzip file ({error}); compress it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
 
 
-def _json_lines(path):
-    for place, line in _lines(path):
+def _decoded(file):
+    for number, line in enumerate(file, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield f"line {number}", line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            found = f"not UTF-8 (byte {line[error.start]:#04x} at column {error.start + 1}); save the file as UTF-8"
+            yield f"line {number}", Bad("not UTF-8", found)
+
+
+def _text(lines):
+    return ((place, line if isinstance(line, Bad) else {"text": line.rstrip("\r\n")}) for place, line in lines)
+
+
+def _json_lines(lines):
+    for place, line in lines:
         if isinstance(line, Bad):
             yield place, line
         elif line.strip():

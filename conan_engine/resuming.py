@@ -1,0 +1,56 @@
+"""What differs between a run's settings and data now and those of its checkpoint, and whether it may go on with them."""
+
+import dataclasses
+
+from conan_engine import config as settings
+from conan_engine.errors import UserError
+
+# What a stage's batches and pools follow from: it cannot change while the stage is under way.
+FIXED = ("data", "sts", "size_power", "batch", "batch_tokens", "sts_batch", "max_tokens", "teacher", "min_score")
+FIXED_POOLS = ("supervised.steps", "negatives.count", "negatives.pool")
+
+
+def differences(folder, state, config, under_way):
+    """The settings that differ from those of the checkpoint `state` in `folder`, as words: "weak.lr = 0.5, was 0.0001", ...
+
+    under_way: the stage that goes on from within, or None. Raises UserError, naming each, for what cannot change within it.
+    """
+    was, now = (dict(_leaves(dataclasses.asdict(c))) for c in (settings.from_dict(state["config"], f"{folder}/state.json"), config))
+    found = [(key, was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)]
+    fixed = [("seed",), *((under_way, key) for key in FIXED)] if under_way else []
+    fixed += [tuple(key.split(".")) for key in FIXED_POOLS] if under_way == "supervised" else []
+    refused = [f"{key} was {_said(before)} and is {_said(after)} now" for key, before, after in found if any(tuple(key.split(".", 2)[: len(f)]) == f for f in fixed)]
+    if refused:
+        raise UserError(f"{folder}: {'; '.join(refused)}: that cannot change while {under_way} is under way; set it back, or choose another out_dir")
+    return ", ".join(f"{key} = {_said(after)}, was {_said(before)}" for key, before, after in found)
+
+
+def check_data(folder, state, fingerprints, under_way):
+    """Raise UserError, naming the source, if the stage that goes on from within had other records when `folder` was saved.
+
+    fingerprints: as checkpoint.save takes them; the same settings may name a file that has become another.
+    """
+    for use in (under_way, "sts") if under_way == "supervised" else (under_way,):
+        for source, before in state["data"].get(use, {}).items():
+            if fingerprints[use][source] != before:
+                raise UserError(
+                    f"{folder}: {source} holds other records than it did: that cannot change while {under_way} is under way; "
+                    "put the old ones back, or choose another out_dir"
+                )
+
+
+def _leaves(tree, prefix=""):
+    """(dotted key, value) of each setting. A source's value is its weight, or what it says beside that too."""
+    for key, value in tree.items():
+        if isinstance(value, dict) and prefix and key in ("data", "sts"):
+            for source, about in value.items():
+                own = {k: v for k, v in about.items() if v != getattr(settings.Source(), k) or k == "weight"}
+                yield f"{prefix}{key}.{source}", own if len(own) > 1 else about["weight"]
+        elif isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _said(value):
+    return "absent" if value is None else repr(value)
