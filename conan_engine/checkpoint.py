@@ -53,13 +53,21 @@ def save(config, tokenizer, data, stage, step, model, optimizer, stage_state, co
                 f"{final}: cannot write it ({error}); make room or free the folder, then start the same command again: "
                 f"it goes on from the checkpoint before"
             ) from None
+        best = counters.get("best")
         for old in _checkpoints(config.out_dir, stage)[config.keep :]:
-            shutil.rmtree(old)
+            if not (config.validation.keep_best and best and old.name == f"{stage}-{best['step']:08d}"):
+                shutil.rmtree(old)
     group.barrier()
 
 
 def newest(run, stages=settings.STAGES):
-    """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes over."""
+    """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes over. `run` may
+    be one checkpoint's folder: that one."""
+    if Path(run, "state.json").exists():
+        damage = _damage(Path(run))
+        if damage:
+            raise UserError(f"{run}: damaged ({damage}); take another checkpoint")
+        return Path(run), json.loads(Path(run, "state.json").read_text())
     for stage in reversed(settings.STAGES):
         for folder in _checkpoints(run, stage) if stage in stages else ():
             damage = _damage(folder)
@@ -101,8 +109,10 @@ def load_training(folder, state, optimizer, stage, group):
 
 
 def load_model(run, device="cpu"):
-    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint. Raises UserError where there is none."""
-    tokenizer_path = Path(run, "tokenizer.model")
+    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint, or of the one whose folder
+    `run` is. Raises UserError where there is none."""
+    home = Path(run).parent.parent if Path(run, "state.json").exists() else Path(run)
+    tokenizer_path = home / "tokenizer.model"
     if not tokenizer_path.exists():
         raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --out_dir={run}")
     found = newest(run)

@@ -115,6 +115,15 @@ class Negatives:
 
 
 @dataclass
+class Validation:
+    data: dict[str, Source] = field(default_factory=dict)  # source -> weight, of records that no stage trains on; each stage takes those of its kind
+    every: int = 500  # steps; and after a stage's last one
+    records: int = 1000  # ours: of a source, at most; always the same ones
+    metric: str = "ndcg@10"  # by which a checkpoint is the best, where the stage has it (pretrain and sft: the loss): "loss", "recall@20", "spearman"
+    keep_best: bool = False  # keep each stage's best checkpoint beside the newest
+
+
+@dataclass
 class Config:
     out_dir: str = "runs/demo"  # the run: checkpoints, shards, metrics
     stages: list[str] = field(default_factory=lambda: list(STAGES))
@@ -136,6 +145,7 @@ class Config:
     weak: Weak = field(default_factory=Weak)
     supervised: Supervised = field(default_factory=Supervised)
     negatives: Negatives = field(default_factory=Negatives)
+    validation: Validation = field(default_factory=Validation)
 
 
 def load(path, overrides=()):
@@ -172,7 +182,7 @@ def _of_setting(argument):
 def _of_source(argument):
     """--weak.data.PATH=WEIGHT or ={ a table } -> (["weak", "data", PATH], value), whatever dots and equals signs the path has; None for
     other settings. The path ends at the first equals sign behind which a weight or a table stands."""
-    for section in (f"{stage}.{key}" for stage in STAGES for key in ("data", "sts")):
+    for section in (f"{part}.{key}" for part in (*STAGES, "validation") for key in ("data", "sts")):
         prefix = f"--{section}."
         if argument.startswith(prefix):
             parts = argument.removeprefix(prefix).split("=")
@@ -310,6 +320,13 @@ def _check(config, where):
         for key in ("data", "sts") if name == "supervised" else ("data",):
             for source, about in getattr(stage, key).items():
                 _check_negatives(require, f"{name}.{key}[{source!r}]", about, config.negatives if (name, key) == ("supervised", "data") else None)
+    for source, about in config.validation.data.items():
+        _check_negatives(require, f"validation.data[{source!r}]", about, None)
+        for name, key in ((name, key) for name in config.stages for key in ("data", "sts")):
+            require(source not in getattr(getattr(config, name), key, {}), "validation.data", source, f"records held out: {name}.{key} trains on these")
+    for key in ("every", "records"):
+        require(getattr(config.validation, key) > 0, f"validation.{key}", getattr(config.validation, key), "at least 1")
+    one_of("validation.metric", config.validation.metric, "loss", "ndcg@10", "recall@20", "spearman")
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for key in ("save_every", "keep", "max_skips", "loader_threads"):

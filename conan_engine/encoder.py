@@ -11,23 +11,34 @@ BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, li
 
 
 @torch.no_grad()
-def embed_sequences(model, tokens, cu_seqlens, group=None):
-    """Unit vectors float32 [B, C] of packed sequences (numpy: tokens int32 [T], cu_seqlens int32 [B+1]); bidirectional.
+def embed_sequences(model, tokens, cu_seqlens, group=None, alpha=1.0, mask="column"):
+    """Unit vectors float32 [B, C] of packed sequences (numpy: tokens int32 [T], cu_seqlens int32 [B+1]); bidirectional, unless
+    alpha and mask say otherwise.
 
-    Sequences of like length share a forward pass. With a `group` the passes are shared out over its ranks and every rank
-    gets all vectors; which sequences share a pass does not depend on the number of ranks, so neither do the vectors.
+    With a `group` the passes are shared out over its ranks and every rank gets all vectors; which sequences share a pass
+    does not depend on the number of ranks, so neither do the vectors.
     """
     device = model.embedding.device
+    rank, world = (group.rank, group.world) if group else (0, 1)
+    out = torch.zeros(len(cu_seqlens) - 1, model.config.width, device=device)
+    for rows in passes(cu_seqlens)[rank::world]:
+        vectors = model.embed(*pick(tokens, cu_seqlens, rows, device), alpha, mask)
+        out[torch.from_numpy(rows).to(device)] = torch.nn.functional.normalize(vectors, dim=-1)
+    return (group.sum(out) if group else out).cpu().numpy()
+
+
+def passes(cu_seqlens):
+    """The sequences, by number, of each forward pass: those of like length share one, of about BATCH_TOKENS."""
     lengths = np.diff(cu_seqlens)
     by_length = np.argsort(lengths, kind="stable")
-    passes = np.split(by_length, np.flatnonzero(np.diff(np.cumsum(lengths[by_length], dtype=np.int64) // BATCH_TOKENS)) + 1)
-    rank, world = (group.rank, group.world) if group else (0, 1)
-    out = torch.zeros(len(lengths), model.config.width, device=device)
-    for rows in passes[rank::world]:
-        part = torch.from_numpy(np.concatenate([tokens[cu_seqlens[i] : cu_seqlens[i + 1]] for i in rows] or [tokens[:0]])).to(device)
-        part_cu = torch.from_numpy(np.concatenate(([0], np.cumsum(lengths[rows]))).astype(np.int32)).to(device)
-        out[torch.from_numpy(rows).to(device)] = torch.nn.functional.normalize(model.embed(part, part_cu), dim=-1)
-    return (group.sum(out) if group else out).cpu().numpy()
+    return np.split(by_length, np.flatnonzero(np.diff(np.cumsum(lengths[by_length], dtype=np.int64) // BATCH_TOKENS)) + 1)
+
+
+def pick(values, cu_seqlens, rows, device):
+    """Some of packed sequences, by number: (values, cu_seqlens int32) on the device."""
+    part = np.concatenate([values[cu_seqlens[i] : cu_seqlens[i + 1]] for i in rows] or [values[:0]])
+    part_cu = np.concatenate(([0], np.cumsum(np.diff(cu_seqlens)[rows]))).astype(np.int32)
+    return torch.from_numpy(part).to(device), torch.from_numpy(part_cu).to(device)
 
 
 class Encoder:

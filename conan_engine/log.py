@@ -8,6 +8,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 
+SHOWN = [f"validation/{metric}" for metric in ("loss", "ndcg@10", "recall@20", "spearman")]  # to the person, the loss first
+
+
 class Log:
     """Rank 0 writes; on the others every method does nothing."""
 
@@ -51,13 +54,17 @@ class Log:
             if self.board:
                 self.board.flush()
 
-    def step(self, step, row):
-        """row: name -> number or string, for one step."""
+    def step(self, step, row, best=False):
+        """row: name -> number or string, for one step. best: whether its validation is."""
         if not self.active:
             return
         self.file.write(json.dumps({"stage": self.name, "step": step, **row}) + "\n")
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False)
         self.bar.update()
+        validated = {key: value for key, value in row.items() if key in SHOWN}
+        if validated:
+            numbers = ", ".join(f"{key.removeprefix('validation/')} {value:.4f}" for key, value in validated.items())
+            self.say(f"{self.name} step {step + 1}: validation {numbers}{', the best so far' if best else ''}")
         if self.board:
             for name, value in row.items():
                 if not isinstance(value, str):
@@ -69,7 +76,7 @@ class Log:
             tqdm.write(text)
 
     def draw(self):
-        """loss.png: every stage's loss by step, one panel a stage."""
+        """loss.png: every stage's loss by step, one panel a stage, and what validation found."""
         if not self.active:
             return
         import matplotlib
@@ -85,8 +92,16 @@ class Log:
             for source in sorted({row["source"] for row in mine}):
                 points = [(row["step"], row["loss"]) for row in mine if row["source"] == source]
                 axis.plot(*zip(*points), linewidth=0.8, label=Path(source).name)
+            validated = [(key, points) for key in SHOWN if (points := [(row["step"], row[key]) for row in mine if key in row])]
+            other = axis.twinx() if any(key != SHOWN[0] for key, _ in validated) else None
+            for (key, points), style in zip(validated, "osv^"):
+                of = axis if key == SHOWN[0] else other
+                of.plot(*zip(*points), "k" + style + ("-" if of is axis else ":"), linewidth=0.8, markersize=3, label=key.replace("/", " "))
             axis.set(title=stage, xlabel="step", ylabel="loss" if stage == stages[0] else "")
-            axis.legend(fontsize=7)
+            axis.legend(fontsize=7, loc="upper left")
+            if other:
+                other.set_ylim(0, 1)
+                other.legend(fontsize=7, loc="lower right")
         figure.tight_layout()
         partial = self.path.with_name("loss.partial.png")
         figure.savefig(partial, dpi=110)

@@ -1,7 +1,8 @@
 """What the four stages do: which data comes in, which mask, which loss goes out.
 
 Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step)`, which adds the gradients of
-the global mean loss and returns what to log; `state` / `load_state`, which say where its data stands; `loaders`, to close.
+the global mean loss and returns what to log; `attention(step)`, the soft mask's alpha and kind; `state` / `load_state`, which
+say where its data stands; `loaders`, to close.
 """
 
 import dataclasses
@@ -100,6 +101,9 @@ class LanguageModelling(Stage):
         super().__init__(name, config, group)
         self.add_loader("data", shards, self.settings.data, "batch", kind="text" if name == "pretrain" else "instruction", shape="rows")
 
+    def attention(self, step):
+        return 0.0, "column"
+
     def backward(self, model, batch, step):
         sequences, targets = packed(batch), batch.targets.long()
         counted = self.group.sum((targets != -100).sum())
@@ -138,17 +142,20 @@ class Weak(Contrastive):
         key, shape = ("batch_tokens", "tokens") if self.settings.batch_tokens else ("batch", "records")
         self.add_loader("data", shards, self.settings.data, key, kind="pairs", shape=shape)
 
+    def attention(self, step):
+        return ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1)), self.settings.mask
+
     def backward(self, model, batch, step):
         groups = batch.groups.to(self.group.device)
         sequences = packed(batch)
         known = self.known_in(batch, groups)
-        alpha = ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1))
+        alpha, mask = self.attention(step)
 
         def loss_of(embeddings):
             queries, documents = embeddings.chunk(2)
             return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, known=known)
 
-        loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, self.settings.mask, loss_of)
+        loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, mask, loss_of)
         return {
             "loss": self.group.sum(loss).item(),
             "accuracy": self.group.sum(accuracy).item() / self.group.world,
@@ -188,6 +195,9 @@ class Supervised(Contrastive):
             queries = self.loaders["data"].drawn_from(name, self.settings.steps)
             self.pools[name] = negatives.mine(shards, self.known[name], queries, embed, self.rules[name], self.config.seed, name)
 
+    def attention(self, step):
+        return 1.0, "column"
+
     def draw(self):
         return super().draw(), self.loaders["sts"].next() if "sts" in self.loaders else None
 
@@ -219,7 +229,7 @@ class Supervised(Contrastive):
                 similar = losses.cosent(*pairs.chunk(2), sts.scores.to(device), settings.sts_temperature, self.group, dims)
             return loss + settings.beta * similar, accuracy, loss.detach(), similar.detach(), hard.detach()
 
-        total, accuracy, loss, similar, hard = embed_and_backward(model, everything, settings.chunk, 1.0, "column", loss_of)
+        total, accuracy, loss, similar, hard = embed_and_backward(model, everything, settings.chunk, *self.attention(step), loss_of)
         if pools:
             everyones = self.group.gather(torch.from_numpy(batch.records).to(device)).cpu().numpy()
             pools.update(everyones, self.group.gather(hard.float()).cpu().numpy())

@@ -30,6 +30,7 @@ from conan_engine.log import Log
 from conan_engine.model import Transformer, count_parameters, memory_per_device
 from conan_engine.parallel import Group, ShardedAdamW
 from conan_engine.stages import LanguageModelling, Supervised, Weak
+from conan_engine.validation import Validation
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
 
@@ -64,7 +65,7 @@ def main():
     if group.rank == 0:
         prepare_data(config)
     group.barrier()
-    tokenizer, shards = prepare_data(config)
+    tokenizer, shards, held_out = prepare_data(config)
     fingerprints = {use: {source: s.fingerprint for (u, source), s in shards.items() if u == use} for use, _ in shards}
     if under_way:
         resuming.check_data(*found, fingerprints, under_way)
@@ -99,6 +100,7 @@ def main():
         interrupts.doing = f"starting {name}"
         optimizer = ShardedAdamW(model, group, settings.lr, settings.weight_decay)
         stage = make_stage(name, config, shards, group)
+        validation = Validation(name, config, held_out[name], group) if held_out.get(name) else None
         counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
         if found and name == done_stage and done_step > 0:
             first_step, counters = done_step, found[1]["counters"]
@@ -132,11 +134,15 @@ def main():
                 if config.skip_bad_records:
                     row["skipped_records"] = stage.skipped_records()
                 seconds = time.perf_counter() - started
-                log.step(step, {**row, "lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds,
-                                "waited": waited, "tokens_per_s": row["tokens"] / seconds})  # fmt: skip
+                row |= {"lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds, "waited": waited, "tokens_per_s": row["tokens"] / seconds}
                 hopeless = counters["skipped_in_a_row"] == config.max_skips
                 stopping = group.any(interrupts.asked is not None)
-                if hopeless or stopping or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
+                best = False
+                if validation and not stopping and validation.due(step, settings.steps):
+                    row |= validation.measure(model, *stage.attention(step))
+                    best = validation.is_best(row, step, counters)
+                log.step(step, row, best)
+                if hopeless or stopping or (best and config.validation.keep_best) or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
                     checkpoint.save(config, tokenizer, fingerprints, name, step + 1, model, optimizer, stage.state(), counters, group)
                     stopping = group.any(interrupts.asked is not None)  # one may have come meanwhile
                 if hopeless:
@@ -196,7 +202,8 @@ def report_plan(config, group):
 
 
 def prepare_data(config):
-    """The tokenizer, and shards by (stage, source); "sts" stands for the scored pairs of the supervised stage."""
+    """The tokenizer; the shards to train on by (stage, source), where "sts" stands for the supervised stage's scored pairs; and
+    those held out, {stage: {source: Shards}}."""
     uses = [(source, name, getattr(config, name), about) for name in config.stages for source, about in getattr(config, name).data.items()]
     if "supervised" in config.stages:
         uses += [(source, "sts", config.supervised, about) for source, about in config.supervised.sts.items()]
@@ -204,8 +211,16 @@ def prepare_data(config):
     tokenizer = prepare.make_tokenizer(config.tokenizer, sources, Path(config.out_dir, "tokenizer.model"), config.skip_bad_records)
     folder = Path(config.out_dir, "data")
     max_bad_share = config.max_bad_share if config.skip_bad_records else None
+    every_use = [*config.stages, *["sts"] * ("supervised" in config.stages)]
+    held_out = {}
     with Encoders(tokenizer, config.tokenizer.processes) as encoders:
-        return tokenizer, {(use, s): prepare.make_shards(s, use, stage, encoders, folder, max_bad_share) for s, use, stage, _ in uses}
+        shards = {(use, s): prepare.make_shards(s, use, stage, encoders, folder, max_bad_share) for s, use, stage, _ in uses}
+        for source, about in config.validation.data.items():
+            for use in prepare.fits(source, about, every_use, config.skip_bad_records):
+                name = "supervised" if use == "sts" else use
+                stage = dataclasses.replace(getattr(config, name), **{"sts" if use == "sts" else "data": {source: about}})
+                held_out.setdefault(name, {})[source] = prepare.make_shards(source, use, stage, encoders, folder, max_bad_share)
+    return tokenizer, shards, held_out
 
 
 def make_stage(name, config, shards, group):

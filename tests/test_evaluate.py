@@ -46,7 +46,21 @@ def test_no_held_out_text_is_trained_on(monkeypatch):
     assert 0.15 < len(held) / (len(held) + len(kept)) < 0.25 and not held & kept
     assert not set(installed.TRAINING_PACKAGES) & set(installed.HELD_OUT_PACKAGES)
     monkeypatch.setattr(installed.catalogues, "read", lambda: messages)
-    assert {m.english for m in installed.training_messages.__wrapped__()} == kept
+    monkeypatch.setattr(installed, "_messages", installed._messages.__wrapped__)
+    trained, validated = ({m.english for m in installed.messages(validation)} for validation in (False, True))
+    assert trained | validated == kept and not trained & validated and 0 < len(validated) < 0.06 * len(kept)
+
+
+def test_no_text_kept_for_validation_is_trained_on(monkeypatch):
+    docs = [Docstring("p", "p.m", f"p.m.f{i}", "f.py", i, f"Summary {i - i % 3}.", f"Text {i // 2}, which another has too.") for i in range(6000)]
+    monkeypatch.setattr(installed.docstrings, "read", lambda packages: docs)
+    monkeypatch.setattr(installed, "_docs", installed._docs.__wrapped__)
+    trained, validated = installed.docs(), installed.docs(validation=True)
+    assert len({doc.summary for doc in trained + validated}) == len(trained + validated) == 2000 and 10 < len(validated) < 80
+    assert not {doc.rest for doc in trained} & {doc.rest for doc in validated}
+    for kind in ("text", "instruction"):
+        here, there = ({json.dumps(record) for record in installed.READERS[name, kind]()} for name in ("docstrings", "docstrings.validation"))
+        assert here and there and not here & there
 
 
 @pytest.fixture

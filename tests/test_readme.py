@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import textwrap
 
 import pytest
 from runs import ROOT, losses, train, write_lines
@@ -36,3 +37,9 @@ def test_a_file_of_ones_own_trains_by_the_setting_that_it_names(tiny, untrained_
     assert code == 0, err
     assert len(losses(tmp_path / "run")) == 2
     assert f'"source": "{path}"' in (tmp_path / "run/metrics.jsonl").read_text()
+
+
+def test_its_section_on_validation_is_known(tmp_path):
+    (section,) = re.findall(r"(?:^    .*\n)*^    \[validation\]\n(?:^    .*\n)+", (ROOT / "README.md").read_text(), re.MULTILINE)
+    (tmp_path / "x.toml").write_text((ROOT / "configs/demo.toml").read_text().partition("[validation]")[0] + textwrap.dedent(section))
+    assert load(tmp_path / "x.toml").validation.keep_best

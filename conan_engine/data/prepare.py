@@ -22,6 +22,19 @@ from conan_engine.errors import UserError
 TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": ("pairs", "instruction"), "supervised": ("pairs", "label", "instruction"), "sts": ("sts",)}  # fmt: skip
 
 
+def fits(source, about, uses, skip=False):
+    """Those of `uses` that take a source's kind of records. Raises UserError where none does. `skip`: without the records that
+    cannot be used."""
+    kinds = [kind for name, kind in installed.READERS if name == source]
+    if not kinds:
+        kind, _ = next(files.read(source, about.columns, (lambda place, bad: None) if skip else None))
+        kinds = [kind]
+    found = [use for use in uses if set(TAKES[use]) & set(kinds)]
+    if not found:
+        raise UserError(f"validation.data: {source} holds {' or '.join(kinds)} records, which none of {', '.join(uses)} takes; leave it out")
+    return found
+
+
 def read(source, use, about=None, reject=None):
     """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
 

@@ -1,7 +1,7 @@
 """Training text that needs no download: the documentation and message catalogues of the packages installed here.
 
 Held out, never seen in any stage: the docstrings of networkx and sympy, and a fifth of the English messages in every
-language (`catalogues.held_out`).
+language (`catalogues.held_out`). Of the rest one fiftieth is for validation, under the names that end in ".validation".
 """
 
 import functools
@@ -21,37 +21,49 @@ LANGUAGE_SHARES = {
 
 
 @functools.cache  # several stages read them, and half a minute of parsing once is enough
-def training_docs():
-    """Docstrings to train on, each summary once: of two documents with one summary no search could tell which is meant."""
+def _docs():
+    """Each summary once: of two documents with one summary no search could tell which is meant."""
     return list({doc.summary: doc for doc in docstrings.read(TRAINING_PACKAGES)}.values())
 
 
 @functools.cache
-def training_messages():
-    """Every message that is not held out, in every language."""
+def _messages():
     return [m for m in catalogues.read() if not catalogues.held_out(m.english)]
 
 
-def _doc_text():
-    for doc in training_docs():
+def docs(validation=False):
+    """Docstrings to train on, or those kept for validation: all that have one text are on one side."""
+    return [doc for doc in _docs() if _kept(doc.rest) is validation]
+
+
+def messages(validation=False):
+    """Messages in every language, to train on or kept for validation: by their English."""
+    return [m for m in _messages() if _kept(m.english) is validation]
+
+
+def _kept(text):
+    return _fraction(text) < 0.02
+
+
+def _doc_text(docs):
+    for doc in docs:
         yield {"text": f"{doc.summary}\n\n{doc.rest}"}
 
 
-def _doc_instructions():
-    for doc in training_docs():
+def _doc_instructions(docs):
+    for doc in docs:
         yield {"instruction": "", "input": doc.summary, "output": doc.rest}
 
 
-def _doc_labels():
+def _doc_labels(docs):
     """Which module is it from? The label's text is the module's name."""
-    for doc in training_docs():
+    for doc in docs:
         yield {"text": doc.summary, "label": " ".join(doc.module.split(".")[:2])}
 
 
-def _doc_sts():
+def _doc_sts(docs):
     """Graded by structure: a summary and its own text 1, another text of the same module 0.5, of the same package 0.25,
     of another package 0."""
-    docs = training_docs()
     by_module, by_package = {}, {}
     for doc in docs:
         by_module.setdefault(doc.module, []).append(doc)
@@ -65,9 +77,9 @@ def _doc_sts():
         yield {"sentence1": doc.summary, "sentence2": other.rest, "score": score}
 
 
-def _shared_out():
+def _shared_out(messages):
     """Messages in the recipe's languages and shares: the most that keep to them, those beyond a share left out evenly."""
-    kept = [m for m in training_messages() if m.language in LANGUAGE_SHARES]
+    kept = [m for m in messages if m.language in LANGUAGE_SHARES]
     have = dict.fromkeys(LANGUAGE_SHARES, 0)
     for message in kept:
         have[message.language] += 1
@@ -75,28 +87,28 @@ def _shared_out():
     total = max(have[language] / share for language, share in LANGUAGE_SHARES.items() if share >= 5)
     for message in kept:
         wanted = total * LANGUAGE_SHARES[message.language] / have[message.language]
-        if _fraction(message) < wanted:
+        if _fraction(f"{message.locale}\n{message.foreign}\n{message.english}") < wanted:
             yield message
 
 
-def _fraction(message):
-    digest = hashlib.blake2b(f"{message.locale}\n{message.foreign}\n{message.english}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") / 2**64
+def _fraction(text):
+    """Of the way from 0 to 1, by a hash."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") / 2**64
 
 
-def _message_text():
-    for message in _shared_out():
+def _message_text(messages):
+    for message in _shared_out(messages):
         yield {"text": f"{message.foreign}\n{message.english}"}
 
 
-def _message_instructions():
-    for message in _shared_out():
+def _message_instructions(messages):
+    for message in _shared_out(messages):
         yield {"instruction": "", "input": message.foreign, "output": message.english}
 
 
-def _message_sts():
+def _message_sts(messages):
     """A message in two languages 1; a message and another one of the same package 0.25; of another package 0."""
-    messages = list(_shared_out())
+    messages = list(_shared_out(messages))
     by_english, by_package = {}, {}
     for message in messages:
         by_english.setdefault(message.english, []).append(message)
@@ -109,13 +121,21 @@ def _message_sts():
         yield {"sentence1": message.foreign, "sentence2": other.foreign if other is not message else message.english, "score": score}
 
 
+def _read(records, of, validation):
+    return records(of(validation))
+
+
 # (source, kind of record) -> reader
 READERS = {
-    ("docstrings", "text"): _doc_text,
-    ("docstrings", "instruction"): _doc_instructions,
-    ("docstrings.labels", "label"): _doc_labels,
-    ("docstrings.sts", "sts"): _doc_sts,
-    ("catalogues", "text"): _message_text,
-    ("catalogues", "instruction"): _message_instructions,
-    ("catalogues.sts", "sts"): _message_sts,
+    (f"{source}{'.validation' if validation else ''}", kind): functools.partial(_read, records, of, validation)
+    for validation in (False, True)
+    for source, kind, records, of in (
+        ("docstrings", "text", _doc_text, docs),
+        ("docstrings", "instruction", _doc_instructions, docs),
+        ("docstrings.labels", "label", _doc_labels, docs),
+        ("docstrings.sts", "sts", _doc_sts, docs),
+        ("catalogues", "text", _message_text, messages),
+        ("catalogues", "instruction", _message_instructions, messages),
+        ("catalogues.sts", "sts", _message_sts, messages),
+    )
 }
