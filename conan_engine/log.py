@@ -86,7 +86,7 @@ class Log:
 
         rows = [json.loads(line) for line in self.path.read_text().splitlines()]
         stages = list(dict.fromkeys(row["stage"] for row in rows))
-        figure, axes = plt.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), squeeze=False)
+        figure, axes = plt.subplots(1, len(stages), figsize=(4 * len(stages), 3.8), squeeze=False)
         for axis, stage in zip(axes[0], stages):
             mine = [row for row in rows if row["stage"] == stage]
             for source in sorted({row["source"] for row in mine}):
@@ -98,10 +98,11 @@ class Log:
                 of = axis if key == SHOWN[0] else other
                 of.plot(*zip(*points), "k" + style + ("-" if of is axis else ":"), linewidth=0.8, markersize=3, label=key.replace("/", " "))
             axis.set(title=stage, xlabel="step", ylabel="loss" if stage == stages[0] else "")
-            axis.legend(fontsize=7, loc="upper left")
+            lines = axis.get_lines()
             if other:
                 other.set_ylim(0, 1)
-                other.legend(fontsize=7, loc="lower right")
+                lines += other.get_lines()
+            axis.legend(handles=list(lines), fontsize=7, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
         figure.tight_layout()
         partial = self.path.with_name("loss.partial.png")
         figure.savefig(partial, dpi=110)
