@@ -15,6 +15,7 @@ from conan_engine.data.sources.forms import COLUMNS, LISTS, kind_of
 from conan_engine.errors import UserError
 
 STAGES = ("pretrain", "sft", "weak", "supervised")
+METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # of validation
 
 
 @dataclass
@@ -326,7 +327,7 @@ def _check(config, where):
             require(source not in getattr(getattr(config, name), key, {}), "validation.data", source, f"records held out: {name}.{key} trains on these")
     for key in ("every", "records"):
         require(getattr(config.validation, key) > 0, f"validation.{key}", getattr(config.validation, key), "at least 1")
-    one_of("validation.metric", config.validation.metric, "loss", "ndcg@10", "recall@20", "spearman")
+    one_of("validation.metric", config.validation.metric, *METRICS)
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for key in ("save_every", "keep", "max_skips", "loader_threads"):

@@ -18,6 +18,7 @@ from conan_engine import __version__, errors
 from conan_engine.data.sources import catalogues, docstrings
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES
 from conan_engine.encoder import Encoder, truncate
+from conan_engine.metrics import ndcg, ranks, recall
 from conan_engine.model import Transformer
 
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh")
@@ -29,22 +30,6 @@ class Search(NamedTuple):
     queries: list
     documents: list
     answer: np.ndarray
-
-
-def ranks(scores, answer):
-    """Where each query's answer comes: 1 is first. A document that ties with it counts as before it, so that a search
-    that finds nothing (all scores 0) earns nothing. scores [N, M], answer int [N] -> int [N]."""
-    own = scores[np.arange(len(answer)), answer]
-    return (scores >= own[:, None]).sum(axis=1)
-
-
-def ndcg(rank, at=10):
-    """Mean normalised discounted cumulative gain with one relevant document a query: 1 / log2(1 + rank) down to `at`."""
-    return float(np.where(rank <= at, 1 / np.log2(1 + rank), 0).mean())
-
-
-def recall(rank, at=20):
-    return float((rank <= at).mean())
 
 
 def docs_search():

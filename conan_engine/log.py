@@ -7,8 +7,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from conan_engine.config import METRICS
 
-SHOWN = [f"validation/{metric}" for metric in ("loss", "ndcg@10", "recall@20", "spearman")]  # to the person, the loss first
+
+VALIDATED = [f"validation/{metric}" for metric in METRICS]  # what of it the person is shown, the loss first
 
 
 class Log:
@@ -61,7 +63,7 @@ class Log:
         self.file.write(json.dumps({"stage": self.name, "step": step, **row}) + "\n")
         self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False)
         self.bar.update()
-        validated = {key: value for key, value in row.items() if key in SHOWN}
+        validated = {key: value for key, value in row.items() if key in VALIDATED}
         if validated:
             numbers = ", ".join(f"{key.removeprefix('validation/')} {value:.4f}" for key, value in validated.items())
             self.say(f"{self.name} step {step + 1}: validation {numbers}{', the best so far' if best else ''}")
@@ -92,10 +94,10 @@ class Log:
             for source in sorted({row["source"] for row in mine}):
                 points = [(row["step"], row["loss"]) for row in mine if row["source"] == source]
                 axis.plot(*zip(*points), linewidth=0.8, label=Path(source).name)
-            validated = [(key, points) for key in SHOWN if (points := [(row["step"], row[key]) for row in mine if key in row])]
-            other = axis.twinx() if any(key != SHOWN[0] for key, _ in validated) else None
+            validated = [(key, points) for key in VALIDATED if (points := [(row["step"], row[key]) for row in mine if key in row])]
+            other = axis.twinx() if any(key != VALIDATED[0] for key, _ in validated) else None
             for (key, points), style in zip(validated, "osv^"):
-                of = axis if key == SHOWN[0] else other
+                of = axis if key == VALIDATED[0] else other
                 of.plot(*zip(*points), "k" + style + ("-" if of is axis else ":"), linewidth=0.8, markersize=3, label=key.replace("/", " "))
             axis.set(title=stage, xlabel="step", ylabel="loss" if stage == stages[0] else "")
             lines = axis.get_lines()

@@ -31,7 +31,7 @@ def check_data(folder, state, fingerprints, under_way):
     fingerprints: as checkpoint.save takes them; the same settings may name a file that has become another.
     """
     for use in (under_way, "sts") if under_way == "supervised" else (under_way,):
-        for source, before in state["data"].get(use, {}).items():
+        for source, before in state.get("data", {}).get(use, {}).items():
             if fingerprints[use][source] != before:
                 raise UserError(
                     f"{folder}: {source} holds other records than it did: that cannot change while {under_way} is under way; "

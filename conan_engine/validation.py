@@ -15,8 +15,7 @@ from conan_engine.data import known as known_positives
 from conan_engine.data.known import ranges
 from conan_engine.data.shards import order
 from conan_engine.encoder import embed_sequences, passes, pick, truncate
-
-HIGHER_IS_BETTER = {"loss": False, "ndcg@10": True, "recall@20": True, "spearman": True}
+from conan_engine.metrics import search, spearman
 
 
 class Validation:
@@ -51,7 +50,7 @@ class Validation:
     def is_best(self, row, step, counters):
         """Whether the weights after `step` are the stage's best so far, as counters["best"] then says. Collective."""
         best, value = counters.get("best"), row.get(f"validation/{self.metric}", math.nan)
-        better = best is None or best["metric"] != self.metric or (value > best["value"] if HIGHER_IS_BETTER[self.metric] else value < best["value"])
+        better = best is None or best["metric"] != self.metric or (value < best["value"] if self.metric == "loss" else value > best["value"])
         if not self.group.any(self.group.rank == 0 and math.isfinite(value) and better):
             return False
         counters["best"] = {"step": step + 1, "metric": self.metric, "value": value}
@@ -152,34 +151,6 @@ class Scored:
 
 
 _OF_KIND = {"text": Texts, "instruction": Texts, "pairs": Pairs, "sts": Scored}
-
-
-def search(scores, right):
-    """Mean nDCG@10 and Recall@20 of the queries for which something is right. scores, right (bool): [N, M]. A document that ties
-    with a right one counts as before it."""
-    some = right.any(axis=1)
-    scores, right = scores[some], right[some]
-    if not len(right):
-        return 0.0, 0.0
-    query, document = np.nonzero(right)
-    rank = np.array([np.sum(~(scores[q] < scores[q, d])) for q, d in zip(query, document)])  # what is no number finds nothing
-    have = right.sum(axis=1)
-    gain = np.bincount(query, np.where(rank <= 10, 1 / np.log2(1 + rank), 0), len(have))
-    ideal = np.cumsum(1 / np.log2(np.arange(2, 12)))[np.minimum(have, 10) - 1]
-    return float((gain / ideal).mean()), float((np.bincount(query, rank <= 20, len(have)) / have).mean())
-
-
-def spearman(a, b):
-    """Rank correlation, ties at their mean rank; 0 where one of them is constant."""
-    a, b = (_mean_ranks(x) for x in (a, b))
-    a, b = a - a.mean(), b - b.mean()
-    scale = np.linalg.norm(a) * np.linalg.norm(b)
-    return float(a @ b / scale) if scale else 0.0
-
-
-def _mean_ranks(x):
-    _, which, count = np.unique(x, return_inverse=True, return_counts=True)
-    return (np.cumsum(count) - (count + 1) / 2)[which]
 
 
 def _some(count, at_most):

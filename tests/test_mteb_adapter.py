@@ -22,7 +22,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from conan_engine.encoder import truncate
 from conan_engine.errors import UserError
-from conan_engine.evaluate import ndcg, ranks
+from conan_engine.metrics import ndcg, ranks
 from conan_engine.mteb_adapter import Model
 
 DIM = 16

@@ -19,36 +19,6 @@ from conan_engine.errors import UserError
 from conan_engine.parallel import Group
 
 
-def test_search_is_the_textbooks_with_ties_against_the_right_one():
-    scores = np.array([[0.9, 0.5, 0.5, 0.1], [0.3, 0.2, 0.1, 0.0], [0.0, 0.0, 0.0, 0.0]])
-    right = np.array([[0, 1, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0]], bool)
-    first = (1 / math.log2(4) + 1 / math.log2(5)) / (1 + 1 / math.log2(3))  # at 3, for the tie, and at 4
-    assert validation.search(scores, right) == (pytest.approx((first + 1) / 2), 1.0)
-    assert validation.search(scores[2:], right[2:]) == (0.0, 0.0)
-    assert validation.search(np.full((1, 30), np.nan), np.eye(1, 30, dtype=bool)) == (0.0, 0.0)
-
-
-def test_search_agrees_with_sklearn_where_nothing_ties():
-    from sklearn.metrics import ndcg_score
-
-    rng = np.random.default_rng()
-    scores, right = rng.normal(size=(40, 60)), rng.random((40, 60)) < 0.1
-    right[:, 0] |= ~right.any(axis=1)
-    ndcg, recall = validation.search(scores, right)
-    assert ndcg == pytest.approx(ndcg_score(right, scores, k=10))
-    top = np.argsort(-scores)[:, :20]
-    assert recall == pytest.approx(np.mean([r[t].sum() / r.sum() for r, t in zip(right, top)]))
-
-
-def test_spearman_is_scipys():
-    from scipy.stats import spearmanr
-
-    rng = np.random.default_rng()
-    a, b = rng.normal(size=100).round(1), rng.integers(0, 5, 100)
-    assert validation.spearman(a, b) == pytest.approx(spearmanr(a, b).statistic)
-    assert validation.spearman(a, np.ones(100)) == 0.0
-
-
 @pytest.fixture(scope="module")
 def held_out(tiny, tmp_path_factory):
     """Records of each kind that tiny.toml does not train on, as settings."""

@@ -1,0 +1,51 @@
+"""What search and similarity are measured by."""
+
+import numpy as np
+
+
+def ranks(scores, answer):
+    """Where each query's answer comes: 1 is first. A document that ties with it counts as before it, and so does one whose score
+    is no number, so that a search that finds nothing (all scores 0) earns nothing. scores [N, M], answer int [N] -> int [N]."""
+    own = scores[np.arange(len(answer)), answer]
+    return (~(scores < own[:, None])).sum(axis=1)
+
+
+def gain(rank, at=10):
+    """What a right document adds to the discounted cumulative gain: 1 / log2(1 + rank) down to `at`."""
+    return np.where(rank <= at, 1 / np.log2(1 + rank), 0)
+
+
+def ndcg(rank, at=10):
+    """Mean normalised discounted cumulative gain with one right document a query."""
+    return float(gain(rank, at).mean())
+
+
+def recall(rank, at=20):
+    return float((rank <= at).mean())
+
+
+def search(scores, right):
+    """Mean nDCG@10 and Recall@20 of the queries for which something is right, be it one document or several. scores, right (bool):
+    [N, M]."""
+    some = right.any(axis=1)
+    scores, right = scores[some], right[some]
+    if not len(right):
+        return 0.0, 0.0
+    query, document = np.nonzero(right)
+    rank = np.concatenate([ranks(scores[[q]], [d]) for q, d in zip(query, document)])
+    have = right.sum(axis=1)
+    ideal = np.cumsum(gain(np.arange(1, 11)))[np.minimum(have, 10) - 1]
+    return float((np.bincount(query, gain(rank)) / ideal).mean()), float((np.bincount(query, rank <= 20) / have).mean())
+
+
+def spearman(a, b):
+    """Rank correlation, ties at their mean rank; 0 where one of them is constant."""
+    a, b = (_mean_ranks(x) for x in (a, b))
+    a, b = a - a.mean(), b - b.mean()
+    scale = np.linalg.norm(a) * np.linalg.norm(b)
+    return float(a @ b / scale) if scale else 0.0
+
+
+def _mean_ranks(x):
+    _, which, count = np.unique(x, return_inverse=True, return_counts=True)
+    return (np.cumsum(count) - (count + 1) / 2)[which]
