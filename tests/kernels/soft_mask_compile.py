@@ -52,8 +52,8 @@ def row(D, dtype, arch, by_row, name):
     return described | sass.describe(compile(KERNELS[name], options, D, dtype, arch, by_row))
 
 
-def print_row(arguments):
-    print(json.dumps(row(*arguments)), flush=True)
+def row_of(arguments):
+    return row(*arguments)
 
 
 if __name__ == "__main__":
@@ -71,5 +71,5 @@ if __name__ == "__main__":
     if "plan_blocks" in chosen.kernels:
         jobs += [(None, None, arch, by_row, "plan_blocks") for arch in sorted({job[2] for job in jobs}) for by_row in (False, True)]
     with multiprocessing.get_context("spawn").Pool(chosen.processes) as pool:
-        for _ in pool.imap_unordered(print_row, jobs):
-            pass
+        for found in pool.imap_unordered(row_of, jobs):  # printed here: lines of several processes would run into one another
+            print(json.dumps(found), flush=True)
