@@ -40,7 +40,7 @@ class Machine:
         """The innermost loops in the order of the code, each a Counter of full opcodes ("MUFU.EX2"). Loops of less than 16
         instructions are none: they wait (sm_100: for a matrix product), or end the program. Nor are jumps back from behind
         the last EXIT: there stand waits that the program left for, to return where it was."""
-        lines = self.sass[: self.sass.rindex("EXIT")].splitlines()
+        lines = self.sass[: self.sass.rfind("EXIT")].splitlines()  # none at all: a compiler that gave up left a trap
         at = {match[1]: number for number, line in enumerate(lines) if (match := re.match(r"(\.L\w+):", line))}
         spans = set()
         for number, line in enumerate(lines):
