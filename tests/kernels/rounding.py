@@ -3,7 +3,8 @@
 A bound on rounding holds on any processor and in any order of summation, where PyTorch's own error is another on each: with
 eps the distance from 1 to the next number, a sum of n products errs by sqrt(n) * eps of the sum of their absolute values, but
 for an unlikely few (arXiv 1906.10465), and an exponential by eps times the size of what its exponent was made of. What an
-operation makes of these, its cases file says (`rounding_bounds`).
+operation makes of these, its cases file says (`rounding_bounds`). Below the smallest normal number eps says nothing: there
+a number keeps fewer bits, or on some processors none.
 """
 
 import torch
@@ -14,7 +15,9 @@ def assert_within(name, found, plain, expected, bound):
     that is larger, above `bound`: what rounding may do to each number, or to any. So for the root mean square too."""
     error, of_plain = ((x.double() - expected).abs() for x in (found, plain))
     assert error.isfinite().all(), f"{name}: not finite"
-    bound = torch.as_tensor(bound, dtype=torch.float64, device=error.device).expand_as(error)
+    of_dtype = torch.finfo(found.dtype)
+    underflow = max(torch.finfo(torch.float32).smallest_normal, of_dtype.smallest_normal * of_dtype.eps)
+    bound = torch.as_tensor(bound, dtype=torch.float64, device=error.device).expand_as(error) + underflow
     allowed = bound.clamp(min=2 * of_plain.max().item())
     worst = (error - allowed).argmax()
     assert (error <= allowed).all(), f"{name}: error {error.flatten()[worst]:.2e}, allowed {allowed.flatten()[worst]:.2e}"
