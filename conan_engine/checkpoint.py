@@ -19,16 +19,16 @@ from conan_engine.errors import UserError
 from conan_engine.model import Transformer
 
 
-def save(config, tokenizer, data, stage, step, model, optimizer, stage_state, counters, group):
+def save(config, tokenizer, data, stage, step, optimizer, stage_state, counters, mesh):
     """Write RUN/checkpoints/<stage>-<step>, complete or not at all. Collective: every rank calls it, rank 0 writes.
 
     It holds the weights, both AdamW moments, the stage's own state (negative pools), the RNGs of every rank, the step
     (all there is to the data's position and the schedules) and `counters`, with a digest of each file; and for whoever goes
     on from it `config` and `data`, {use: {source: fingerprint of its shards}}.
     """
-    moments = optimizer.state()  # gathered from all ranks
-    rngs = group.gather_objects(_rng_state())
-    if group.rank == 0:
+    tensors = optimizer.state()  # gathered from all ranks
+    rngs = mesh.data.gather_objects(_rng_state())
+    if mesh.rank == 0:
         folder = Path(config.out_dir, "checkpoints")
         final, partial = folder / f"{stage}-{step:08d}", folder / f".{stage}-{step:08d}.partial"
         state = {
@@ -40,10 +40,10 @@ def save(config, tokenizer, data, stage, step, model, optimizer, stage_state, co
             "config": dataclasses.asdict(config),
             "rngs": rngs,
         }
-        weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}
+        weights = {name.removeprefix("weight."): tensors.pop(name) for name in list(tensors) if name.startswith("weight.")}
         own = {name: torch.from_numpy(array) for name, array in stage_state.items()}
         try:
-            _write(partial, state, model=weights, optimizer=moments, stage=own)
+            _write(partial, state, model=weights, optimizer=tensors, stage=own)
             shutil.rmtree(final, ignore_errors=True)
             partial.rename(final)
             _sync(folder)
@@ -57,7 +57,7 @@ def save(config, tokenizer, data, stage, step, model, optimizer, stage_state, co
         for old in _checkpoints(config.out_dir, stage)[config.keep :]:
             if not (config.validation.keep_best and best and old.name == f"{stage}-{best['step']:08d}"):
                 shutil.rmtree(old)
-    group.barrier()
+    mesh.barrier()
 
 
 def newest(run, stages=settings.STAGES):
@@ -91,14 +91,14 @@ def load_weights(folder, state, model, model_config, tokenizer):
     weights = load_file(folder / "model.safetensors")
     with torch.no_grad():
         for name, p in model.named_parameters():
-            p.copy_(weights[name])
+            p.copy_(p.split_by.cut(weights[name], model.tensor.group) if hasattr(p, "split_by") else weights[name])
 
 
-def load_training(folder, state, optimizer, stage, group):
+def load_training(folder, state, optimizer, stage, mesh):
     """Bring optimiser, stage and RNGs to where `save` found them."""
     optimizer.load_state(load_file(folder / "optimizer.safetensors"), state["counters"]["updates"])
     stage.load_state({name: tensor.numpy() for name, tensor in load_file(folder / "stage.safetensors").items()})
-    rng = state["rngs"][group.rank % len(state["rngs"])]
+    rng = state["rngs"][mesh.data.rank % len(state["rngs"])]
     version, internal, gauss = rng["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = rng["numpy"]

@@ -131,6 +131,7 @@ class Config:
     init_from: str = ""  # a run whose newest weights to start from; empty: random weights
     seed: int = 1
     device: str = "auto"  # "cuda" where there is one, else "cpu"
+    tensor_parallel: int = 1  # ranks that share one copy of the model; neighbours, so that they are on one machine
     precision: str = "auto"  # of matrix products: "bfloat16", "float32", or bfloat16 where the device multiplies it faster
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop
     save_every: int = 1000  # steps between checkpoints
@@ -300,8 +301,15 @@ def _check(config, where):
     model = config.model
     for key in ("layers", "width", "ffn", "heads", "kv_heads", "context"):
         require(getattr(model, key) > 0, f"model.{key}", getattr(model, key), "a number above 0")
+    for key in ("save_every", "keep", "max_skips", "loader_threads", "tensor_parallel"):
+        require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
     require(model.width % model.heads == 0, "model.heads", model.heads, f"a divisor of model.width = {model.width}")
     require(model.width // model.heads % 2 == 0, "model.heads", model.heads, "an even head size (RoPE turns pairs)")
+    for key in ("heads", "kv_heads", "ffn"):
+        require(getattr(model, key) % config.tensor_parallel == 0, f"model.{key}", getattr(model, key), f"a multiple of tensor_parallel = {config.tensor_parallel}")
+    if not config.tokenizer.path:
+        vocab_size = config.tokenizer.vocab_size
+        require(vocab_size % config.tensor_parallel == 0, "tokenizer.vocab_size", vocab_size, f"a multiple of tensor_parallel = {config.tensor_parallel}")
     require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}")
     one_of("model.pooling", model.pooling, "mean", "last")
     one_of("device", config.device, "auto", "cpu", "cuda")
@@ -330,8 +338,6 @@ def _check(config, where):
     one_of("validation.metric", config.validation.metric, *METRICS)
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
-    for key in ("save_every", "keep", "max_skips", "loader_threads"):
-        require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
     dims = config.supervised.dims
     require(dims and dims == sorted(set(dims)) and dims[0] > 0, "supervised.dims", dims, "increasing numbers")
     if "supervised" in config.stages:

@@ -3,25 +3,36 @@
 import torch
 from torch import Tensor
 
+from conan_engine.parallel import Group
+from conan_engine.tensor_parallel import own
+
 CHUNK_LOGITS = 1 << 25  # 128 MiB in fp32: 224 tokens at V = 150,000
 
 
-def linear_cross_entropy(hidden, weight, targets, ignore_index=-100):
+def linear_cross_entropy(hidden, weight, targets, ignore_index=-100, group=None):
     """Cross entropy of softmax(hidden @ weight.T), summed over the tokens whose target counts.
 
     hidden [T, C], weight [V, C] (cast to hidden's dtype for the products), targets int64 [T] in 0..V-1 or ignore_index.
     Returns (fp32 sum, int64 count), both scalars; a gradient flows from the sum to hidden and weight, in their dtypes,
     in one backward a forward. T x V is never in memory. Raises ValueError for shapes or targets that do not fit (targets
     are looked at on the CPU only: on CUDA that would synchronise, and an assertion of the device stops the run).
+
+    group: the ranks that share the vocabulary (tensor parallelism). Each brings the same hidden and targets, and its own
+    V / N rows of weight; the loss is the same on all, and hidden's gradient on each a summand of the whole. Of a token they
+    exchange the largest logit, the sum of the exponentials and the target's logit; nobody sees the others' logits.
     """
+    group = group or Group()
+    if not torch.is_grad_enabled():
+        hidden, weight = hidden.detach(), weight.detach()  # or the gradients would be made, for nobody
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         shapes = [list(x.shape) for x in (hidden, weight, targets)]
         raise ValueError(f"hidden [T, C], weight [V, C] and targets [T] expected, got {shapes[0]}, {shapes[1]} and {shapes[2]}")
     rows = (targets != ignore_index).nonzero()[:, 0]  # in fine-tuning most targets do not count: their logits are never made
     targets = targets[rows]
-    if not targets.is_cuda and len(targets) and not 0 <= targets.min() <= targets.max() < len(weight):
-        raise ValueError(f"targets in 0..{len(weight) - 1} expected, got {targets.min()}..{targets.max()}")
-    return _LinearCrossEntropy.apply(hidden[rows], weight, targets), torch.tensor(len(rows), device=hidden.device)
+    V = len(weight) * group.world
+    if not targets.is_cuda and len(targets) and not 0 <= targets.min() <= targets.max() < V:
+        raise ValueError(f"targets in 0..{V - 1} expected, got {targets.min()}..{targets.max()}")
+    return _LinearCrossEntropy.apply(hidden[rows], weight, targets, group), torch.tensor(len(rows), device=hidden.device)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -34,7 +45,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor):
+    def forward(ctx, hidden: Tensor, weight: Tensor, targets: Tensor, group):
         chunk = max(1, CHUNK_LOGITS // len(weight))
         cast = weight.to(hidden.dtype)
         dhidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
@@ -43,14 +54,14 @@ class _LinearCrossEntropy(torch.autograd.Function):
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, len(hidden), chunk):
                 rows = slice(first, first + chunk)
-                index = targets[rows, None]
+                index, here = own(targets[rows, None], len(weight), group)
                 logits = (hidden[rows] @ cast.T).float()  # [chunk, V]
-                top = logits.amax(1, keepdim=True)
-                loss -= (logits.gather(1, index) - top).sum()
-                p = logits.sub_(top).exp_()
-                total = p.sum(1, keepdim=True)
-                loss += total.log().sum()
-                p = p.div_(total).scatter_add_(1, index, p.new_full(index.shape, -1.0)).to(hidden.dtype)  # dloss/dlogits
+                logits -= group.max(logits.amax(1, keepdim=True))
+                of_target = logits.gather(1, index) * here
+                p = logits.exp_()
+                total, of_target = group.sum(torch.stack((p.sum(1, keepdim=True), of_target)))
+                loss += (total.log() - of_target).sum()
+                p = p.div_(total).scatter_add_(1, index, -here.to(p.dtype)).to(hidden.dtype)  # dloss/dlogits
                 if dhidden is not None:
                     dhidden[rows] = p @ cast
                 if dweight is not None:
@@ -70,5 +81,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return (
             None if dhidden is None else dhidden.mul_(gradient),
             None if dweight is None else dweight.mul_(gradient).to(ctx.dtype),
+            None,
             None,
         )

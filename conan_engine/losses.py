@@ -1,10 +1,9 @@
-"""What the stages minimise. InfoNCE and the LM head come fused from the kernels; here is how the engine calls them,
-across ranks, and CoSENT."""
+"""What the stages of pairs minimise. InfoNCE comes fused from the kernels; here is how the engine calls it, across ranks, and
+CoSENT."""
 
 import torch
 
 import conan_kernels
-from conan_engine.lm_head import linear_cross_entropy  # noqa: F401  (the LM stages' loss, named here with the others)
 
 
 def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None, known=None):

@@ -1,5 +1,6 @@
 """The transformer (recipe: pre-RMSNorm, RoPE, SwiGLU, grouped-query attention, no biases, tied embedding) over packed
-sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V vocabulary."""
+sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V vocabulary.
+N ranks may share it: tensor_parallel.py has how; here stands what is shared. H, G, F and V are then a rank's own part."""
 
 import torch
 import torch.nn.functional as F
@@ -7,6 +8,8 @@ from torch import nn
 
 from conan_engine.attention import Attention
 from conan_engine.cpu import multiplies_bfloat16
+from conan_engine.lm_head import linear_cross_entropy
+from conan_engine.tensor_parallel import TensorParallel
 
 NORM_EPS = 1e-6
 
@@ -14,44 +17,50 @@ NORM_EPS = 1e-6
 class Block(nn.Module):
     """One decoder block. The two inputs of each half are projected by one matrix: fewer, larger products."""
 
-    def __init__(self, config):
+    def __init__(self, config, tensor):
         super().__init__()
-        self.heads, self.kv_heads, self.head_dim = config.heads, config.kv_heads, config.width // config.heads
+        self.tensor, self.head_dim = tensor, config.width // config.heads
+        self.heads, self.kv_heads = config.heads // tensor.group.world, config.kv_heads // tensor.group.world
+        kv = config.kv_heads * self.head_dim
         self.attention_norm = nn.Parameter(torch.ones(config.width))
-        self.qkv = nn.Linear(config.width, (config.heads + 2 * config.kv_heads) * self.head_dim, bias=False)
-        self.attention_out = nn.Linear(config.width, config.width, bias=False)
+        self.qkv = tensor.columns(config.width, config.width, kv, kv)
+        self.attention_out = tensor.rows(config.width, config.width)
         self.ffn_norm = nn.Parameter(torch.ones(config.width))
-        self.gate_up = nn.Linear(config.width, 2 * config.ffn, bias=False)
-        self.ffn_out = nn.Linear(config.ffn, config.width, bias=False)
+        self.gate_up = tensor.columns(config.width, config.ffn, config.ffn)
+        self.ffn_out = tensor.rows(config.ffn, config.width)
 
-    def forward(self, x, cos, sin, attention):  # x [T, C]
-        qkv = self.qkv(rms_norm(x, self.attention_norm)).view(len(x), self.heads + 2 * self.kv_heads, self.head_dim)
+    def forward(self, x, cos, sin, attention):  # x [T / N, C]
+        total = len(cos)
+        qkv = self.qkv(self.tensor.gather(rms_norm(x, self.attention_norm), total)).view(total, self.heads + 2 * self.kv_heads, self.head_dim)
         qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [T, H + G, D], [T, G, D]
         q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], dim=1)
         out = attention(q, k, v)
-        x = x + self.attention_out(out.flatten(1))
-        gate, up = self.gate_up(rms_norm(x, self.ffn_norm)).chunk(2, dim=-1)  # [T, F] twice
-        return x + self.ffn_out(F.silu(gate) * up)
+        x = x + self.tensor.scatter(self.attention_out(out.flatten(1)))
+        gate, up = self.gate_up(self.tensor.gather(rms_norm(x, self.ffn_norm), total)).chunk(2, dim=-1)  # [T, F] twice
+        return x + self.tensor.scatter(self.ffn_out(F.silu(gate) * up))
 
 
 class Transformer(nn.Module):
-    def __init__(self, config, vocab_size, precision="float32"):
-        """config: conan_engine.config.Model; precision: as conan_engine.config.Config has it. Weights are float32, left as
-        they come; `init_weights` draws them."""
+    def __init__(self, config, vocab_size, precision="float32", tensor=None):
+        """config: conan_engine.config.Model; precision: as conan_engine.config.Config has it; tensor: the parallel.Group of ranks
+        that share this model. Weights are float32, left as they come; `init_weights` draws them."""
         super().__init__()
-        self.config, self.precision = config, precision
-        self.embedding = nn.Parameter(torch.empty(vocab_size, config.width))  # [V, C]; also the LM head (tied)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.config, self.precision, self.tensor = config, precision, TensorParallel(tensor)
+        self.embedding = self.tensor.table(vocab_size, config.width)  # [V, C]; also the LM head (tied)
+        self.blocks = nn.ModuleList(Block(config, self.tensor) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.width))
 
     def init_weights(self, seed):
-        """Normal(0, 0.02), and 0.02 / sqrt(2 * layers) for what is added to the residual stream (GPT-2)."""
+        """Normal(0, 0.02), and 0.02 / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers however
+        many ranks share them."""
         generator = torch.Generator(self.embedding.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("_out.weight")
                 std = 0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02
-                nn.init.normal_(parameter, std=std, generator=generator)
+                shape = [sum(parameter.split_by.sections) if dim == parameter.split_by.dim else size for dim, size in enumerate(parameter.shape)]
+                whole = nn.init.normal_(parameter.new_empty(shape), std=std, generator=generator)
+                parameter.data.copy_(parameter.split_by.cut(whole, self.tensor.group))
             else:
                 nn.init.ones_(parameter)
         return self
@@ -62,9 +71,11 @@ class Transformer(nn.Module):
         return self.precision == "bfloat16" or (self.precision == "auto" and (device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())))
 
     def forward(self, tokens, cu_seqlens, alpha=0.0, mask="column"):
-        """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T, C]."""
+        """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T / N, C] of the
+        tokens that are this rank's, all of them where no others share the model."""
         attention = Attention(cu_seqlens, alpha, mask)
-        x = F.embedding(tokens.long(), self.embedding) * self.config.embedding_scale  # [T, C]
+        x = self.tensor.look_up(tokens.long(), self.embedding)
+        x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.config.embedding_scale  # [T / N, C]
         cos, sin = rope(cu_seqlens, len(tokens), self.blocks[0].head_dim, self.config.rope_theta, x.dtype)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
             for block in self.blocks:
@@ -72,16 +83,23 @@ class Transformer(nn.Module):
         return rms_norm(x, self.norm)
 
     def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):
-        """One vector a sequence, not normalised: [B, C] float32. A sequence of no tokens gives zeros."""
-        hidden = self(tokens, cu_seqlens, alpha, mask).float()
-        lengths = cu_seqlens.diff().long()
+        """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives zeros."""
+        hidden = self(tokens, cu_seqlens, alpha, mask)
+        mine, lengths = self.tensor.mine(len(tokens)), cu_seqlens.diff().long()
+        pooled = hidden.new_zeros(len(lengths), hidden.shape[1])
         if self.config.pooling == "last":
-            pooled = hidden.new_zeros(len(lengths), hidden.shape[1])
-            some = lengths > 0
-            return pooled.index_put((some,), hidden[cu_seqlens[1:].long()[some] - 1])
-        rows = torch.repeat_interleave(lengths, output_size=len(tokens))
-        summed = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
-        return summed / lengths.clamp(min=1)[:, None]
+            last = cu_seqlens[1:].long() - 1
+            some = (lengths > 0) & (last >= mine.start) & (last < mine.stop)
+            return self.tensor.sum(pooled.index_put((some,), hidden[last[some] - mine.start]))
+        rows = torch.repeat_interleave(lengths, output_size=len(tokens))[mine]
+        return self.tensor.sum(pooled.index_add(0, rows, hidden)) / lengths.clamp(min=1)[:, None]
+
+    def next_token_loss(self, tokens, cu_seqlens, targets, alpha=0.0, mask="column"):
+        """Cross entropy of the tokens that follow, targets int64 [T] (-100: none to learn), summed: a float32 scalar, the same on all
+        ranks."""
+        hidden = self(tokens, cu_seqlens, alpha, mask)
+        hidden = self.tensor.gather(hidden.bfloat16() if self.in_bfloat16() else hidden, len(tokens))
+        return linear_cross_entropy(hidden, self.embedding, targets, group=self.tensor.group)[0]
 
 
 def rms_norm(x, weight):
@@ -110,14 +128,16 @@ def count_parameters(config, vocab_size):
         return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
 
 
-def memory_per_device(config, vocab_size, tokens, ranks):
-    """An upper estimate, in bytes, of what one device holds while it trains.
+def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False):
+    """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and `ranks` such
+    the data.
 
-    Weights and gradients in float32 (the matrix products run in bfloat16 on CUDA), two Adam moments shared out over the
-    ranks (ZeRO stage 1), and the activations that the backward needs of so many tokens.
+    Weights (float32, or bfloat16 beside the optimiser's float32 ones) and float32 gradients; two Adam moments, shared out over
+    the ranks (ZeRO stage 1); and the activations, in float32, that the backward needs of so many tokens.
     """
-    parameters = count_parameters(config, vocab_size)
+    parameters = count_parameters(config, vocab_size) // tensor
     kv = config.kv_heads * config.width // config.heads
-    per_layer = 8 * config.width + 4 * kv + 4 * config.ffn  # norms, q k v twice (rotated), out, gate, up, silu, product
+    shared = 3 * config.width + 4 * kv + 4 * config.ffn  # q k v twice (rotated), out, gate, up, silu, product
+    per_layer = 5 * config.width + shared // tensor  # norms, residuals, and what the matrices take in
     activations = tokens * (config.layers * per_layer + 4 * config.width) * 4
-    return parameters * (4 + 4) + parameters * 8 // ranks + activations
+    return parameters * ((2 + 4) if bfloat16 else (4 + 4)) + parameters * (12 if bfloat16 else 8) // ranks + activations

@@ -1,7 +1,7 @@
 """What the four stages do: which data comes in, which mask, which loss goes out.
 
-Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step)`, which adds the gradients of
-the global mean loss and returns what to log; `attention(step)`, the soft mask's alpha and kind; `state` / `load_state`, which
+Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds the gradients
+of the global mean loss, calls before_last() before the last backward of the weights, and returns what to log; `attention(step)`, the soft mask's alpha and kind; `state` / `load_state`, which
 say where its data stands; `loaders`, to close.
 """
 
@@ -104,14 +104,15 @@ class LanguageModelling(Stage):
     def attention(self, step):
         return 0.0, "column"
 
-    def backward(self, model, batch, step):
+    def backward(self, model, batch, step, before_last=lambda: None):
         sequences, targets = packed(batch), batch.targets.long()
         counted = self.group.sum((targets != -100).sum())
         loss, start = 0.0, 0
-        for part in sequences.split(self.settings.chunk, batch.rows):
-            hidden = model(part.tokens, part.cu_seqlens)
-            hidden = hidden.bfloat16() if model.in_bfloat16() else hidden
-            summed, _ = losses.linear_cross_entropy(hidden, model.embedding, targets[start : start + len(part.tokens)])
+        parts = sequences.split(self.settings.chunk, batch.rows)
+        for part in parts:
+            summed = model.next_token_loss(part.tokens, part.cu_seqlens, targets[start : start + len(part.tokens)])
+            if part is parts[-1]:
+                before_last()
             (summed / counted).backward()
             loss, start = loss + summed.detach(), start + len(part.tokens)
         return {"loss": (self.group.sum(loss) / counted).item(), "source": batch.source, "tokens": tokens_of(sequences, self.group)}
@@ -145,7 +146,7 @@ class Weak(Contrastive):
     def attention(self, step):
         return ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1)), self.settings.mask
 
-    def backward(self, model, batch, step):
+    def backward(self, model, batch, step, before_last=lambda: None):
         groups = batch.groups.to(self.group.device)
         sequences = packed(batch)
         known = self.known_in(batch, groups)
@@ -155,7 +156,7 @@ class Weak(Contrastive):
             queries, documents = embeddings.chunk(2)
             return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, known=known)
 
-        loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, mask, loss_of)
+        loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, mask, loss_of, before_last)
         return {
             "loss": self.group.sum(loss).item(),
             "accuracy": self.group.sum(accuracy).item() / self.group.world,
@@ -201,7 +202,7 @@ class Supervised(Contrastive):
     def draw(self):
         return super().draw(), self.loaders["sts"].next() if "sts" in self.loaders else None
 
-    def backward(self, model, batch, step):
+    def backward(self, model, batch, step, before_last=lambda: None):
         batch, sts = batch
         device, pools, n = self.group.device, self.pools.get(batch.source), len(batch.records)
         # The negatives are drawn here, not ahead of time: the step before may have replaced them.
@@ -229,7 +230,7 @@ class Supervised(Contrastive):
                 similar = losses.cosent(*pairs.chunk(2), sts.scores.to(device), settings.sts_temperature, self.group, dims)
             return loss + settings.beta * similar, accuracy, loss.detach(), similar.detach(), hard.detach()
 
-        total, accuracy, loss, similar, hard = embed_and_backward(model, everything, settings.chunk, *self.attention(step), loss_of)
+        total, accuracy, loss, similar, hard = embed_and_backward(model, everything, settings.chunk, *self.attention(step), loss_of, before_last)
         if pools:
             everyones = self.group.gather(torch.from_numpy(batch.records).to(device)).cpu().numpy()
             pools.update(everyones, self.group.gather(hard.float()).cpu().numpy())
@@ -255,8 +256,9 @@ class Supervised(Contrastive):
             self.pools[name] = negatives.Pools.from_state(negatives.Corpus(shards, self.known[name]), own, self.rules[name])
 
 
-def embed_and_backward(model, packed, chunk, alpha, mask, loss_of):
+def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):
     """Embed the sequences, take the loss of all their embeddings, and backpropagate; returns what `loss_of` gave, detached.
+    before_last() is called before the last backward of the weights.
 
     With chunk > 0 at most that many sequences are in a graph at a time (gradient caching, arXiv 2101.06983): embed all
     without a graph, take the loss's gradient for each embedding, embed again chunk by chunk and hand each its gradient.
@@ -268,6 +270,7 @@ def embed_and_backward(model, packed, chunk, alpha, mask, loss_of):
 
     if len(parts) == 1:
         loss, *rest = loss_of(embed(packed))
+        before_last()
         loss.backward()
         return loss.detach(), *rest
     with torch.no_grad():
@@ -276,6 +279,8 @@ def embed_and_backward(model, packed, chunk, alpha, mask, loss_of):
     loss, *rest = loss_of(embeddings)
     loss.backward()
     for part, gradient in zip(parts, embeddings.grad.split(chunk)):
+        if part is parts[-1]:
+            before_last()
         embed(part).backward(gradient)
     return loss.detach(), *rest
 

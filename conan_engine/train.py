@@ -28,7 +28,8 @@ from conan_engine.errors import UserError
 from conan_engine.interrupts import Interrupts
 from conan_engine.log import Log
 from conan_engine.model import Transformer, count_parameters, memory_per_device
-from conan_engine.parallel import Group, ShardedAdamW
+from conan_engine.parallel import Mesh
+from conan_engine.sharded_adamw import ShardedAdamW
 from conan_engine.stages import LanguageModelling, Supervised, Weak
 from conan_engine.validation import Validation
 
@@ -43,16 +44,16 @@ def main():
     interrupts = Interrupts()
     path = arguments.pop(0) if arguments and not arguments[0].startswith("--") else DEMO
     config = load(path, arguments)
-    group = Group(config.device)
+    mesh = Mesh(config.device, config.tensor_parallel)
     run = Path(config.out_dir)
-    report_plan(config, group)
+    report_plan(config, mesh)
     if config.plan_only:
         return
-    held = lock.hold(run) if group.rank == 0 else None
-    group.barrier()
-    random.seed(config.seed + group.rank)
-    np.random.seed(config.seed + group.rank)
-    torch.manual_seed(config.seed + group.rank)
+    held = lock.hold(run) if mesh.rank == 0 else None
+    mesh.barrier()
+    random.seed(config.seed + mesh.data.rank)
+    np.random.seed(config.seed + mesh.data.rank)
+    torch.manual_seed(config.seed + mesh.data.rank)
 
     # ---- where an earlier run of the same command stopped, its newest whole checkpoint
     found = checkpoint.newest(run, config.stages)
@@ -62,9 +63,9 @@ def main():
 
     # ---- text to shards: rank 0 writes what is missing, then every rank maps it
     interrupts.doing = "preparing data"
-    if group.rank == 0:
+    if mesh.rank == 0:
         prepare_data(config)
-    group.barrier()
+    mesh.barrier()
     tokenizer, shards, held_out = prepare_data(config)
     fingerprints = {use: {source: s.fingerprint for (u, source), s in shards.items() if u == use} for use, _ in shards}
     if under_way:
@@ -72,7 +73,11 @@ def main():
 
     # ---- model
     interrupts.doing = "making the model"
-    model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(group.device)
+    if tokenizer.vocab_size % config.tensor_parallel:
+        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
+    model = Transformer(config.model, tokenizer.vocab_size, config.precision, mesh.tensor).to(mesh.device)
+    # the weights that compute; the optimiser keeps float32 ones
+    dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
     if found:
         checkpoint.load_weights(*found, model, config.model, tokenizer)
     elif config.init_from:
@@ -82,11 +87,11 @@ def main():
         checkpoint.load_weights(*weights, model, config.model, tokenizer)
     else:
         model.init_weights(config.seed)
-    log = Log(run, group.rank == 0)
+    log = Log(run, mesh.rank == 0)
     log.resume(config.stages[: config.stages.index(done_stage)], done_stage, done_step)
     if found:
         log.say(f"resuming after step {done_step} of {done_stage}, from {found[0]}" + (f"; {changed}" if changed else ""))
-    if group.rank == 0:
+    if mesh.rank == 0:
         partial = run / "config.partial"
         partial.write_text(json.dumps(dataclasses.asdict(config), indent=1))
         partial.replace(run / "config.json")
@@ -98,13 +103,13 @@ def main():
         if config.stages.index(name) < config.stages.index(done_stage) or (name == done_stage and done_step >= settings.steps):
             continue
         interrupts.doing = f"starting {name}"
-        optimizer = ShardedAdamW(model, group, settings.lr, settings.weight_decay)
-        stage = make_stage(name, config, shards, group)
-        validation = Validation(name, config, held_out[name], group) if held_out.get(name) else None
+        optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
+        stage = make_stage(name, config, shards, mesh.data)
+        validation = Validation(name, config, held_out[name], mesh) if held_out.get(name) else None
         counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
         if found and name == done_stage and done_step > 0:
             first_step, counters = done_step, found[1]["counters"]
-            checkpoint.load_training(*found, optimizer, stage, group)
+            checkpoint.load_training(*found, optimizer, stage, mesh)
         elif name == "supervised":
             interrupts.doing = "mining hard negatives"
             log.say(f"{interrupts.doing} ...")
@@ -112,13 +117,13 @@ def main():
         model.train()
         earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
-        with contextlib.closing(stage), log.stage(name, settings.steps, first_step, earlier), interrupts.later():
-            group.barrier()  # from here on they stop together
+        with contextlib.closing(stage), contextlib.closing(optimizer), log.stage(name, settings.steps, first_step, earlier), interrupts.later():
+            mesh.barrier()  # from here on they stop together
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
                 batch = stage.draw()
                 waited = time.perf_counter() - started
-                row = stage.backward(model, batch, step)
+                row = stage.backward(model, batch, step, optimizer.send_next)
                 norm = optimizer.reduce_gradients()
                 lr = learning_rate(settings, step)
                 if math.isfinite(norm) and math.isfinite(row["loss"]):
@@ -136,15 +141,15 @@ def main():
                 seconds = time.perf_counter() - started
                 row |= {"lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds, "waited": waited, "tokens_per_s": row["tokens"] / seconds}
                 hopeless = counters["skipped_in_a_row"] == config.max_skips
-                stopping = group.any(interrupts.asked is not None)
+                stopping = mesh.any(interrupts.asked is not None)
                 best = False
                 if validation and not stopping and validation.due(step, settings.steps):
                     row |= validation.measure(model, *stage.attention(step))
                     best = validation.is_best(row, step, counters)
                 log.step(step, row, best)
                 if hopeless or stopping or (best and config.validation.keep_best) or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
-                    checkpoint.save(config, tokenizer, fingerprints, name, step + 1, model, optimizer, stage.state(), counters, group)
-                    stopping = group.any(interrupts.asked is not None)  # one may have come meanwhile
+                    checkpoint.save(config, tokenizer, fingerprints, name, step + 1, optimizer, stage.state(), counters, mesh)
+                    stopping = mesh.any(interrupts.asked is not None)  # one may have come meanwhile
                 if hopeless:
                     raise UserError(
                         f"{name} step {step}: {config.max_skips} steps in a row were not finite; the weights before them are saved. "
@@ -156,7 +161,7 @@ def main():
     log.draw()
     interrupts.ignore()
     log.say(f"done: {run}/checkpoints, {run}/metrics.jsonl, {run}/loss.png")
-    group.close()
+    mesh.close()
     if held:
         held.close()
 
@@ -171,25 +176,29 @@ def answer(arguments):
             print(__doc__, "Settings and their defaults:\n", *lines, sep="\n")
 
 
-def report_plan(config, group):
+def report_plan(config, mesh):
     """Say how large the model is and what a device needs, before anything is allocated."""
-    vocab = config.tokenizer.vocab_size
+    vocab, ranks = config.tokenizer.vocab_size, mesh.data.world
+
+    def memory(tokens):
+        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16=mesh.device.type == "cuda" and config.precision != "float32")
+
     needs = 0
     for name in config.stages:
         stage = getattr(config, name)
-        at_once = stage.chunk or max(1, stage.batch // group.world) * (1 if name in ("pretrain", "sft") else 2)
+        at_once = stage.chunk or max(1, stage.batch // ranks) * (1 if name in ("pretrain", "sft") else 2)
         tokens = at_once * stage.max_tokens
         if name == "weak" and stage.batch_tokens:
-            tokens = min(tokens, stage.batch_tokens // group.world) if stage.chunk else stage.batch_tokens // group.world
-        needs = max(needs, memory_per_device(config.model, vocab, tokens, group.world))
-    fixed = memory_per_device(config.model, vocab, 0, group.world)
-    if group.device.type == "cuda":
+            tokens = min(tokens, stage.batch_tokens // ranks) if stage.chunk else stage.batch_tokens // ranks
+        needs = max(needs, memory(tokens))
+    fixed = memory(0)
+    if mesh.device.type == "cuda":
         has = torch.cuda.mem_get_info()[1]
     else:
         has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # shared by the ranks of this machine
-    if group.rank == 0:
+    if mesh.rank == 0:
         print(
-            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters; per device ({group.world} in all) "
+            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters; per device ({mesh.world} in all) "
             f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most {needs / 2**30:.1f} GiB with activations; "
             f"this one has {has / 2**30:.1f} GiB",
             flush=True,
@@ -197,7 +206,7 @@ def report_plan(config, group):
     if fixed > has and not config.plan_only:
         raise UserError(
             f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has {has / 2**30:.1f} GiB; "
-            f"use more ranks (the optimiser state is shared out) or a smaller [model]"
+            f"use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a smaller [model]"
         )
 
 

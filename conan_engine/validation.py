@@ -21,9 +21,9 @@ from conan_engine.metrics import search, spearman
 class Validation:
     """Of one stage. `metric`: the one that says which checkpoint is best."""
 
-    def __init__(self, name, config, shards, group):
+    def __init__(self, name, config, shards, mesh):
         """shards: {source: Shards} of each of the validation's sources that the stage can take; "sts" sources too."""
-        self.settings, self.group = config.validation, group
+        self.settings, self.mesh = config.validation, mesh
         self.weights = {source: config.validation.data[source].weight for source in shards}
         self.sets = {source: _OF_KIND[s.kind](s, _some(len(s), config.validation.records), getattr(config, name), config) for source, s in shards.items()}
         offered = {metric for one in self.sets.values() for metric in one.metrics}
@@ -37,8 +37,8 @@ class Validation:
         where those are several it stands there for each of them too. alpha, mask: how the stage attends in this step. Collective."""
         started = time.perf_counter()
         with torch.no_grad():
-            found = {source: one.measure(model, alpha, mask, self.group) for source, one in self.sets.items()}
-        if self.group.rank:
+            found = {source: one.measure(model, alpha, mask, self.mesh.data) for source, one in self.sets.items()}
+        if self.mesh.rank:
             return {}
         row = {}
         for key in dict.fromkeys(key for numbers in found.values() for key in numbers):
@@ -51,7 +51,7 @@ class Validation:
         """Whether the weights after `step` are the stage's best so far, as counters["best"] then says. Collective."""
         best, value = counters.get("best"), row.get(f"validation/{self.metric}", math.nan)
         better = best is None or best["metric"] != self.metric or (value < best["value"] if self.metric == "loss" else value > best["value"])
-        if not self.group.any(self.group.rank == 0 and math.isfinite(value) and better):
+        if not self.mesh.any(self.mesh.rank == 0 and math.isfinite(value) and better):
             return False
         counters["best"] = {"step": step + 1, "metric": self.metric, "value": value}
         return True
@@ -82,9 +82,7 @@ class Texts:
         for i in range(group.rank, len(shared), group.world):
             tokens, cu_seqlens = pick(self.tokens, self.cu_seqlens, shared[i], device)
             targets, _ = pick(self.targets, self.cu_seqlens, shared[i], device)
-            hidden = model(tokens, cu_seqlens, alpha, mask)
-            hidden = hidden.bfloat16() if model.in_bfloat16() else hidden
-            summed[i], _ = losses.linear_cross_entropy(hidden, model.embedding.detach(), targets)
+            summed[i] = model.next_token_loss(tokens, cu_seqlens, targets, alpha, mask)
         return {"loss": float(group.sum(summed).sum()) / max(1, int((self.targets != -100).sum()))}
 
 

@@ -7,23 +7,24 @@ import tempfile
 
 import torch
 
-from conan_engine.parallel import Group
+from conan_engine.parallel import Mesh
 
 
-def on_ranks(world, function, *arguments):
-    """Call function(group, *arguments), of a test's own module, on each of `world` ranks; an exception there is one here."""
+def on_ranks(world, function, *arguments, tensor=1):
+    """Call function(mesh, *arguments), of a test's own module, on each of `world` ranks, `tensor` of which share a model; an exception
+    there is one here."""
     with tempfile.TemporaryDirectory() as folder:
         meet = f"file://{folder}/meet"
-        torch.multiprocessing.spawn(_on_rank, (world, meet, inspect.getfile(function), function.__name__, arguments), nprocs=world)
+        torch.multiprocessing.spawn(_on_rank, (world, tensor, meet, inspect.getfile(function), function.__name__, arguments), nprocs=world)
 
 
-def _on_rank(rank, world, meet, path, name, arguments):
+def _on_rank(rank, world, tensor, meet, path, name, arguments):
     torch.set_num_threads(1)
     spec = importlib.util.spec_from_file_location("on_rank", path)  # pytest imports tests under names that no child knows
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world)}
     torch.distributed.init_process_group("gloo", init_method=meet, rank=rank, world_size=world)
-    group = Group("cpu")
-    getattr(module, name)(group, *arguments)
-    group.close()
+    mesh = Mesh("cpu", tensor)
+    getattr(module, name)(mesh, *arguments)
+    mesh.close()

@@ -11,7 +11,8 @@ from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.config import load
 from conan_engine.data import prepare
 from conan_engine.model import Transformer
-from conan_engine.parallel import Group, ShardedAdamW
+from conan_engine.parallel import Mesh
+from conan_engine.sharded_adamw import ShardedAdamW
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -135,6 +136,6 @@ def untrained(config, run):
     sources = [(source, name, about) for name in settings.stages for source, about in getattr(settings, name).data.items()]
     tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, Path(run, "tokenizer.model"))
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
-    group = Group("cpu")
-    checkpoint.save(settings, tokenizer, {}, "supervised", 0, model, ShardedAdamW(model, group, 0.0, 0.0), {}, {"updates": 0}, group)
+    mesh = Mesh("cpu")
+    checkpoint.save(settings, tokenizer, {}, "supervised", 0, ShardedAdamW(model, mesh, 0.0, 0.0), {}, {"updates": 0}, mesh)
     return run

@@ -11,7 +11,7 @@ from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.model import Transformer
-from conan_engine.parallel import Group
+from conan_engine.parallel import Mesh
 
 
 @pytest.mark.parametrize(
@@ -29,7 +29,7 @@ def weak_stage(tiny, run, *overrides):
     tokenizer = prepare.make_tokenizer(config.tokenizer, [], run / "tokenizer.model")
     with Encoders(tokenizer, 1) as encoders:
         shards = {s: prepare.make_shards(s, "weak", config.weak, encoders, run / "data") for s in config.weak.data}
-    return stages.Weak(config, shards, Group("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    return stages.Weak(config, shards, Mesh("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
 
 
 def test_a_token_budget_sets_how_many_pairs_a_step_has(tiny, untrained_run):
@@ -61,7 +61,7 @@ def instructions(tmp_path):
 def test_sft_learns_the_output_and_nothing_else(instructions):
     records, shards = instructions
     config = Config(sft=Sft(data={"a": Source()}, steps=3, batch=1, max_tokens=16))
-    batch = stages.LanguageModelling("sft", config, {"a": shards}, Group("cpu")).draw()
+    batch = stages.LanguageModelling("sft", config, {"a": shards}, Mesh("cpu")).draw()
     wanted = {sum(map(tuple, record), ()): record for record in records}
     bounds = batch.cu_seqlens.tolist()
     assert len(bounds) == 5
@@ -81,7 +81,7 @@ def test_pretraining_predicts_every_token_but_a_sequences_first(tmp_path):
             writer.add([record])
     config = Config()
     config.pretrain.data, config.pretrain.batch, config.pretrain.max_tokens = {"a": Source()}, 1, 8
-    batch = stages.LanguageModelling("pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Group("cpu")).draw()
+    batch = stages.LanguageModelling("pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Mesh("cpu")).draw()
     followers = {5: 6, 6: 7, 7: -100, 8: -100, 9: 10, 10: -100}
     assert [followers[token] for token in batch.tokens.tolist()] == batch.targets.tolist()
 
@@ -152,7 +152,7 @@ def texts_of(tokenizer, packed):
 def test_a_weak_step_of_queries_with_several_positives_is_the_textbooks(several):
     make, mask = several
     config, tokenizer, model, shards = make("weak")
-    stage = stages.Weak(config, shards, Group("cpu"))
+    stage = stages.Weak(config, shards, Mesh("cpu"))
     batch = stage.draw()
     row = stage.backward(model, batch, 2)
     texts = texts_of(tokenizer, batch)
@@ -173,7 +173,7 @@ def test_a_source_has_as_many_negatives_as_it_asks_for(several, in_batch, count)
     config.supervised.sts = {}
     (name,) = shards
     config.supervised.data = {name: Source(in_batch_negatives=in_batch, hard_negatives=count)}
-    stage = stages.Supervised(config, shards, {}, Group("cpu"))
+    stage = stages.Supervised(config, shards, {}, Mesh("cpu"))
     stage.mine(model)
     batch, _ = stage.draw()
     hard = np.empty((2, 0), np.int64) if count == 0 else stage.pools[name].draw(batch.records)[:2]
@@ -193,7 +193,7 @@ def test_a_source_has_as_many_negatives_as_it_asks_for(several, in_batch, count)
     for parameter, gradient in zip(model.parameters(), torch.autograd.grad(expected, list(model.parameters()))):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
     stage.close()
-    again = stages.Supervised(config, shards, {}, Group("cpu"))
+    again = stages.Supervised(config, shards, {}, Mesh("cpu"))
     again.load_state(stage.state())
     assert again.pools.keys() == stage.pools.keys() == ({name} if count else set())
 
@@ -202,7 +202,7 @@ def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
     make, mask = several
     config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]")
     config.supervised.sts = {}
-    stage = stages.Supervised(config, shards, {}, Group("cpu"))
+    stage = stages.Supervised(config, shards, {}, Mesh("cpu"))
     stage.mine(model)
     (name, pools), = stage.pools.items()
     batch, _ = stage.draw()

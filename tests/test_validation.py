@@ -16,7 +16,7 @@ from conan_engine.config import load
 from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
 from conan_engine.errors import UserError
-from conan_engine.parallel import Group
+from conan_engine.parallel import Mesh
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def _compare(group, tiny, run, path):
 def test_two_ranks_measure_exactly_what_one_does(tiny, untrained_run, tmp_path):
     run = shutil.copytree(untrained_run, tmp_path / "run")
     torch.set_num_threads(1)
-    _compare(Group("cpu"), tiny, run, tmp_path)
+    _compare(Mesh("cpu"), tiny, run, tmp_path)
     on_ranks(2, _compare, tiny, run, tmp_path)
     for path in tmp_path.glob("*-1.json"):
         found = json.loads(path.read_text())
@@ -133,7 +133,7 @@ def test_the_language_models_loss_is_that_of_each_token_to_be_learnt(tiny, untra
         losses_ = F.cross_entropy((hidden[:-1] @ model.embedding.T).double(), tokens[1:], reduction="none")
         first = max(sum(map(len, parts[:-1])), 1)  # of an instruction the output alone
         total, count = total + losses_[first - 1 :].sum().item(), count + len(losses_[first - 1 :])
-    found = validation.Validation(use, config, held, Group("cpu")).measure(model, 0.0, "column")
+    found = validation.Validation(use, config, held, Mesh("cpu")).measure(model, 0.0, "column")
     assert found["validation/loss"] == pytest.approx(total / count, rel=1e-5)
 
 
@@ -165,7 +165,7 @@ def test_the_loss_of_pairs_is_infonce_over_batches_that_mask_what_is_right(tiny,
     config, held = _set(tiny, run, "supervised", source, ["--validation.records=50"])
     (shards,) = held.values()
     model, *_ = checkpoint.load_model(run)
-    found = validation.Validation("supervised", config, held, Group("cpu")).measure(model, 1.0, "column")
+    found = validation.Validation("supervised", config, held, Mesh("cpu")).measure(model, 1.0, "column")
     records = validation._some(len(shards), 50)
     query, document = (model.embed(*map(torch.from_numpy, shards.gather(records, field, config.supervised.max_tokens))).double() for field in (0, 1))
     asked, given = shards.hashes(records, 0), shards.hashes(records, 1)
@@ -191,7 +191,7 @@ def test_several_sources_are_weighed_and_each_is_told(tiny, untrained_run, tmp_p
         held |= _set(tiny, run, "pretrain", path)[1]
         options.append(f"--validation.data.{run}/held-out-{path.name}={1 if name == 'a' else 3}")
     model, *_ = checkpoint.load_model(run)
-    found = validation.Validation("pretrain", load(tiny, options), held, Group("cpu")).measure(model, 0.0, "column")
+    found = validation.Validation("pretrain", load(tiny, options), held, Mesh("cpu")).measure(model, 0.0, "column")
     a, b = (found[f"validation/{path}/loss"] for path in held)
     assert a != b and found["validation/loss"] == pytest.approx((a + 3 * b) / 4)
 
