@@ -22,8 +22,8 @@ precision = "float32"
 layers = 1
 width = 32
 ffn = 64
-heads = 4
-kv_heads = 2
+heads = 8
+kv_heads = 4
 context = 64
 [tokenizer]
 vocab_size = 600
