@@ -18,6 +18,8 @@ from conan_engine.data.sources.forms import Bad
 from conan_engine.data.tokenizer import Tokenizer, train
 from conan_engine.errors import UserError
 
+GOLDEN = (5**0.5 - 1) / 2
+
 # What a stage trains on, and the kinds of record that can be turned into it.
 TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": ("pairs", "instruction"), "supervised": ("pairs", "label", "instruction"), "sts": ("sts",)}  # fmt: skip
 
@@ -82,9 +84,10 @@ def make_tokenizer(settings, sources, path, skip=False):
         total = sum(len(text) for source in sources for text in texts(*source))
         if total == 0:
             raise UserError(f"the sources {', '.join(s for s, *_ in sources)} hold no text to train a tokenizer on")
-        stride = max(1, round(total / settings.train_bytes))  # every stride-th text: evenly from all of them
+        share = settings.train_bytes / total
         everything = (text for source in sources for text in texts(*source))
-        train(itertools.islice(everything, 0, None, stride), path, settings.vocab_size)
+        # steps of the golden ratio: evenly from all of them, and from each field of a record (every third text would be one field's)
+        train((text for i, text in enumerate(everything) if i * GOLDEN % 1 < share), path, settings.vocab_size)
     return Tokenizer.load(path)
 
 

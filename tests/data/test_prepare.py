@@ -276,3 +276,19 @@ def test_no_text_at_all_for_a_tokenizer_is_named(tmp_path):
     path = write_lines(tmp_path / "t.jsonl", [{"text": ""}])
     with pytest.raises(UserError, match="hold no text to train a tokenizer on"):
         prepare.make_tokenizer(TokenizerSettings(vocab_size=300), [(str(path), "pretrain", None)], tmp_path / "tokenizer.model")
+
+
+@pytest.mark.parametrize("fields", [("instruction", "input", "output"), ("query", "pos")])
+def test_a_tokenizer_that_sees_a_part_of_the_text_sees_a_part_of_every_field(tmp_path, fields):
+    """As many of each, whatever the period of the fields; here a third and a half of the text."""
+    words = {field: f"{field} " * 20 for field in fields}
+    path = write_lines(tmp_path / "mine.jsonl", [words] * 600)
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "train", lambda texts, path, vocab_size: seen.extend(texts))
+        patch.setattr(prepare.Tokenizer, "load", lambda path: None)
+        total = sum(map(len, words.values())) * 600
+        settings = TokenizerSettings(train_bytes=total // len(fields))
+        prepare.make_tokenizer(settings, [(str(path), "weak", None)], tmp_path / "tokenizer.model")
+    for word in words.values():
+        assert seen.count(word) == pytest.approx(600 / len(fields), rel=0.05)
