@@ -73,7 +73,7 @@ class ShardedAdamW:
         for module in model.modules():
             own = dict.fromkeys(self.home[p] for p in module.parameters(recurse=False))
             if own:
-                self.hooks.append(module.register_forward_pre_hook(lambda *_, own=own: [bucket.wait() for bucket in own] and None))
+                self.hooks.append(module.register_forward_pre_hook(_wait_for(own)))
         # Norm weights decay too: at the paper's 1e-3 it makes no difference, and one list of slices is simpler.
         self.adam = torch.optim.AdamW([b.master for b in self.buckets], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
         self.zero_gradients()
@@ -126,12 +126,13 @@ class ShardedAdamW:
         self.sending, self.unsent, self.missing = False, list(self.buckets), {bucket: set(bucket.parameters) for bucket in self.buckets}
 
     def close(self):
-        """The model is as it was made: its weights float32, and nothing follows from its use."""
+        """The model is as it was made: its weights float32, and nothing follows from its use. Collective."""
         for hook in self.hooks:
             hook.remove()
         for bucket in self.buckets:
             bucket.wait()
-            bucket.lend(self.mesh.data.gather(bucket.master.detach()))
+            if bucket.weights.dtype != torch.float32:
+                bucket.lend(self.mesh.data.gather(bucket.master.detach()))
             for p in bucket.parameters:
                 p.grad = None
 
@@ -160,6 +161,14 @@ class ShardedAdamW:
                     view.copy_((p.split_by.cut(whole, self.mesh.tensor) if bucket.cut else whole).flatten())
                 moments[key] = flat[bucket.share].clone()
             self.adam.state[bucket.master] = {"step": torch.tensor(float(steps)), **moments}
+
+
+def _wait_for(buckets):
+    def wait(*_):
+        for bucket in buckets:
+            bucket.wait()
+
+    return wait
 
 
 def _parts(named):

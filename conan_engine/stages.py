@@ -1,8 +1,8 @@
 """What the four stages do: which data comes in, which mask, which loss goes out.
 
-Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds the gradients
-of the global mean loss, calls before_last() before the last backward of the weights, and returns what to log; `attention(step)`, the soft mask's alpha and kind; `state` / `load_state`, which
-say where its data stands; `loaders`, to close.
+Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds the
+gradients of the global mean loss, calls before_last() before the last backward of the weights, and returns what to log;
+`attention(step)`, the soft mask's alpha and kind; `state` / `load_state`, which say where its data stands; `loaders`, to close.
 """
 
 import dataclasses

@@ -117,7 +117,7 @@ def main():
         model.train()
         earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
-        with contextlib.closing(stage), contextlib.closing(optimizer), log.stage(name, settings.steps, first_step, earlier), interrupts.later():
+        with contextlib.closing(stage), log.stage(name, settings.steps, first_step, earlier), interrupts.later():
             mesh.barrier()  # from here on they stop together
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
@@ -157,6 +157,7 @@ def main():
                     )
                 if stopping:
                     interrupts.stop(f"after step {step + 1} of {name}, which is saved")
+        optimizer.close()
     interrupts.doing = "drawing loss.png"
     log.draw()
     interrupts.ignore()
