@@ -1,6 +1,7 @@
 """Two runs in one folder: the second is told who has it; a run that was killed holds nothing."""
 
 import os
+import signal
 import socket
 import stat
 
@@ -39,6 +40,7 @@ def test_a_second_run_gets_one_line_and_changes_nothing_and_kill_9_frees_the_fol
     first = start(tiny, run, "--stages=['pretrain']", linger="conan_engine.data.prepare:make_shards")
     while first.stdout.readline() != "lingering\n":
         pass
+    first.send_signal(signal.SIGSTOP)  # it shall write nothing while the second starts, however long that takes
     before = contents(run)
     one_line(train(tiny, run, "--stages=['pretrain']", "--seed=2"), f"process {first.pid} on host {socket.gethostname()} is training in this folder")
     assert contents(run) == before

@@ -78,9 +78,8 @@ def _check(mesh, path):
         torch.save(weights, path)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-def test_several_ranks_are_torchs_adamw(tmp_path, world):
-    on_ranks(world, _check, str(tmp_path / "weights.pt"))
+def test_several_ranks_are_torchs_adamw(tmp_path):
+    on_ranks(3, _check, str(tmp_path / "weights.pt"))
     torch.testing.assert_close(torch.load(tmp_path / "weights.pt"), _expected(), rtol=1e-5, atol=1e-6)
 
 
