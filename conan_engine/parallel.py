@@ -62,12 +62,12 @@ class Group:
 
     def start_reduce_scatter(self, flat):
         """Begin to sum `flat` [world * n] over ranks, in place: each has the sum in its `share` alone, the rest is lost.
-        Returns what to `wait` for."""
-        return _reduce_scatter(flat[self.share(len(flat))], flat, group=self._handle, async_op=True) if self.world > 1 else _Done
+        Returns what to `wait` for, None if nothing."""
+        return _reduce_scatter(flat[self.share(len(flat))], flat, group=self._handle, async_op=True) if self.world > 1 else None
 
     def start_gather(self, flat):
-        """Begin to fill `flat` [world * n] with each rank's `share` of it. Returns what to `wait` for."""
-        return _all_gather(flat, flat[self.share(len(flat))], group=self._handle, async_op=True) if self.world > 1 else _Done
+        """Begin to fill `flat` [world * n] with each rank's `share` of it. Returns what to `wait` for, None if nothing."""
+        return _all_gather(flat, flat[self.share(len(flat))], group=self._handle, async_op=True) if self.world > 1 else None
 
     def gather_objects(self, value):
         """Every rank's value of any picklable object, a list in rank order."""
@@ -138,9 +138,3 @@ class _Gather(torch.autograd.Function):
     @staticmethod
     def backward(ctx, gradient):
         return ctx.group.reduce_scatter(gradient), None
-
-
-class _Done:
-    @staticmethod
-    def wait():
-        pass

@@ -130,3 +130,5 @@ def test_memory_estimate_shares_the_optimiser_state_over_ranks():
     assert one == count_parameters(Model(), 150_000) * 16
     assert one - many == pytest.approx(count_parameters(Model(), 150_000) * 8 * 63 / 64)
     assert memory_per_device(Model(), 150_000, 1024, 1) > one
+    assert memory_per_device(Model(), 150_000, 0, 8, bfloat16=True) == pytest.approx(count_parameters(Model(), 150_000) * (2 + 4 + 12 / 8))
+    assert memory_per_device(Model(), 150_000, 0, 8, tensor=2) == pytest.approx(memory_per_device(Model(), 150_000, 0, 8) / 2)

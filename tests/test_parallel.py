@@ -11,6 +11,7 @@ from ranked import on_ranks
 from conan_engine.errors import UserError
 from conan_engine.parallel import Mesh
 
+
 def _check(mesh):
     rank, world = mesh.rank, mesh.world
     assert [mesh.any(rank == one) for one in range(world)] == [True] * world and not mesh.any(False)

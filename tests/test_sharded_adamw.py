@@ -98,7 +98,9 @@ def test_weights_in_bfloat16_have_a_float32_master():
         optimizer.reduce_gradients()
         optimizer.step(1e-5, 1.0)
         optimizer.zero_gradients()
-    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and all(p.grad is None for p in model.parameters())
+    held = [x for b in optimizer.buckets for x in (b.weights, b.gradients, b.master, *optimizer.adam.state[b.master].values()) if x.numel() > 1]
+    assert sum(x.nbytes for x in held) == (2 + 4 + 12) * len(before)  # on one rank; the 12 are shared out
     optimizer.close()
     moved = (_flat(model) - before.float()).abs()
     assert 1e-4 < moved.median() < 3e-4
