@@ -1,79 +1,39 @@
-"""Checkpoints that a crash cannot spoil: written beside, checksummed, renamed; a damaged one is passed over for the one before."""
+"""Reading checkpoints (saving.py writes them): a damaged one is passed over for the one before."""
 
 import dataclasses
 import hashlib
 import json
 import os
 import random
-import shutil
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from conan_engine import config as settings
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 from conan_engine.model import Transformer
+from conan_engine.pieces import Pieces
 
 
-def save(config, tokenizer, data, stage, step, optimizer, stage_state, counters, mesh):
-    """Write RUN/checkpoints/<stage>-<step>, complete or not at all. Collective: every rank calls it, rank 0 writes.
-
-    It holds the weights, both AdamW moments, the stage's own state (negative pools), the RNGs of every rank, the step
-    (all there is to the data's position and the schedules) and `counters`, with a digest of each file; and for whoever goes
-    on from it `config` and `data`, {use: {source: fingerprint of its shards}}.
-    """
-    tensors = optimizer.state()  # gathered from all ranks
-    rngs = mesh.data.gather_objects(_rng_state())
-    if mesh.rank == 0:
-        folder = Path(config.out_dir, "checkpoints")
-        final, partial = folder / f"{stage}-{step:08d}", folder / f".{stage}-{step:08d}.partial"
-        state = {
-            "stage": stage,
-            "step": step,
-            "counters": counters,
-            "tokenizer": tokenizer.hash,
-            "data": data,
-            "config": dataclasses.asdict(config),
-            "rngs": rngs,
-        }
-        weights = {name.removeprefix("weight."): tensors.pop(name) for name in list(tensors) if name.startswith("weight.")}
-        own = {name: torch.from_numpy(array) for name, array in stage_state.items()}
-        try:
-            _write(partial, state, model=weights, optimizer=tensors, stage=own)
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            _sync(folder)
-        except (OSError, SafetensorError) as error:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise UserError(
-                f"{final}: cannot write it ({error}); make room or free the folder, then start the same command again: "
-                f"it goes on from the checkpoint before"
-            ) from None
-        best = counters.get("best")
-        for old in _checkpoints(config.out_dir, stage)[config.keep :]:
-            if not (config.validation.keep_best and best and old.name == f"{stage}-{best['step']:08d}"):
-                shutil.rmtree(old)
-    mesh.barrier()
-
-
-def newest(run, stages=settings.STAGES):
+def newest(run, stages=settings.STAGES, mesh=None):
     """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes over. `run` may
-    be one checkpoint's folder: that one."""
+    be one checkpoint's folder: that one. mesh: the ranks that ask for it together; each reads some of the files."""
     if Path(run, "state.json").exists():
-        damage = _damage(Path(run))
+        damage = _damage(Path(run), mesh)
         if damage:
             raise UserError(f"{run}: damaged ({damage}); take another checkpoint")
         return Path(run), json.loads(Path(run, "state.json").read_text())
     for stage in reversed(settings.STAGES):
-        for folder in _checkpoints(run, stage) if stage in stages else ():
-            damage = _damage(folder)
+        there = of_stage(run, stage) if stage in stages else []
+        for folder in mesh.gather_objects(there)[0] if mesh else there:  # machines may see a shared folder differently for a while
+            damage = _damage(folder, mesh)
             if damage is None:
                 return folder, json.loads((folder / "state.json").read_text())
-            print(f"checkpoint {folder} is damaged ({damage}); using the one before it", flush=True)
+            if mesh is None or mesh.rank == 0:
+                print(f"checkpoint {folder} is damaged ({damage}); using the one before it", flush=True)
     return None
 
 
@@ -88,15 +48,14 @@ def load_weights(folder, state, model, model_config, tokenizer):
             f"{folder}: was trained with tokenizer {state['tokenizer'][:12]}, this run has {tokenizer.hash[:12]}; "
             f"set tokenizer.path to the tokenizer.model of that run"
         )
-    weights = load_file(folder / "model.safetensors")
-    with torch.no_grad():
-        for name, p in model.named_parameters():
-            p.copy_(p.split_by.cut(weights[name], model.tensor.group) if hasattr(p, "split_by") else weights[name])
+    weights = _pieces(folder, state, "model")
+    for name, p in model.named_parameters():
+        weights.read_into(p.detach().view(-1), name, p, model.tensor.group)
 
 
 def load_training(folder, state, optimizer, stage, mesh):
-    """Bring optimiser, stage and RNGs to where `save` found them."""
-    optimizer.load_state(load_file(folder / "optimizer.safetensors"), state["counters"]["updates"])
+    """Bring optimiser, stage and RNGs to where they were saved. The model's weights are loaded apart, before the optimiser is made."""
+    optimizer.load_state(_pieces(folder, state, "optimizer"), state["counters"]["updates"])
     stage.load_state({name: tensor.numpy() for name, tensor in load_file(folder / "stage.safetensors").items()})
     rng = state["rngs"][mesh.data.rank % len(state["rngs"])]
     version, internal, gauss = rng["python"]
@@ -126,51 +85,41 @@ def load_model(run, device="cpu"):
     return model, tokenizer, config.model.context, config.supervised.dims
 
 
-def _write(folder, state, **tensors):
-    """NAME.safetensors for each dict of tensors, and `state` with a digest of each file as state.json, down on the disk."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    for name, content in tensors.items():
-        save_file(content, folder / f"{name}.safetensors")
-    digests = {path.name: _digest(path) for path in sorted(folder.iterdir())}
-    (folder / "state.json").write_text(json.dumps({**state, "digests": digests}))
-    for path in (*folder.iterdir(), folder):
-        _sync(path)
-
-
-def _checkpoints(run, stage):
+def of_stage(run, stage):
     """A stage's finished checkpoint folders, newest first."""
     return sorted(Path(run, "checkpoints").glob(f"{stage}-*"), reverse=True)
 
 
-def _damage(folder):
+def _pieces(folder, state, sort):
+    return Pieces(folder / name for name in state["digests"] if name.startswith(sort))
+
+
+def _damage(folder, mesh):
     """What is wrong with a checkpoint, or None."""
+    if mesh is None:
+        return _damage_of(folder)
+    return next(filter(None, mesh.of_all(lambda: _damage_of(folder, mesh.rank, mesh.world))), None)
+
+
+def _damage_of(folder, rank=0, world=1):
+    """As `_damage`, of the files that are this rank's to read."""
     try:
         digests = json.loads((folder / "state.json").read_text())["digests"]
-        for name, digest in digests.items():
-            if _digest(folder / name) != digest:
+        for name in sorted(digests)[rank::world]:
+            if digest(folder / name) != digests[name]:
                 return f"{name} does not match its checksum"
     except (OSError, ValueError, KeyError, TypeError) as error:
         return f"{type(error).__name__}: {error}"
 
 
-def _digest(path):
+def digest(path):
+    """Of a file's bytes, a string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def _sync(path):
+def sync(path):
     """To the disk: without it a power cut could leave a renamed folder of empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-
-def _rng_state():
-    kind, keys, *rest = np.random.get_state()
-    return {
-        "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
-        "torch": bytes(torch.get_rng_state().tolist()).hex(),
-        "cuda": bytes(torch.cuda.get_rng_state().tolist()).hex() if torch.cuda.is_available() else "",
-    }

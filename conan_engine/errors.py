@@ -6,7 +6,7 @@ import sys
 
 
 class UserError(Exception):
-    """Bad input: the message names the file, the line or key, what was found, and what to do."""
+    """Bad input: the message names the file, the line or key, what was found, and what to do. It is empty where another rank says it."""
 
 
 class Stopped(BaseException):
@@ -28,7 +28,7 @@ def run(main):
     try:
         main()
     except UserError as error:
-        code, line = 2, f"error: {error}"
+        code, line = 2, str(error) and f"error: {error}"
     except Stopped as stopped:
         code, line = 143, str(stopped)
     except KeyboardInterrupt:

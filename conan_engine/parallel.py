@@ -1,7 +1,8 @@
 """The ranks of a run: who shares what with whom, and the collectives between them."""
 
-import datetime
+import contextlib
 import os
+import threading
 import time
 
 import torch
@@ -69,13 +70,6 @@ class Group:
         """Begin to fill `flat` [world * n] with each rank's `share` of it. Returns what to `wait` for, None if nothing."""
         return _all_gather(flat, flat[self.share(len(flat))], group=self._handle, async_op=True) if self.world > 1 else None
 
-    def gather_objects(self, value):
-        """Every rank's value of any picklable object, a list in rank order."""
-        values = [value] * self.world
-        if self.world > 1:
-            dist.all_gather_object(values, value, group=self._handle)
-        return values
-
 
 class Mesh(Group):
     """All ranks of a run, in rows and columns: `tensor` neighbours share one copy of the model (the group `tensor`), and those of
@@ -94,8 +88,7 @@ class Mesh(Group):
         if world > 1:
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if cuda else "gloo")
-            # rank 0 may prepare data for hours; a collective of nccl gives up after ten minutes
-            self._patient = dist.new_group(backend="gloo", timeout=datetime.timedelta(days=30))
+            self._host = dist.new_group(backend="gloo")  # for what is not the device's to wait for
         copies = range(world // tensor)
         self.tensor = self._subgroup([[copy * tensor + place for place in range(tensor)] for copy in copies])
         self.data = self._subgroup([[copy * tensor + place for copy in copies] for place in range(tensor)])
@@ -112,21 +105,53 @@ class Mesh(Group):
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def barrier(self):
-        """Wait for all ranks, for as long as it takes; meanwhile signals are heard."""
-        if self.world > 1:
-            work = dist.barrier(self._patient, async_op=True)
-            while not work.is_completed():
-                time.sleep(0.01)
-            work.wait()
-
     def any(self, here):
         """Whether `here` is true on some rank. Does not wait for the device."""
         if self.world > 1:
             count = torch.tensor(int(here))
-            dist.all_reduce(count, group=self._patient)
+            dist.all_reduce(count, group=self._host)
             here = bool(count)
         return here
+
+    def gather_objects(self, value):
+        """Every rank's value of any picklable object, a list in rank order. Does not wait for the device."""
+        values = [value] * self.world
+        if self.world > 1:
+            dist.all_gather_object(values, value, group=self._host)
+        return values
+
+    @contextlib.contextmanager
+    def together(self):
+        """All ranks leave this together, for however many hours some are in it: none waits in a collective meanwhile, which would
+        take a slow rank for a dead one, and all hear signals. `any` is not for use within."""
+        if self.world == 1:
+            yield
+            return
+        within, failed = [True], []
+
+        def ask():
+            pause = 0.001
+            try:
+                while self.any(bool(within)):
+                    time.sleep(pause)
+                    pause = min(0.2, 1.5 * pause)
+            except RuntimeError as error:
+                failed.append(error)
+
+        thread = threading.Thread(target=ask, daemon=True)
+        thread.start()
+        yield
+        within.clear()
+        while thread.is_alive():
+            thread.join(0.01)
+        if failed:
+            raise failed[0]
+
+    def of_all(self, work):
+        """What work() gives on each rank, a list in rank order, however long it takes on some."""
+        with self.together():
+            value = work()
+        return self.gather_objects(value)
 
 
 class _Gather(torch.autograd.Function):

@@ -11,6 +11,7 @@ A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), a
 
 import torch
 
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls them
 BUCKET = 1 << 25  # parameters: 128 MB of gradients, enough for full bandwidth, little enough to begin early
 
 
@@ -45,6 +46,16 @@ class Bucket:
         for p, weight in zip(self.parameters, self.views(flat)):
             p.data = weight.view_as(p)
 
+    def shared(self):
+        """(name, parameter, start, place) of what is in this rank's share: the parameter's numbers from `start` on are at the slice
+        `place` of the share."""
+        end = 0
+        for name, p, size in zip(self.names, self.parameters, self.sizes):
+            begin, end = end, end + size
+            first, last = max(begin, self.share.start), min(end, self.share.stop)
+            if first < last:
+                yield name, p, first - begin, slice(first - self.share.start, last - self.share.start)
+
     def publish(self):
         """Begin to bring every rank's share of the weights to all."""
         if self.weights.dtype != torch.float32:
@@ -76,6 +87,8 @@ class ShardedAdamW:
                 self.hooks.append(module.register_forward_pre_hook(_wait_for(own)))
         # Norm weights decay too: at the paper's 1e-3 it makes no difference, and one list of slices is simpler.
         self.adam = torch.optim.AdamW([b.master for b in self.buckets], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+        for b in self.buckets:
+            self.adam.state[b.master] = {key: torch.zeros_like(b.master) for key in MOMENTS} | {"step": torch.zeros((), device=mesh.device)}
         self.zero_gradients()
 
     def send_next(self):
@@ -136,31 +149,26 @@ class ShardedAdamW:
             for p in bucket.parameters:
                 p.grad = None
 
-    def state(self):
-        """{"weight.NAME", "exp_avg.NAME", "exp_avg_sq.NAME"}: every parameter's master and both moments, whole (gathered), for a
-        checkpoint; the same on any mesh."""
-        tensors = {}
+    def held(self):
+        """This rank's part of a checkpoint: ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name; start; the numbers of its slice
+        from there on, float32, as a view), each. What the tensor ranks have alike the first of them gives."""
         for bucket in self.buckets:
             bucket.wait()
-            moments = self.adam.state.get(bucket.master) or {}
-            for key in ("weight", "exp_avg", "exp_avg_sq"):
-                share = bucket.master.detach() if key == "weight" else moments.get(key, torch.zeros_like(bucket.master))
-                for name, p, flat in zip(bucket.names, bucket.parameters, bucket.views(self.mesh.data.gather(share))):
-                    part = flat.view_as(p)
-                    tensors[f"{key}.{name}"] = p.split_by.join(self.mesh.tensor.gather(part[None])).clone() if bucket.cut else part.clone()
-        return tensors
+            if bucket.cut or self.mesh.tensor.rank == 0:
+                for key in ("weight", *MOMENTS):
+                    share = bucket.master.detach() if key == "weight" else self.adam.state[bucket.master][key]
+                    for name, _, start, place in bucket.shared():
+                        yield key, name, start, share[place]
 
-    def load_state(self, tensors, steps):
-        """What `state` gave after `steps` updates. The model's weights are loaded apart, before this is made."""
+    def load_state(self, pieces, steps):
+        """The moments, from the pieces.Pieces of what ranks of any mesh held after `steps` updates. The weights are the model's when
+        this is made."""
         for bucket in self.buckets:
-            moments = {}
-            for key in ("exp_avg", "exp_avg_sq"):
-                flat = torch.zeros_like(bucket.gradients)
-                for name, p, view in zip(bucket.names, bucket.parameters, bucket.views(flat)):
-                    whole = tensors[f"{key}.{name}"]
-                    view.copy_((p.split_by.cut(whole, self.mesh.tensor) if bucket.cut else whole).flatten())
-                moments[key] = flat[bucket.share].clone()
-            self.adam.state[bucket.master] = {"step": torch.tensor(float(steps)), **moments}
+            state = self.adam.state[bucket.master]
+            state["step"].fill_(steps)
+            for name, p, start, place in bucket.shared():
+                for key in MOMENTS:
+                    pieces.read_into(state[key][place], f"{key}.{name}", p, self.mesh.tensor, start)
 
 
 def _wait_for(buckets):

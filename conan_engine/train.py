@@ -29,6 +29,7 @@ from conan_engine.interrupts import Interrupts
 from conan_engine.log import Log
 from conan_engine.model import Transformer, count_parameters, memory_per_device
 from conan_engine.parallel import Mesh
+from conan_engine.saving import Saver
 from conan_engine.sharded_adamw import ShardedAdamW
 from conan_engine.stages import LanguageModelling, Supervised, Weak
 from conan_engine.validation import Validation
@@ -49,23 +50,23 @@ def main():
     report_plan(config, mesh)
     if config.plan_only:
         return
-    held = lock.hold(run) if mesh.rank == 0 else None
-    mesh.barrier()
+    with mesh.together():
+        held = lock.hold(run) if mesh.rank == 0 else None
     random.seed(config.seed + mesh.data.rank)
     np.random.seed(config.seed + mesh.data.rank)
     torch.manual_seed(config.seed + mesh.data.rank)
 
     # ---- where an earlier run of the same command stopped, its newest whole checkpoint
-    found = checkpoint.newest(run, config.stages)
+    found = checkpoint.newest(run, config.stages, mesh)
     done_stage, done_step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
     under_way = done_stage if 0 < done_step < getattr(config, done_stage).steps else None
     changed = resuming.differences(*found, config, under_way) if found else ""
 
     # ---- text to shards: rank 0 writes what is missing, then every rank maps it
     interrupts.doing = "preparing data"
-    if mesh.rank == 0:
-        prepare_data(config)
-    mesh.barrier()
+    with mesh.together():
+        if mesh.rank == 0:
+            prepare_data(config)
     tokenizer, shards, held_out = prepare_data(config)
     fingerprints = {use: {source: s.fingerprint for (u, source), s in shards.items() if u == use} for use, _ in shards}
     if under_way:
@@ -81,7 +82,7 @@ def main():
     if found:
         checkpoint.load_weights(*found, model, config.model, tokenizer)
     elif config.init_from:
-        weights = checkpoint.newest(config.init_from)
+        weights = checkpoint.newest(config.init_from, mesh=mesh)
         if weights is None:
             raise UserError(f"init_from: {config.init_from} has no whole checkpoint; name a run folder that has one, or leave init_from empty")
         checkpoint.load_weights(*weights, model, config.model, tokenizer)
@@ -97,28 +98,30 @@ def main():
         partial.replace(run / "config.json")
 
     # ---- the stages, each from the weights of the one before
+    saver = Saver(config, tokenizer, fingerprints, mesh)
     for name in config.stages:
         settings = getattr(config, name)
         first_step = 0
         if config.stages.index(name) < config.stages.index(done_stage) or (name == done_stage and done_step >= settings.steps):
             continue
         interrupts.doing = f"starting {name}"
-        optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
+        with interrupts.later():  # the first one imports half of torch, some of it from C++, which an exception would abort
+            optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
         stage = make_stage(name, config, shards, mesh.data)
         validation = Validation(name, config, held_out[name], mesh) if held_out.get(name) else None
         counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
-        if found and name == done_stage and done_step > 0:
-            first_step, counters = done_step, found[1]["counters"]
-            checkpoint.load_training(*found, optimizer, stage, mesh)
-        elif name == "supervised":
-            interrupts.doing = "mining hard negatives"
-            log.say(f"{interrupts.doing} ...")
-            stage.mine(model.eval())
+        with mesh.together():
+            if found and name == done_stage and done_step > 0:
+                first_step, counters = done_step, found[1]["counters"]
+                checkpoint.load_training(*found, optimizer, stage, mesh)
+            elif name == "supervised":
+                interrupts.doing = "mining hard negatives"
+                log.say(f"{interrupts.doing} ...")
+                stage.mine(model.eval())
         model.train()
         earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
         with contextlib.closing(stage), log.stage(name, settings.steps, first_step, earlier), interrupts.later():
-            mesh.barrier()  # from here on they stop together
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
                 batch = stage.draw()
@@ -148,8 +151,12 @@ def main():
                     best = validation.is_best(row, step, counters)
                 log.step(step, row, best)
                 if hopeless or stopping or (best and config.validation.keep_best) or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
-                    checkpoint.save(config, tokenizer, fingerprints, name, step + 1, optimizer, stage.state(), counters, mesh)
+                    saver.start(name, step + 1, optimizer, stage.state(), counters)
                     stopping = mesh.any(interrupts.asked is not None)  # one may have come meanwhile
+                saver.poll()
+                if hopeless or stopping or step + 1 == settings.steps:
+                    saver.finish()
+                    stopping = mesh.any(interrupts.asked is not None)
                 if hopeless:
                     raise UserError(
                         f"{name} step {step}: {config.max_skips} steps in a row were not finite; the weights before them are saved. "
@@ -161,6 +168,7 @@ def main():
     interrupts.doing = "drawing loss.png"
     log.draw()
     interrupts.ignore()
+    saver.close()
     log.say(f"done: {run}/checkpoints, {run}/metrics.jsonl, {run}/loss.png")
     mesh.close()
     if held:

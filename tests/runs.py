@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-from conan_engine import checkpoint
 from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.config import load
 from conan_engine.data import prepare
 from conan_engine.model import Transformer
 from conan_engine.parallel import Mesh
+from conan_engine.saving import Saver
 from conan_engine.sharded_adamw import ShardedAdamW
 
 ROOT = Path(__file__).parent.parent
@@ -137,5 +137,7 @@ def untrained(config, run):
     tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, Path(run, "tokenizer.model"))
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
     mesh = Mesh("cpu")
-    checkpoint.save(settings, tokenizer, {}, "supervised", 0, ShardedAdamW(model, mesh, 0.0, 0.0), {}, {"updates": 0}, mesh)
+    saver = Saver(settings, tokenizer, {}, mesh)
+    saver.start("supervised", 0, ShardedAdamW(model, mesh, 0.0, 0.0), {}, {"updates": 0})
+    saver.finish()
     return run

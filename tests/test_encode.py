@@ -118,7 +118,7 @@ def test_another_runs_tokenizer_is_named(untrained_run, tmp_path):
 
 def test_a_run_whose_only_checkpoint_is_damaged_is_named(untrained_run, tmp_path):
     run = shutil.copytree(untrained_run, tmp_path / "run")
-    next(run.glob("checkpoints/*/model.safetensors")).write_bytes(b"cut off")
+    next(run.glob("checkpoints/*/model-*.safetensors")).write_bytes(b"cut off")
     path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
     code, out, err = encode(run, path, tmp_path / "out.npy")
-    assert code == 2 and "is damaged (model.safetensors does not match its checksum)" in out and "no whole checkpoint" in err
+    assert code == 2 and "is damaged (model-00000-of-00001.safetensors does not match its checksum)" in out and "no whole checkpoint" in err

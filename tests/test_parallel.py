@@ -51,11 +51,13 @@ def _late(_, meet):
     rank, patience = int(os.environ["RANK"]), datetime.timedelta(seconds=2)
     torch.distributed.init_process_group("gloo", init_method=f"file://{meet}", rank=rank, world_size=2, timeout=patience)
     mesh = Mesh("cpu")
-    if rank == 0:
-        time.sleep(4)
-    mesh.barrier()
+    with mesh.together():
+        if rank == 0:
+            time.sleep(4)
     assert mesh.sum(torch.ones(1)).item() == 2
+    started = time.monotonic()
+    assert mesh.of_all(lambda: time.sleep(0.3 * rank) or rank) == [0, 1] and time.monotonic() - started > 0.3
 
 
-def test_a_barrier_waits_longer_than_other_collectives(tmp_path):
+def test_what_ranks_do_together_may_take_longer_than_a_collective(tmp_path):
     on_ranks(2, _late, str(tmp_path / "meet"))

@@ -4,7 +4,7 @@ import pytest
 import torch
 from ranked import on_ranks
 
-from conan_engine import parallel, sharded_adamw
+from conan_engine import parallel, pieces, sharded_adamw
 from conan_engine.parallel import Mesh
 from conan_engine.sharded_adamw import ShardedAdamW
 
@@ -35,21 +35,31 @@ def _expected():
     return _flat(model)
 
 
-def _trained(mesh, restart=None, chunks=2, dtype=torch.float32):
+def _saved(optimizer, folder):
+    """What all ranks' optimisers hold, written to a folder of files and read."""
+    mesh = optimizer.mesh
+    held = [(f"{key}.{name}", start, values.clone()) for key, name, start, values in optimizer.held()]
+    pieces.write(folder / f"{mesh.rank}", {name: values for name, _, values in held}, {name: start for name, start, _ in held}, mesh.tensor)
+    with mesh.together():
+        pass
+    return pieces.Pieces(sorted(folder.iterdir()))
+
+
+def _trained(mesh, restart=None, chunks=2, dtype=torch.float32, folder=None):
     """The weights after STEPS steps, each of that many backwards; `restart`: a step at which model and optimiser are made anew from
-    what they were."""
+    what they wrote into `folder`."""
     model = _model()
     optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
     own = mesh.data.share(6)
     for step in range(STEPS):
         if step == restart:
-            state = optimizer.state()
+            found = _saved(optimizer, folder)
             optimizer.close()
-            weights = model.state_dict()
             model = _model()
-            model.load_state_dict(weights)
+            for name, p in model.named_parameters():
+                found.read_into(p.detach().view(-1).zero_(), f"weight.{name}", p, mesh.tensor)
             optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
-            optimizer.load_state(state, steps=step)
+            optimizer.load_state(found, steps=step)
         parts = _data(step)[own].to(dtype).chunk(chunks)
         for part in parts:
             if part is parts[-1]:
@@ -64,14 +74,14 @@ def _trained(mesh, restart=None, chunks=2, dtype=torch.float32):
 
 @pytest.mark.parametrize("bucket", [1, 20, 1 << 25])
 @pytest.mark.parametrize("restart", [None, 2])
-def test_one_rank_is_torchs_adamw(monkeypatch, restart, bucket):
+def test_one_rank_is_torchs_adamw(monkeypatch, tmp_path, restart, bucket):
     monkeypatch.setattr(sharded_adamw, "BUCKET", bucket)
-    torch.testing.assert_close(_trained(Mesh("cpu"), restart), _expected(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(_trained(Mesh("cpu"), restart, folder=tmp_path), _expected(), rtol=1e-5, atol=1e-6)
 
 
-def _check(mesh, path):
+def _check(mesh, path, folder):
     sharded_adamw.BUCKET = 20  # each layer's weights and biases by themselves
-    weights = _trained(mesh, restart=3, chunks=1)
+    weights = _trained(mesh, restart=3, chunks=1, folder=folder)
     assert torch.equal(mesh.gather(weights[None]), weights.expand(mesh.world, -1))  # all ranks hold the same
     assert torch.equal(_trained(mesh, chunks=1), weights)
     if mesh.rank == 0:
@@ -79,13 +89,14 @@ def _check(mesh, path):
 
 
 def test_several_ranks_are_torchs_adamw(tmp_path):
-    on_ranks(3, _check, str(tmp_path / "weights.pt"))
+    (tmp_path / "pieces").mkdir()
+    on_ranks(3, _check, str(tmp_path / "weights.pt"), tmp_path / "pieces")
     torch.testing.assert_close(torch.load(tmp_path / "weights.pt"), _expected(), rtol=1e-5, atol=1e-6)
 
 
-def test_weights_in_bfloat16_have_a_float32_master():
+def test_weights_in_bfloat16_have_a_float32_master(tmp_path):
     """What is computed with is rounded; what the steps add up in is not, and is what the model has in the end."""
-    found, exact = _trained(Mesh("cpu"), restart=2, dtype=torch.bfloat16), _expected()
+    found, exact = _trained(Mesh("cpu"), restart=2, dtype=torch.bfloat16, folder=tmp_path), _expected()
     assert found.dtype == torch.float32 and 0 < (found - exact).norm() < 0.05 * exact.norm()
     assert torch.equal(found, _trained(Mesh("cpu"), dtype=torch.bfloat16))
     assert not torch.equal(found, found.bfloat16().float())

@@ -18,7 +18,7 @@ from conan_engine import train as engine
 
 def test_all_four_stages_run_and_leave_what_a_person_looks_for(whole):
     assert [(stage, step) for stage, step, _ in losses(whole)] == [(s, i) for s in ("pretrain", "sft", "weak", "supervised") for i in range(6)]
-    for name in ("loss.png", "config.json", "tokenizer.model", "checkpoints/supervised-00000006/model.safetensors"):
+    for name in ("loss.png", "config.json", "tokenizer.model", "checkpoints/supervised-00000006/model-00000-of-00001.safetensors"):
         assert (whole / name).stat().st_size > 0
     assert losses(whole)[5][2] < losses(whole)[0][2] - 0.1, "pretraining learns"
 
@@ -55,11 +55,11 @@ def test_bfloat16_goes_on_bit_for_bit_too(tiny, whole, tmp_path):
 def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
-    weights = run / "checkpoints/supervised-00000006/model.safetensors"
+    weights = run / "checkpoints/supervised-00000006/model-00000-of-00001.safetensors"
     damaged = bytearray(weights.read_bytes())
     damaged[random.randrange(len(damaged))] ^= 1
     weights.write_bytes(damaged)
-    (run / "checkpoints/supervised-00000004/optimizer.safetensors").write_bytes(b"half")
+    (run / "checkpoints/supervised-00000004/optimizer-00000-of-00001.safetensors").write_bytes(b"half")
     code, out, err = train(tiny, run)
     assert code == 0, err
     assert "supervised-00000006 is damaged" in out and "supervised-00000004 is damaged" in out
@@ -84,7 +84,7 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(tiny, whol
     run = tmp_path / "run"
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints/supervised-00000006")
-    weights = (run / "checkpoints/supervised-00000004/model.safetensors").stat().st_size
+    weights = (run / "checkpoints/supervised-00000004/model-00000-of-00001.safetensors").stat().st_size
     for room in (weights // 2, weights + 1000):  # within the first file, within the second
         process = start(tiny, run)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))  # no file may grow beyond it
