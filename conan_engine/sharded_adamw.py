@@ -151,9 +151,9 @@ class ShardedAdamW:
 
     def held(self):
         """This rank's part of a checkpoint: ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name; start; the numbers of its slice
-        from there on, float32, as a view), each. What the tensor ranks have alike the first of them gives."""
+        from there on, float32, as a view), each. What the tensor ranks have alike the first of them gives. The others' parts may be on
+        their way meanwhile."""
         for bucket in self.buckets:
-            bucket.wait()
             if bucket.cut or self.mesh.tensor.rank == 0:
                 for key in ("weight", *MOMENTS):
                     share = bucket.master.detach() if key == "weight" else self.adam.state[bucket.master][key]
