@@ -36,10 +36,17 @@ class Group:
             dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._handle)
         return tensor
 
-    def gather(self, tensor):
-        """Every rank's [n, ...] in rank order: [world * n, ...]; n is the same on all."""
+    def counts(self, n):
+        """Every rank's n, in rank order."""
+        return self.gather(torch.tensor([n], device=self.device)).tolist()
+
+    def gather(self, tensor, counts=None):
+        """Every rank's [n, ...] in rank order: [world * n, ...]; n is the same on all, or `counts` says it."""
         if self.world == 1:
             return tensor
+        if counts:
+            most = max(counts)
+            return torch.cat([rows[:n] for rows, n in zip(self.gather(_filled(tensor, most)).split(most), counts)]) if most else tensor
         out = tensor.new_empty(self.world * len(tensor), *tensor.shape[1:])
         _all_gather(out, tensor.contiguous(), group=self._handle)
         return out
@@ -52,9 +59,10 @@ class Group:
         _reduce_scatter(out, tensor.contiguous(), group=self._handle)
         return out
 
-    def gather_with_gradient(self, tensor):
-        """As `gather`; each rank's rows receive the sum of the gradients that all ranks have for them."""
-        return tensor if self.world == 1 else _Gather.apply(tensor, self)
+    def gather_with_gradient(self, tensor, counts):
+        """As `gather`; each rank's rows receive the sum of the gradients that all ranks have for them. The backward is collective
+        too, on ranks that have no rows as well."""
+        return tensor if self.world == 1 else _Gather.apply(tensor, self, counts)
 
     def share(self, count):
         """This rank's slice of so many things in a row, which the ranks divide evenly."""
@@ -156,10 +164,19 @@ class Mesh(Group):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, tensor, group):
-        ctx.group = group
-        return group.gather(tensor)
+    def forward(ctx, tensor, group, counts):
+        ctx.group, ctx.counts = group, counts
+        return group.gather(tensor, counts)
 
     @staticmethod
     def backward(ctx, gradient):
-        return ctx.group.reduce_scatter(gradient), None
+        most = max(ctx.counts)
+        if not most:
+            return gradient, None, None
+        everyones = torch.cat([_filled(rows, most) for rows in gradient.split(ctx.counts)])
+        return ctx.group.reduce_scatter(everyones)[: ctx.counts[ctx.group.rank]], None, None
+
+
+def _filled(tensor, rows):
+    """Zeros below, up to so many rows."""
+    return tensor if len(tensor) == rows else torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))

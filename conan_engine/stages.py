@@ -131,7 +131,8 @@ class Contrastive(Stage):
         of_source = self.known[batch.source]
         if not len(of_source.records):
             return None
-        found = of_source.among(batch.records, self.group.gather(document_group).cpu().numpy())
+        everyones = self.group.gather(document_group, self.group.counts(len(document_group)))
+        found = of_source.among(batch.records, everyones.cpu().numpy())
         return found and conan_kernels.Known(*(torch.from_numpy(x).to(self.group.device) for x in found))
 
 
@@ -159,7 +160,7 @@ class Weak(Contrastive):
         loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, mask, loss_of, before_last)
         return {
             "loss": self.group.sum(loss).item(),
-            "accuracy": self.group.sum(accuracy).item() / self.group.world,
+            "accuracy": self.group.sum(accuracy).item(),
             "alpha": alpha,
             "source": batch.source,
             "tokens": tokens_of(sequences, self.group),
@@ -232,13 +233,14 @@ class Supervised(Contrastive):
 
         total, accuracy, loss, similar, hard = embed_and_backward(model, everything, settings.chunk, *self.attention(step), loss_of, before_last)
         if pools:
-            everyones = self.group.gather(torch.from_numpy(batch.records).to(device)).cpu().numpy()
-            pools.update(everyones, self.group.gather(hard.float()).cpu().numpy())
+            counts = self.group.counts(n)
+            everyones = self.group.gather(torch.from_numpy(batch.records).to(device), counts).cpu().numpy()
+            pools.update(everyones, self.group.gather(hard.float(), counts).cpu().numpy())
         return {
             "loss": self.group.sum(total).item(),
             "info_nce": self.group.sum(loss).item(),
             "cosent": self.group.sum(similar).item(),
-            "accuracy": self.group.sum(accuracy).item() / self.group.world,
+            "accuracy": self.group.sum(accuracy).item(),
             "replaced": sum(p.replaced for p in self.pools.values()),
             "source": batch.source,
             "tokens": tokens_of(everything, self.group),

@@ -77,34 +77,41 @@ def test_cosent_of_equal_scores_is_nothing():
 TEMPERATURE = 0.1
 
 
-def _both(group, seed):
-    """Loss and gradients of a global batch of 4, this rank's part of it."""
+FOUND = ("loss", "accuracy", "queries", "documents", "negatives")
+
+
+def _both(group, seed, parts=((4, 3),)):
+    """Loss, accuracy and gradients of a global batch of 4 queries with their documents, and 3 negatives; parts: how many of each every
+    rank has."""
     generator = torch.Generator().manual_seed(seed)
-    drawn = [torch.randn(4, 8, generator=generator) for _ in range(2)]
-    own = slice(group.rank * 4 // group.world, (group.rank + 1) * 4 // group.world)
-    queries, documents = (x[own].requires_grad_() for x in drawn)
+    drawn = [torch.randn(n, 8, generator=generator) for n in (4, 4, 3)]
+    queries_of, negatives_of = map(list, zip(*parts))
+    own, more = (slice(sum(counts[: group.rank]), sum(counts[: group.rank + 1])) for counts in (queries_of, negatives_of))
+    queries, documents, negatives = (x[part].requires_grad_() for x, part in zip(drawn, (own, own, more)))
     groups, score = torch.tensor([1, 2, 2, 3])[own], torch.tensor([0.1, 0.9, 0.4, 0.4])[own]
     right = Known(torch.tensor([0, 2, 0, 0])[own], torch.tensor([2, 2, 1, 0])[own], torch.tensor([3, 1]))
-    loss = losses.info_nce(queries, documents, groups, groups, TEMPERATURE, group, dims=[3, 8], known=right)[0]
+    everything, document_group = torch.cat((documents, negatives)), torch.cat((groups, torch.tensor([5, 1, 6])[more]))
+    loss, accuracy = losses.info_nce(queries, everything, groups, document_group, TEMPERATURE, group, dims=[3, 8], known=right)
     hard = torch.stack((documents, queries), dim=1)  # its own positive, and the query itself
     loss = loss + losses.info_nce_of_own(queries, documents, hard, TEMPERATURE, group, dims=[3, 8])[0]
     loss = loss + losses.cosent(queries, documents, score, TEMPERATURE, group, dims=[3, 8])
     loss.backward()
-    everyones = [group.gather(x.grad).numpy() for x in (queries, documents)]
-    return group.sum(loss.detach()).item(), *everyones
+    gradients = [group.gather(x.grad, counts).numpy() for x, counts in ((queries, queries_of), (documents, queries_of), (negatives, negatives_of))]
+    return group.sum(loss.detach()).item(), group.sum(accuracy).item(), *gradients
 
 
-def _save(group, seed, path):
-    loss, queries, documents = _both(group, seed)
+def _save(group, seed, parts, path):
+    found = _both(group, seed, parts)
     if group.rank == 0:
-        np.savez(path, loss=loss, queries=queries, documents=documents)
+        np.savez(path, **dict(zip(FOUND, found)))
 
 
-def test_two_ranks_have_the_loss_and_the_gradients_of_one(tmp_path):
+@pytest.mark.parametrize("parts", [((2, 2), (2, 1)), ((3, 0), (0, 0), (1, 3))], ids=["of like size", "one of them empty"])
+def test_parts_of_a_batch_have_the_loss_and_the_gradients_of_the_whole(tmp_path, parts):
+    """Nobody waits for ever for a rank that has nothing, and a query of a small part weighs no more than others."""
     seed = torch.randint(2**31, ()).item()
-    on_ranks(2, _save, seed, str(tmp_path / "out.npz"))
-    two = np.load(tmp_path / "out.npz")
-    alone = dict(zip(("loss", "queries", "documents"), _both(ALONE, seed)))
-    for name, expected in alone.items():
+    on_ranks(len(parts), _save, seed, parts, str(tmp_path / "out.npz"))
+    found = np.load(tmp_path / "out.npz")
+    for name, expected in zip(FOUND, _both(ALONE, seed)):
         # a cosine's rounding is divided by T before it becomes a probability, in one way or in the other
-        np.testing.assert_allclose(two[name], expected, rtol=0, atol=8 * EPS / TEMPERATURE * max(1, np.abs(expected).max()), err_msg=name)
+        np.testing.assert_allclose(found[name], expected, rtol=0, atol=8 * EPS / TEMPERATURE * max(1, np.abs(expected).max()), err_msg=name)

@@ -18,7 +18,7 @@ def _check(mesh):
     assert torch.equal(mesh.reduce_scatter(torch.arange(2.0 * world)), torch.arange(2.0 * rank, 2.0 * rank + 2) * world)
     assert mesh.max(torch.tensor([rank, -rank])).tolist() == [world - 1, 0]
     mine = torch.arange(4.0)[:, None].mul(10**rank).requires_grad_()
-    mesh.gather_with_gradient(mine).mul(torch.arange(4.0 * world)[:, None] + rank).sum().backward()
+    mesh.gather_with_gradient(mine, [4] * world).mul(torch.arange(4.0 * world)[:, None] + rank).sum().backward()
     # row r of all is multiplied by r + rank on every rank: its gradient is the sum of that over the ranks
     rows = torch.arange(4.0) + 4 * rank
     assert torch.equal(mine.grad[:, 0], world * rows + sum(range(world)))

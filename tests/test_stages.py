@@ -3,15 +3,18 @@
 import numpy as np
 import pytest
 import torch
+from ranked import on_ranks
 from runs import small_tokenizer, write_lines
 
-from conan_engine import stages
-from conan_engine.config import Config, Sft, Source, load
+from conan_engine import losses, stages
+from conan_engine.config import Config, Model, Sft, Source, load
 from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.model import Transformer
 from conan_engine.parallel import Mesh
+from conan_engine.sharded_adamw import ShardedAdamW
+from conan_engine.stages import Packed, embed_and_backward
 
 
 @pytest.mark.parametrize(
@@ -216,3 +219,39 @@ def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
     expected = textbook(embeddings[:16], embeddings[16:], mask(queries, positives + negatives), config.supervised.temperature)
     assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
     stage.close()
+
+
+def _a_step(mesh, parts, chunk, path=None):
+    """One step on 4 pairs of texts, of which each rank has so many; the norm of the gradients, and the weights after it."""
+    torch.manual_seed(5)
+    model = Transformer(Model(layers=2, width=16, ffn=24, heads=2, kv_heads=1, context=32), 50, "float32").init_weights(1)
+    optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
+    texts = [torch.randint(50, (2 + i,), dtype=torch.int32) for i in range(8)]  # queries, then documents
+    own = range(sum(parts[: mesh.rank]), sum(parts[: mesh.rank + 1]))
+    mine = [texts[i] for i in own] + [texts[4 + i] for i in own]
+    cu_seqlens = torch.tensor([0, *map(len, mine)]).cumsum(0, dtype=torch.int32)
+    groups = torch.tensor([i + 1 for i in own], dtype=torch.int64)
+
+    def loss_of(embeddings):
+        queries, documents = embeddings.chunk(2)
+        return losses.info_nce(queries, documents, groups, groups, 0.1, mesh)
+
+    packed = Packed(torch.cat([torch.zeros(0, dtype=torch.int32), *mine]), cu_seqlens)
+    loss, accuracy = embed_and_backward(model, packed, chunk, 0.7, "column", loss_of, optimizer.send_next)
+    norm = optimizer.reduce_gradients()
+    optimizer.step(1e-2, 1.0)
+    optimizer.close()
+    found = mesh.sum(loss).item(), mesh.sum(accuracy).item(), norm, torch.cat([p.detach().flatten() for p in model.parameters()])
+    if path and mesh.rank == 0:
+        torch.save(found, path)
+    return found
+
+
+@pytest.mark.parametrize("chunk", [0, 2])
+def test_a_rank_with_less_or_nothing_takes_part_in_the_step(tmp_path, chunk):
+    on_ranks(3, _a_step, (3, 0, 1), chunk, str(tmp_path / "found.pt"))
+    *numbers, weights = torch.load(tmp_path / "found.pt")
+    *expected, expected_weights = _a_step(Mesh("cpu"), (4,), chunk)
+    assert numbers == pytest.approx(expected, rel=1e-5)
+    # Adam's first step is the learning rate times the gradient's sign, unless that is as small as rounding
+    assert ((weights - expected_weights).abs() < 1e-4).float().mean() > 0.98
