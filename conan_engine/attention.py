@@ -2,8 +2,12 @@
 
 import torch
 import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
 
 import conan_kernels
+
+BIAS_BYTES = 1 << 28  # of a bucket's bias, L x L a sequence, on a CPU; where it would take more, each block of queries has its own,
+LATER = object()  # ... made when it is needed
 
 
 class Attention:
@@ -30,16 +34,29 @@ class Attention:
         repeat = q.shape[1] // k.shape[1]
         k, v = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (k, v))
         outputs = []
-        for rows, own, bias in self.buckets:
+        for rows, own, lengths, bias in self.buckets:
             heads = [x.index_select(0, rows).view(*own.shape, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # [b, H, L, D]
-            bias = None if bias is None else bias.to(q.dtype)
-            out = F.scaled_dot_product_attention(*heads, attn_mask=bias, is_causal=bias is None)
+            if bias is LATER:
+                out = self._by_block(*heads, lengths, own)
+            else:
+                bias = None if bias is None else bias.to(q.dtype)
+                out = F.scaled_dot_product_attention(*heads, attn_mask=bias, is_causal=self.alpha == 0)
             outputs.append(out.transpose(1, 2)[own])
         return torch.cat(outputs).index_select(0, self.back)
 
+    def _by_block(self, q, k, v, lengths, own):
+        """As one SDPA, without ever having the whole bias: the backward makes each block's anew."""
+
+        def attend(q, k, v, first):
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(lengths, own, first, first + q.shape[2]).to(q.dtype))
+
+        size = max(1, BIAS_BYTES // (4 * own.numel()))
+        blocks = enumerate(q.split(size, dim=2))
+        return torch.cat([checkpoint(attend, block, k, v, i * size, use_reentrant=False, preserve_rng_state=False) for i, block in blocks], dim=2)
+
     def _buckets(self):
         """Sequences of like length share one padded SDPA call, so that little of it is padding: up to 8 tokens, then up
-        to 1.5 times the shorter bucket. A bucket is (rows int64 [b*L] of the packed batch, own bool [b, L], bias)."""
+        to 1.5 times the shorter bucket. A bucket is (rows int64 [b*L] of the packed batch, own bool [b, L], lengths [b], bias)."""
         starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
         order = lengths.argsort(stable=True)
         order = order[lengths[order] > 0]
@@ -53,7 +70,7 @@ class Attention:
             own = column < length[:, None]  # [b, L]
             rows = starts[ids, None] + torch.where(own, column, 0)
             gathered.append(rows[own])
-            buckets.append((rows.flatten(), own, self._bias(length, own)))
+            buckets.append((rows.flatten(), own, length, self._whole_bias(length, own)))
             first = last
         if gathered:
             order = torch.cat(gathered)
@@ -61,14 +78,16 @@ class Attention:
             self.back[order] = torch.arange(len(order))
         return buckets
 
-    def _bias(self, length, own):
-        """log M, float [b, 1, L, L], -inf where a query may not look; None when plain causal attention says the same
-        (padding stands after every query, so a causal mask hides it)."""
-        if self.alpha == 0:
+    def _whole_bias(self, length, own):
+        """`_bias` of all queries; None where no bias says the same; LATER where it is too large."""
+        if self.alpha == 0 or (self.alpha == 1 and own.all()):  # padding stands after every query: being causal hides it too
             return None
-        position = torch.arange(1, own.shape[1] + 1)
-        i, j, l = position[:, None], position[None, :], length[:, None, None]
+        return LATER if 4 * own.numel() * own.shape[1] > BIAS_BYTES else self._bias(length, own, 0, own.shape[1])
+
+    def _bias(self, length, own, first, last):
+        """log M of the queries from `first` to before `last`, float [b, 1, last - first, L], -inf where one may not look."""
+        i, j, l = torch.arange(first + 1, last + 1)[:, None], torch.arange(1, own.shape[1] + 1), length[:, None, None]
         axis = {"column": j, "row": i, "uniform": l}[self.mask]
-        future = (self.alpha * l / axis).clamp(max=1).log().expand(len(length), len(position), len(position))
+        future = (self.alpha * l / axis).clamp(max=1).log().expand(len(length), len(i), len(j))
         bias = torch.where(j <= i, 0.0, future).masked_fill(~own[:, None, :], -torch.inf)
         return bias[:, None]

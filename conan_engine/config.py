@@ -132,6 +132,7 @@ class Config:
     seed: int = 1
     device: str = "auto"  # "cuda" where there is one, else "cpu"
     tensor_parallel: int = 1  # ranks that share one copy of the model; neighbours, so that they are on one machine
+    recompute: str = "none"  # "block": the backward computes each block anew, a third more work for a fraction of the memory
     precision: str = "auto"  # of matrix products: "bfloat16", "float32", or bfloat16 where the device multiplies it faster
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop
     save_every: int = 1000  # steps between checkpoints
@@ -313,6 +314,7 @@ def _check(config, where):
     require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}")
     one_of("model.pooling", model.pooling, "mean", "last")
     one_of("device", config.device, "auto", "cpu", "cuda")
+    one_of("recompute", config.recompute, "none", "block")
     one_of("precision", config.precision, "auto", "bfloat16", "float32")
     one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating")
     one_of("weak.mask", config.weak.mask, "column", "row", "uniform")

@@ -5,6 +5,7 @@ N ranks may share it: tensor_parallel.py has how; here stands what is shared. H,
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 from conan_engine.attention import Attention
 from conan_engine.cpu import multiplies_bfloat16
@@ -41,11 +42,11 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config, vocab_size, precision="float32", tensor=None):
-        """config: conan_engine.config.Model; precision: as conan_engine.config.Config has it; tensor: the parallel.Group of ranks
-        that share this model. Weights are float32, left as they come; `init_weights` draws them."""
+    def __init__(self, config, vocab_size, precision="float32", tensor=None, recompute="none"):
+        """config: conan_engine.config.Model; precision, recompute: as conan_engine.config.Config has them; tensor: the parallel.Group
+        of ranks that share this model. Weights are float32, left as they come; `init_weights` draws them."""
         super().__init__()
-        self.config, self.precision, self.tensor = config, precision, TensorParallel(tensor)
+        self.config, self.precision, self.tensor, self.recompute = config, precision, TensorParallel(tensor), recompute
         self.embedding = self.tensor.table(vocab_size, config.width)  # [V, C]; also the LM head (tied)
         self.blocks = nn.ModuleList(Block(config, self.tensor) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.width))
@@ -79,7 +80,10 @@ class Transformer(nn.Module):
         cos, sin = rope(cu_seqlens, len(tokens), self.blocks[0].head_dim, self.config.rope_theta, x.dtype)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
             for block in self.blocks:
-                x = block(x, cos, sin, attention)
+                if self.recompute == "block" and torch.is_grad_enabled():
+                    x = checkpoint(block, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+                else:
+                    x = block(x, cos, sin, attention)
         return rms_norm(x, self.norm)
 
     def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):
@@ -128,16 +132,18 @@ def count_parameters(config, vocab_size):
         return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
 
 
-def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False):
+def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False, recompute="none"):
     """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and `ranks` such
     the data.
 
     Weights (float32, or bfloat16 beside the optimiser's float32 ones) and float32 gradients; two Adam moments, shared out over
-    the ranks (ZeRO stage 1); and the activations, in float32, that the backward needs of so many tokens.
+    the ranks (ZeRO stage 1); and the activations, in float32, that the backward needs of so many tokens: of every block, or what
+    enters each and one block's.
     """
     parameters = count_parameters(config, vocab_size) // tensor
     kv = config.kv_heads * config.width // config.heads
     shared = 3 * config.width + 4 * kv + 4 * config.ffn  # q k v twice (rotated), out, gate, up, silu, product
     per_layer = 5 * config.width + shared // tensor  # norms, residuals, and what the matrices take in
-    activations = tokens * (config.layers * per_layer + 4 * config.width) * 4
+    blocks = config.layers * per_layer if recompute == "none" else config.layers * config.width // tensor + per_layer
+    activations = tokens * (blocks + 4 * config.width) * 4
     return parameters * ((2 + 4) if bfloat16 else (4 + 4)) + parameters * (12 if bfloat16 else 8) // ranks + activations

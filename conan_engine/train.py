@@ -76,7 +76,7 @@ def main():
     interrupts.doing = "making the model"
     if tokenizer.vocab_size % config.tensor_parallel:
         raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
-    model = Transformer(config.model, tokenizer.vocab_size, config.precision, mesh.tensor).to(mesh.device)
+    model = Transformer(config.model, tokenizer.vocab_size, config.precision, mesh.tensor, config.recompute).to(mesh.device)
     # the weights that compute; the optimiser keeps float32 ones
     dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
     if found:
@@ -190,7 +190,8 @@ def report_plan(config, mesh):
     vocab, ranks = config.tokenizer.vocab_size, mesh.data.world
 
     def memory(tokens):
-        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16=mesh.device.type == "cuda" and config.precision != "float32")
+        bfloat16 = mesh.device.type == "cuda" and config.precision != "float32"
+        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute)
 
     needs = 0
     for name in config.stages:

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conan_engine import attention
 from conan_engine.attention import Attention
 from conan_engine.config import Model
 from conan_engine.model import Transformer, count_parameters, memory_per_device, rope, rotate
@@ -45,6 +46,23 @@ def test_packed_attention_is_the_textbook_soft_mask(mask, alpha):
     q, k, v = random_qkv(sum(LENGTHS))
     expected = textbook(q, k, v, cu_seqlens, alpha, mask)
     torch.testing.assert_close(Attention(cu_seqlens, alpha, mask)(q, k, v), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("mask", ["column", "row", "uniform"])
+@pytest.mark.parametrize("alpha", [0.3, 1.0])
+def test_a_bias_too_large_to_have_whole_is_made_block_by_block(monkeypatch, alpha, mask):
+    _, cu_seqlens = packed([90, 70, 1, 33, 0, 64])
+    found = []
+    for room in (1 << 28, 4 * 2 * 90 * 16, 1):  # all at once; 16 queries at a time; one
+        monkeypatch.setattr(attention, "BIAS_BYTES", room)
+        generator = torch.Generator().manual_seed(0)
+        q, k, v = (torch.randn(258, heads, 8, generator=generator).requires_grad_() for heads in (6, 2, 2))
+        out = Attention(cu_seqlens, alpha, mask)(q, k, v)
+        (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        found.append((out, q.grad, k.grad, v.grad))
+    for tensors in zip(*found):
+        for block in tensors[1:]:
+            torch.testing.assert_close(block, tensors[0], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("alpha", "causal"), [(0.0, True), (1.0, False)])
@@ -92,6 +110,22 @@ def test_gradients_are_those_of_one_by_one():
         torch.testing.assert_close(together[name], p.grad, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_blocks_computed_anew_give_the_same_bits_and_hold_less(precision):
+    tokens, cu_seqlens = packed(LENGTHS)
+    found, held = [], []
+    for recompute in ("none", "block"):
+        model = Transformer(SMALL, 100, precision, recompute=recompute).init_weights(0)
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: kept.append(x.numel()) or x, lambda x: x):
+            loss = model.next_token_loss(tokens, cu_seqlens, tokens.long().roll(-1), 0.5)
+            held.append(sum(kept))
+        loss.backward()
+        found.append([loss.detach(), *(p.grad for p in model.parameters())])
+    assert all(torch.equal(*pair) for pair in zip(*found))
+    assert held[1] < 0.5 * held[0]
+
+
 def test_bfloat16_products_stay_near_those_of_float32():
     tokens, cu_seqlens = packed(LENGTHS)
     weight = torch.randn(len(LENGTHS), 48)
@@ -129,6 +163,6 @@ def test_memory_estimate_shares_the_optimiser_state_over_ranks():
     one, many = (memory_per_device(Model(), 150_000, 0, ranks) for ranks in (1, 64))
     assert one == count_parameters(Model(), 150_000) * 16
     assert one - many == pytest.approx(count_parameters(Model(), 150_000) * 8 * 63 / 64)
-    assert memory_per_device(Model(), 150_000, 1024, 1) > one
+    assert one < memory_per_device(Model(), 150_000, 1024, 1, recompute="block") < memory_per_device(Model(), 150_000, 1024, 1)
     assert memory_per_device(Model(), 150_000, 0, 8, bfloat16=True) == pytest.approx(count_parameters(Model(), 150_000) * (2 + 4 + 12 / 8))
     assert memory_per_device(Model(), 150_000, 0, 8, tensor=2) == pytest.approx(memory_per_device(Model(), 150_000, 0, 8) / 2)
