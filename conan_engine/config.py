@@ -132,6 +132,7 @@ class Config:
     seed: int = 1
     device: str = "auto"  # "cuda" where there is one, else "cpu"
     tensor_parallel: int = 1  # ranks that share one copy of the model; neighbours, so that they are on one machine
+    timeout: int = 600  # seconds: a rank that gives no sign of life for so long, or keeps the others waiting, ends the run
     recompute: str = "none"  # "block": the backward computes each block anew, a third more work for a fraction of the memory
     precision: str = "auto"  # of matrix products: "bfloat16", "float32", or bfloat16 where the device multiplies it faster
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop
@@ -302,7 +303,7 @@ def _check(config, where):
     model = config.model
     for key in ("layers", "width", "ffn", "heads", "kv_heads", "context"):
         require(getattr(model, key) > 0, f"model.{key}", getattr(model, key), "a number above 0")
-    for key in ("save_every", "keep", "max_skips", "loader_threads", "tensor_parallel"):
+    for key in ("save_every", "keep", "max_skips", "loader_threads", "tensor_parallel", "timeout"):
         require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
     require(model.width % model.heads == 0, "model.heads", model.heads, f"a divisor of model.width = {model.width}")
     require(model.width // model.heads % 2 == 0, "model.heads", model.heads, "an even head size (RoPE turns pairs)")

@@ -4,6 +4,8 @@ import os
 import re
 import sys
 
+from conan_engine import watch
+
 
 class UserError(Exception):
     """Bad input: the message names the file, the line or key, what was found, and what to do. It is empty where another rank says it."""
@@ -34,9 +36,13 @@ def run(main):
     except KeyboardInterrupt:
         code, line = 130, "interrupted"
     except RuntimeError as error:
-        if not another_ended(error):
+        if another_ended(error):
+            line = "another rank has ended"
+        elif watch.timed_out(error):
+            line = f"a collective has waited for {watch.waited_for()}; ending"
+        else:
             raise
-        code, line = 1, f"rank {os.environ.get('RANK')}: another rank has ended"
+        code, line = 1, f"rank {os.environ.get('RANK')}: {line}"
     else:
         return
     sys.stdout.flush()

@@ -1,6 +1,7 @@
 """The ranks of a run: who shares what with whom, and the collectives between them."""
 
 import contextlib
+import datetime
 import os
 import threading
 import time
@@ -8,6 +9,7 @@ import time
 import torch
 import torch.distributed as dist
 
+from conan_engine import watch
 from conan_engine.cpu import settle_memory
 from conan_engine.device import choose
 from conan_engine.errors import UserError
@@ -83,7 +85,8 @@ class Mesh(Group):
     """All ranks of a run, in rows and columns: `tensor` neighbours share one copy of the model (the group `tensor`), and those of
     the same place in each copy hold the same part of it and share out the data (the group `data`)."""
 
-    def __init__(self, device="auto", tensor=1):
+    def __init__(self, device="auto", tensor=1, timeout=600):
+        """timeout: seconds after which a collective gives up waiting, and a rank that gives no sign of life counts as gone."""
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         super().__init__(choose(device, int(os.environ.get("LOCAL_RANK", 0))), rank, world)
         cuda = self.device.type == "cuda"
@@ -94,22 +97,26 @@ class Mesh(Group):
         if world % tensor:
             raise UserError(f"tensor_parallel is {tensor}, which does not divide the {world} ranks; start a multiple of it")
         if world > 1:
+            self._timeout = datetime.timedelta(seconds=timeout)
             if not dist.is_initialized():
-                dist.init_process_group("nccl" if cuda else "gloo")
-            self._host = dist.new_group(backend="gloo")  # for what is not the device's to wait for
+                dist.init_process_group("nccl" if cuda else "gloo", timeout=self._timeout)
+            self._host = dist.new_group(backend="gloo", timeout=self._timeout)  # for what is not the device's to wait for
         copies = range(world // tensor)
         self.tensor = self._subgroup([[copy * tensor + place for place in range(tensor)] for copy in copies])
         self.data = self._subgroup([[copy * tensor + place for copy in copies] for place in range(tensor)])
+        if world > 1:
+            watch.begin(dist.distributed_c10d._get_default_store(), rank, world, timeout)
 
     def _subgroup(self, every):
         """The Group among `every`, disjoint lists of ranks, that this rank is in. Torch wants all of them made by all ranks."""
         for ranks in every:
-            handle = dist.new_group(ranks) if 1 < len(ranks) < self.world else None
+            handle = dist.new_group(ranks, timeout=self._timeout) if 1 < len(ranks) < self.world else None
             if self.rank in ranks:
                 mine = Group(self.device, ranks.index(self.rank), len(ranks), handle)
         return mine
 
     def close(self):
+        watch.end()
         if dist.is_initialized():
             dist.destroy_process_group()
 

@@ -45,7 +45,7 @@ def main():
     interrupts = Interrupts()
     path = arguments.pop(0) if arguments and not arguments[0].startswith("--") else DEMO
     config = load(path, arguments)
-    mesh = Mesh(config.device, config.tensor_parallel)
+    mesh = Mesh(config.device, config.tensor_parallel, config.timeout)
     run = Path(config.out_dir)
     report_plan(config, mesh)
     if config.plan_only:
