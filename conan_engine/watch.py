@@ -1,5 +1,6 @@
 """Signs of life between the ranks of a run: one whose process stands still or whose machine is gone ends the run in minutes, by name."""
 
+import datetime
 import json
 import os
 import re
@@ -40,6 +41,7 @@ class _Watch:
     def __init__(self, store, rank, world, timeout):
         self.store, self.rank, self.world, self.timeout, self.ended = store, rank, world, timeout, threading.Event()
         self.pause = min(5.0, timeout / 20)
+        self.store.set_timeout(datetime.timedelta(seconds=max(1.0, self.pause)))
         self.main = threading.main_thread().ident
         self.beat = 0
         self._tell()
@@ -57,19 +59,20 @@ class _Watch:
         return json.loads(self.store.get(key)) if self.store.check([key]) else {}
 
     def _run(self):
-        other, last, since = (self.rank + 1) % self.world, None, time.monotonic()
-        try:
-            while not self.ended.wait(self.pause):
+        other, last, since = (self.rank + 1) % self.world, {}, time.monotonic()
+        while not self.ended.wait(self.pause):
+            try:
                 self._tell()
-                sign = self._sign(other)
-                if sign != last:
-                    last, since = sign, time.monotonic()
-                elif time.monotonic() - since > 0.8 * self.timeout and not self.ended.is_set():
-                    said = f"waited for {_named(other, sign)}, which has given no sign of life for {time.monotonic() - since:.0f} s"
-                    print(f"\nrank {self.rank}: {said}; ending", file=sys.stderr, flush=True)
-                    os._exit(1)
-        except RuntimeError:
-            pass  # the store is gone, and with it the launcher that would hear of it
+                sign, known = self._sign(other), True
+            except RuntimeError:  # the store itself does not answer: with some launchers rank 0 keeps it
+                sign, known = last, False
+            if sign != last:
+                last, since = sign, time.monotonic()
+            elif time.monotonic() - since > 0.8 * self.timeout and not self.ended.is_set():
+                who = _named(other, sign) if known else "the machine of rank 0 or the launcher's first"
+                said = f"waited for {who}, which has given no sign of life for {time.monotonic() - since:.0f} s"
+                print(f"\nrank {self.rank}: {said}; ending", file=sys.stderr, flush=True)
+                os._exit(1)
 
     def waited_for(self):
         time.sleep(2 * self.pause)  # what the others tell is by then of after the end

@@ -22,12 +22,14 @@ def ranks_of(process):
     return {int(line.removeprefix("RANK=")): pid for pid, lines in environments.items() for line in lines if line.startswith("RANK=")}
 
 
-def test_a_rank_that_is_stopped_is_named_and_the_run_ends(tiny, tmp_path):
+@pytest.mark.parametrize("store", ["the launcher's", pytest.param("rank 0's", marks=pytest.mark.slow)])
+def test_a_rank_that_is_stopped_is_named_and_the_run_ends(tiny, tmp_path, monkeypatch, store):
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", str(int(store == "rank 0's")))
     process = start(tiny, tmp_path / "run", "--timeout=5", "--pretrain.steps=100000", ranks=2)
     rows = tmp_path / "run/metrics.jsonl"
     while process.poll() is None and not (rows.exists() and len(losses(tmp_path / "run")) > 2):
         time.sleep(0.1)
-    rank, pid = random.choice(sorted(ranks_of(process).items()))
+    rank, pid = random.choice(sorted(ranks_of(process).items())) if store == "the launcher's" else (0, ranks_of(process)[0])
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
     said = next((line for line in process.stderr if "waited for" in line), "")
@@ -35,7 +37,8 @@ def test_a_rank_that_is_stopped_is_named_and_the_run_ends(tiny, tmp_path):
     os.kill(pid, signal.SIGCONT)  # or torchrun would wait half a minute for it to hear
     process.communicate(timeout=60)
     assert process.returncode == 1
-    assert said.startswith(f"rank {1 - rank}: waited for rank {rank} (process {pid} on host "), said
+    who = f"rank {rank} (process {pid} on host " if store == "the launcher's" else "the machine of rank 0"
+    assert said.startswith(f"rank {1 - rank}: waited for {who}"), said
     assert "given no sign of life for" in said
 
 
