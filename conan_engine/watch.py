@@ -1,6 +1,6 @@
 """Signs of life between the ranks of a run: one whose process stands still or whose machine is gone ends the run in minutes, by name."""
 
-import datetime
+import contextlib
 import json
 import os
 import re
@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 PACKAGE = str(Path(__file__).parent)
+KEEPER = "the process that keeps the ranks' store: rank 0, or the first launcher"
 _watch = None  # this process's
 
 
@@ -40,12 +41,13 @@ def waited_for():
 class _Watch:
     def __init__(self, store, rank, world, timeout):
         self.store, self.rank, self.world, self.timeout, self.ended = store, rank, world, timeout, threading.Event()
+        self.other, self.sign = (rank + 1) % world, {}
         self.pause = min(5.0, timeout / 20)
-        self.store.set_timeout(datetime.timedelta(seconds=max(1.0, self.pause)))
         self.main = threading.main_thread().ident
-        self.beat = 0
+        self.beat, self.fresh, self.answered = 0, time.monotonic(), time.monotonic()
         self._tell()
-        threading.Thread(target=self._run, daemon=True).start()
+        for target in (self._exchange, self._check):
+            threading.Thread(target=target, daemon=True).start()
 
     def _tell(self):
         self.beat += 1
@@ -53,31 +55,46 @@ class _Watch:
         sign = {"beat": self.beat, "who": f"process {os.getpid()} on host {socket.gethostname()}", "at": where, "waits": waits}
         self.store.set(f"alive/{self.rank}", json.dumps(sign))
 
-    def _sign(self, rank):
-        """The last one, or {}."""
+    def _read(self, rank):
+        """The rank's last sign, or {}."""
         key = f"alive/{rank}"
         return json.loads(self.store.get(key)) if self.store.check([key]) else {}
 
-    def _run(self):
-        other, last, since = (self.rank + 1) % self.world, {}, time.monotonic()
-        while not self.ended.wait(self.pause):
-            try:
+    def _exchange(self):
+        """Tell and read, which ends for ever where the store's own process is gone or stands still."""
+        with contextlib.suppress(RuntimeError):
+            while not self.ended.wait(self.pause):
                 self._tell()
-                sign, known = self._sign(other), True
-            except RuntimeError:  # the store itself does not answer: with some launchers rank 0 keeps it
-                sign, known = last, False
-            if sign != last:
-                last, since = sign, time.monotonic()
-            elif time.monotonic() - since > 0.8 * self.timeout and not self.ended.is_set():
-                who = _named(other, sign) if known else "the machine of rank 0 or the launcher's first"
-                said = f"waited for {who}, which has given no sign of life for {time.monotonic() - since:.0f} s"
-                print(f"\nrank {self.rank}: {said}; ending", file=sys.stderr, flush=True)
+                sign = self._read(self.other)
+                self.answered = time.monotonic()
+                if sign != self.sign:
+                    self.sign, self.fresh = sign, self.answered
+
+    def _check(self):
+        while not self.ended.wait(self.pause):
+            silent = time.monotonic() - self.fresh
+            if silent > 0.8 * self.timeout:
+                known = time.monotonic() - self.answered < 0.4 * self.timeout
+                who = _named(self.other, self.sign) if known else KEEPER
+                print(f"\nrank {self.rank}: waited for {who}, which has given no sign of life for {silent:.0f} s; ending", file=sys.stderr, flush=True)
                 os._exit(1)
 
     def waited_for(self):
+        signs = {}
+
+        def read():
+            with contextlib.suppress(RuntimeError):
+                for rank in range(self.world):
+                    signs[rank] = self._read(rank)
+
         time.sleep(2 * self.pause)  # what the others tell is by then of after the end
-        signs = {rank: self._sign(rank) for rank in range(self.world) if rank != self.rank}
-        return " and ".join(f"{_named(rank, sign)}, at {sign.get('at')}" for rank, sign in signs.items() if not sign.get("waits")) or "another rank"
+        reading = threading.Thread(target=read, daemon=True)
+        reading.start()
+        reading.join(max(2.0, self.pause))
+        if len(signs) < self.world:
+            return KEEPER
+        others = (f"{_named(rank, sign)}, at {sign.get('at')}" for rank, sign in signs.items() if rank != self.rank and not sign.get("waits"))
+        return " and ".join(others) or "another rank"
 
 
 def _named(rank, sign):

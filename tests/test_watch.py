@@ -37,7 +37,7 @@ def test_a_rank_that_is_stopped_is_named_and_the_run_ends(tiny, tmp_path, monkey
     os.kill(pid, signal.SIGCONT)  # or torchrun would wait half a minute for it to hear
     process.communicate(timeout=60)
     assert process.returncode == 1
-    who = f"rank {rank} (process {pid} on host " if store == "the launcher's" else "the machine of rank 0"
+    who = f"rank {rank} (process {pid} on host " if store == "the launcher's" else "the process that keeps the ranks' store"
     assert said.startswith(f"rank {1 - rank}: waited for {who}"), said
     assert "given no sign of life for" in said
 
