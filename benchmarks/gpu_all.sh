@@ -31,6 +31,8 @@ step tests "$PYTHON" -m pytest -m gpu -q --junitxml "$OUT/tests.xml"
 step attn "$PYTHON" benchmarks/attn.py --out "$OUT" "$@"
 step infonce "$PYTHON" benchmarks/infonce.py
 step loader "$PYTHON" benchmarks/loader.py --out "$OUT"
+step checkpoints "$PYTHON" benchmarks/checkpoints.py --parameters 1000 --out "$OUT"
+step memory "$PYTHON" benchmarks/memory.py --config configs/conan-1.4b.toml --layers 8 --out "$OUT"
 find runs/benchmarks -name 'infonce.*' -newer "$OUT/gpu.csv" -exec cp {} "$OUT" \;  # not those of an earlier run
 
 if ((${#failed[@]})); then

@@ -36,7 +36,9 @@ def said(err):
     return [line for line in err.replace("\r", "\n").splitlines() if line.startswith("stopped by")]
 
 
-@pytest.mark.parametrize(("moment", "how"), [("preparing", "SIGTERM"), ("step", "SIGUSR1"), ("saving", "SIGTERM"), ("mining", "SIGUSR1")])
+@pytest.mark.parametrize(("moment", "how"), [
+    pytest.param("preparing", "SIGTERM", marks=pytest.mark.slow), ("step", "SIGUSR1"), ("saving", "SIGTERM"), pytest.param("mining", "SIGUSR1", marks=pytest.mark.slow),
+])  # fmt: skip
 def test_one_rank_stopped_goes_on_bit_for_bit(tiny, whole, tmp_path, moment, how):
     run, (place, where) = tmp_path / "run", MOMENTS[moment]
     code, err = stop(start(tiny, run, linger=place), getattr(signal, how))

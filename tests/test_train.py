@@ -66,6 +66,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whol
     assert losses(run) == losses(whole)
 
 
+@pytest.mark.slow
 def test_chunks_give_the_curve_of_the_whole_batch(tiny, whole, tmp_path):
     run = tmp_path / "run"
     code, _, err = train(tiny, run, "--pretrain.chunk=3", "--sft.chunk=5", "--weak.chunk=7", "--supervised.chunk=9")
