@@ -13,6 +13,11 @@ test: .venv/ready
 test-all: .venv/ready
 	$(BIN)/pytest -m "slow or not slow"
 
+# What an exported file computes in llama.cpp, which is built first: a quarter of an hour.
+check-gguf: .venv/ready
+	$(BIN)/pip install -q -c constraints.txt llama-cpp-python
+	$(BIN)/pytest tests/export/test_gguf.py
+
 # Every kernel and architecture with every Triton that the README promises: hours the first time, then what is cached.
 matrix: .venv/ready
 	$(BIN)/python tests/kernels/matrix.py
@@ -32,4 +37,4 @@ sanitize: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo test test-all matrix sanitize clean
+.PHONY: demo test test-all check-gguf matrix sanitize clean

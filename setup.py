@@ -72,15 +72,16 @@ setup(
     description="Trains text-embedding language models from scratch (Conan-embedding-v2, arXiv 2509.12892)",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["conan_engine", "conan_engine.data", "conan_engine.data.sources", "conan_kernels"],
+    packages=["conan_engine", "conan_engine.data", "conan_engine.data.sources", "conan_engine.export", "conan_kernels"],
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
     ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/*.cpp")) + ["csrc/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/*.h")))],
     cmdclass={"build_ext": NinjaBuild},
-    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "loky", "tqdm", "bm25s", "matplotlib"],
+    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tokenizers", "loky", "tqdm", "bm25s", "matplotlib"],
     extras_require={
         "gpu": ["triton>=3.6", "faiss-gpu", "mteb", "tensorboard"],
         "cpu": ["faiss-cpu"],
-        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "triton"],
+        "export": ["gguf", "onnx", "onnxscript"],
+        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
         # Text of the demo. It also reads Django, Wagtail, Sphinx and plone.app.locales, which are installed without their
         # dependencies (pip install --no-deps): that an extra cannot say.
         "demo": ["scipy", "scikit-learn", "pandas"],

@@ -12,7 +12,8 @@ from conan_engine.errors import UserError
 
 # sentencepiece writes a space as U+2581 and so reads every U+2581 back as a space. A text's own U+2581 is therefore
 # escaped by a control character, which is escaped too; and so is NUL, at which sentencepiece would end the text.
-ESCAPES = {"\x1a": "\x1a0", "\u2581": "\x1a1", "\x00": "\x1a2"}
+SPACE = "\u2581"
+ESCAPES = {"\x1a": "\x1a0", SPACE: "\x1a1", "\x00": "\x1a2"}
 ESCAPED = {code: text for text, code in ESCAPES.items()}
 LINE = 4000  # characters a training sentence at most: sentencepiece drops longer ones without a word
 

@@ -1,0 +1,48 @@
+"""The model card of an exported run: what it was trained on and how, how it scored, how it is loaded."""
+
+import json
+from pathlib import Path
+
+from conan_engine import __version__, checkpoint
+from conan_engine import config as settings
+
+
+def text(run, encoder):
+    """Markdown with the front matter that the Hugging Face Hub reads; which licence it has, its owner adds."""
+    folder, state = checkpoint.newest(run)
+    home = folder.parent.parent
+    config = settings.from_dict(state["config"], f"{folder}/state.json")
+    shape, dims, name = encoder.model.config, encoder.dims, home.resolve().name
+    parameters = sum(p.numel() for p in encoder.model.parameters())
+    front = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags:"]
+    front += [f"- {tag}" for tag in ("sentence-transformers", "feature-extraction", "sentence-similarity", "matryoshka", "conan-engine")]
+    sizes = ", ".join(map(str, dims))
+    small = dims[len(dims) // 2 - 1] if len(dims) > 1 else dims[0]
+    lines = [
+        *("---", *front, "---", "", f"# {name}", ""),
+        f"A text-embedding model of {parameters / 1e6:,.1f}M parameters, trained by [Conan engine](https://arxiv.org/abs/2509.12892) {__version__}. A text of up to "
+        f"{encoder.max_tokens:,} tokens becomes a unit vector of {shape.width} numbers; its first {sizes} are embeddings too (Matryoshka), once normalised again.",
+        *("", "## Use", "", "```python", "from sentence_transformers import SentenceTransformer", ""),
+        'model = SentenceTransformer("FOLDER")  # this folder, or its name on the Hub; needs transformers 5.2 or newer',
+        "queries = model.encode([...], normalize_embeddings=True)",
+        f"small = model.encode([...], truncate_dim={small}, normalize_embeddings=True)",
+        *("```", "", f"With transformers alone: `AutoModel`, {_POOLED[shape.pooling]}, then normalise. It is a bidirectional Llama (`is_causal: false`)."),
+        *("", "## Training", "", "| stage | steps | data (weights) | batch | longest text |", "|---|---|---|---|---|"),
+    ]
+    for stage in config.stages[: config.stages.index(state["stage"]) + 1]:
+        about = getattr(config, stage)
+        steps = state["step"] if stage == state["stage"] else about.steps
+        sources = {**about.data, **getattr(about, "sts", {})}
+        data = ", ".join(f"{Path(source).name} ({of.weight:g})" for source, of in sources.items())
+        lines.append(f"| {stage} | {steps:,} | {data} | {about.batch:,} {'rows' if stage in ('pretrain', 'sft') else 'queries'} | {about.max_tokens:,} tokens |")
+    lines += ["", f"{shape.layers} layers, width {shape.width}, {shape.heads} query and {shape.kv_heads} KV heads, FFN {shape.ffn}, {encoder.tokenizer.vocab_size:,} tokens."]
+    if config.init_from:
+        lines[-1] += f" Training started from the weights of {Path(config.init_from).name}."
+    results = home / "results.json"
+    if results.exists():
+        lines += ["", "## Results", "", "| | score |", "|---|---|"]
+        lines += [f"| {key} | {value:,.4g} |" for key, value in json.loads(results.read_text()).items() if not key.startswith("seconds")]
+    return "\n".join([*lines, ""])
+
+
+_POOLED = {"mean": "the mean of the tokens' last hidden states", "last": "the last token's last hidden state"}

@@ -1,0 +1,74 @@
+"""One ONNX graph from ids and mask to unit vectors, for any number of texts of any length, and the tokenizer beside it."""
+
+import logging
+import warnings
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from conan_engine.export.sentence_transformers import write_tokenizer
+from conan_engine.model import rms_norm, rotate
+
+OPSET = 18
+INLINE = 10**9  # bytes of weights that stand in model.onnx itself; more, in model.onnx.data (protobuf ends at 2 GB)
+
+
+class Padded(nn.Module):
+    """The model over padded texts rather than packed ones: ids, mask int64 [B, L] -> unit vectors float32 [B, C]."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, mask):
+        config, head = self.model.config, self.model.blocks[0].head_dim
+        frequencies = config.rope_theta ** (-torch.arange(0, head, 2, dtype=torch.float32) / head)
+        angles = torch.arange(ids.shape[1])[:, None, None] * frequencies
+        cos, sin = angles.cos(), angles.sin()  # [L, 1, D/2]
+        own = mask.bool()
+        # a text of no tokens looks at its padding, which nobody sees: looking at nothing would give NaN
+        seen = (own | ~own.any(1, keepdim=True))[:, None, None, :]
+        x = F.embedding(ids, self.model.embedding) * config.embedding_scale  # [B, L, C]
+        for block in self.model.blocks:
+            x = self._block(block, x, cos, sin, seen)
+        hidden = rms_norm(x, self.model.norm)
+        if config.pooling == "last":
+            last = (torch.arange(ids.shape[1]) * mask).amax(1)[:, None, None].expand(-1, 1, hidden.shape[2])
+            pooled = hidden.gather(1, last)[:, 0] * own.any(1)[:, None]
+        else:
+            pooled = (hidden * mask[:, :, None]).sum(1)  # its length is lost in the next line
+        return F.normalize(pooled, dim=-1)
+
+    def _block(self, block, x, cos, sin, seen):
+        heads, groups = block.heads, block.kv_heads
+        qkv = block.qkv(rms_norm(x, block.attention_norm)).unflatten(-1, (heads + 2 * groups, block.head_dim))
+        qk, v = qkv.split([heads + groups, groups], dim=2)
+        q, k = rotate(qk, cos, sin).split([heads, groups], dim=2)
+        k, v = (y.repeat_interleave(heads // groups, dim=2) for y in (k, v))
+        out = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), attn_mask=seen)
+        x = x + block.attention_out(out.transpose(1, 2).flatten(2))
+        gate, up = block.gate_up(rms_norm(x, block.ffn_norm)).chunk(2, dim=-1)
+        return x + block.ffn_out(F.silu(gate) * up)
+
+
+def write(folder, run, encoder, dtype):
+    """model.onnx (inputs input_ids and attention_mask, output sentence_embedding) and the tokenizer, into `folder`, which exists."""
+    model = Padded(encoder.model.cpu()).eval()
+    example = torch.arange(10).view(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells what it does without
+    with warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(
+            model,
+            example,
+            folder / "model.onnx",
+            input_names=["input_ids", "attention_mask"],
+            output_names=["sentence_embedding"],
+            dynamic_shapes=(sizes, sizes),
+            opset_version=OPSET,
+            dynamo=True,
+            verbose=False,
+            external_data=sum(p.nbytes for p in model.parameters()) > INLINE,
+        )
+    write_tokenizer(folder, encoder)
