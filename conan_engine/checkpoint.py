@@ -39,8 +39,9 @@ def newest(run, stages=settings.STAGES, mesh=None):
 
 def load_weights(folder, state, model, model_config, tokenizer):
     """Copy a checkpoint's weights into `model`, in place. Raises UserError for another shape or another tokenizer."""
+    trained = dataclasses.asdict(settings.from_dict(state["config"], f"{folder}/state.json").model)
     for key, ours in dataclasses.asdict(model_config).items():
-        theirs = state["config"]["model"].get(key)
+        theirs = trained[key]
         if theirs != ours:
             raise UserError(f"{folder}: was trained with model.{key} = {theirs!r}, this config says {ours!r}; use its value, or another run folder")
     if state["tokenizer"] != tokenizer.hash:
@@ -50,7 +51,10 @@ def load_weights(folder, state, model, model_config, tokenizer):
         )
     weights = _pieces(folder, state, "model")
     for name, p in model.named_parameters():
-        weights.read_into(p.detach().view(-1), name, p, model.tensor.group)
+        try:
+            weights.read_into(p.detach().view(-1), name, p, model.tensor.group)
+        except KeyError:
+            raise UserError(f"{folder}: holds no {name}: it was saved by a stage that does without; start from one of an earlier stage, or set model.tied = true") from None
 
 
 def load_training(folder, state, optimizer, stage, mesh):
@@ -71,8 +75,8 @@ def load_model(run, device="cpu"):
     """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint, or of the one whose folder
     `run` is. Raises UserError where there is none."""
     home = Path(run).parent.parent if Path(run, "state.json").exists() else Path(run)
-    tokenizer_path = home / "tokenizer.model"
-    if not tokenizer_path.exists():
+    tokenizer_path = Tokenizer.of(home)
+    if tokenizer_path is None:
         raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --out_dir={run}")
     found = newest(run)
     if found is None:
@@ -81,6 +85,7 @@ def load_model(run, device="cpu"):
     config = settings.from_dict(state["config"], f"{folder}/state.json")
     tokenizer = Tokenizer.load(tokenizer_path)
     model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(device)
+    model.lm_head = None
     load_weights(folder, state, model, config.model, tokenizer)
     return model, tokenizer, config.model.context, config.supervised.dims
 

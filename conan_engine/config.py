@@ -11,11 +11,22 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from conan_engine import pretrained
 from conan_engine.data.sources.forms import COLUMNS, LISTS, kind_of
 from conan_engine.errors import UserError
 
 STAGES = ("pretrain", "sft", "weak", "supervised")
 METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # of validation
+
+
+@dataclass
+class RopeScaling:
+    """Slower turns for a longer context, as Llama 3 has them."""
+
+    factor: float = 1.0  # by which the slowest turns are slowed; 1 = none
+    low_freq_factor: float = 1.0  # turns of less than this many rounds in the original context are slowed by the factor, ...
+    high_freq_factor: float = 4.0  # ... of more than this many not at all
+    original_context: int = 8192
 
 
 @dataclass
@@ -26,14 +37,25 @@ class Model:
     heads: int = 32
     kv_heads: int = 8
     context: int = 32768  # tokens
+    head_dim: int = 0  # numbers a head; 0 = width / heads
+    norm_eps: float = 1e-6
+    qk_norm: bool = False  # an RMSNorm for each head's queries and keys, as in Qwen3
     rope_theta: float = 1e6  # ours: the usual base for a 32k context
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    vocab_size: int = 0  # rows of the token table; 0 = as many as the tokenizer has tokens
+    tied: bool = True  # the LM head is the token table; false: a matrix of its own, which the contrastive stages do without
     embedding_scale: float = 1.0  # ours: token vectors times this enter the first block; the LM head takes them as they are
     pooling: str = "mean"  # "mean" over the sequence's own tokens, or "last" token (ours)
+
+    @property
+    def head(self):
+        """Numbers a head, D."""
+        return self.head_dim or self.width // self.heads
 
 
 @dataclass
 class Tokenizer:
-    path: str = ""  # an existing .model file; empty: train one from the pretrain and weak data
+    path: str = ""  # an existing .model file or tokenizer.json; empty: that of init_from, or train one from the stages' data
     vocab_size: int = 150_000
     processes: int = 0  # that encode the data, on rank 0's machine; 0 = one a CPU core
     train_bytes: int = 2_000_000_000  # ours: at most this much text, evenly sampled (the paper: about 400k texts)
@@ -128,7 +150,7 @@ class Validation:
 class Config:
     out_dir: str = "runs/demo"  # the run: checkpoints, shards, metrics
     stages: list[str] = field(default_factory=lambda: list(STAGES))
-    init_from: str = ""  # a run whose newest weights to start from; empty: random weights
+    init_from: str = ""  # a run whose newest weights to start from, or a folder of transformers; it brings [model] and tokenizer. Empty: random weights
     seed: int = 1
     device: str = "auto"  # "cuda" where there is one, else "cpu"
     tensor_parallel: int = 1  # ranks that share one copy of the model; neighbours, so that they are on one machine
@@ -153,7 +175,7 @@ class Config:
 
 
 def load(path, overrides=()):
-    """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`.
+    """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`; [model] is that of init_from.
 
     Returns a Config. Raises UserError for a missing or broken file, an unknown key (naming the nearest one), a value of
     the wrong type or out of range.
@@ -163,15 +185,27 @@ def load(path, overrides=()):
         tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot read this config: {error}") from None
-    _assign(config, tree, "", str(path))
+    where, given = str(path), set(_named(tree))
+    _assign(config, tree, "", where)
     for text in overrides:
-        path, value = _of_source(text) or _of_setting(text)
+        keys, value = _of_source(text) or _of_setting(text)
         tree = value
-        for section in reversed(path):
+        for section in reversed(keys):
             tree = {section: tree}
         _assign(config, tree, "", f"argument {text!r}")
-    _check(config, str(path))
+        given.update(_named(tree))
+    if config.init_from:
+        pretrained.adopt(config, given, where)
+    _check(config, where)
     return config
+
+
+def _named(tree, prefix=""):
+    """The dotted keys of a tree, those of its sections included."""
+    for key, value in tree.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _named(value, f"{prefix}{key}.")
 
 
 def _of_setting(argument):
@@ -305,8 +339,16 @@ def _check(config, where):
         require(getattr(model, key) > 0, f"model.{key}", getattr(model, key), "a number above 0")
     for key in ("save_every", "keep", "max_skips", "loader_threads", "tensor_parallel", "timeout"):
         require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
-    require(model.width % model.heads == 0, "model.heads", model.heads, f"a divisor of model.width = {model.width}")
-    require(model.width // model.heads % 2 == 0, "model.heads", model.heads, "an even head size (RoPE turns pairs)")
+    if model.head_dim:
+        require(model.head_dim > 0 and model.head_dim % 2 == 0, "model.head_dim", model.head_dim, "an even number above 0 (RoPE turns pairs)")
+    else:
+        require(model.width % model.heads == 0, "model.heads", model.heads, f"a divisor of model.width = {model.width}")
+        require(model.head % 2 == 0, "model.heads", model.heads, "an even head size (RoPE turns pairs)")
+    require(model.vocab_size >= 0 and model.vocab_size % config.tensor_parallel == 0, "model.vocab_size", model.vocab_size, f"a multiple of tensor_parallel = {config.tensor_parallel}")
+    scaling = model.rope_scaling
+    for key, value in (("factor", scaling.factor), ("low_freq_factor", scaling.low_freq_factor), ("original_context", scaling.original_context)):
+        require(value > 0, f"model.rope_scaling.{key}", value, "a number above 0")
+    require(scaling.high_freq_factor > scaling.low_freq_factor, "model.rope_scaling.high_freq_factor", scaling.high_freq_factor, "more than low_freq_factor")
     for key in ("heads", "kv_heads", "ffn"):
         require(getattr(model, key) % config.tensor_parallel == 0, f"model.{key}", getattr(model, key), f"a multiple of tensor_parallel = {config.tensor_parallel}")
     if not config.tokenizer.path:

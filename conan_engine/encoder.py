@@ -60,7 +60,7 @@ class Encoder:
     def encode(self, texts, dim=None):
         """Unit vectors float32 [len(texts), dim]: the first `dim` numbers of the embedding (all if None), normalised.
         Longer texts are cut to max_tokens; an empty text gives a zero vector."""
-        encoded = [ids[: self.max_tokens] for ids in self.tokenizer.encode_batch(list(texts))]
+        encoded = self.tokenizer.encode_texts(list(texts), self.max_tokens)
         cu_seqlens = np.concatenate(([0], np.cumsum([len(ids) for ids in encoded]))).astype(np.int32)
         tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded] or [np.zeros(0, np.int32)])
         return truncate(embed_sequences(self.model, tokens, cu_seqlens), dim)

@@ -2,6 +2,8 @@
 sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V vocabulary.
 N ranks may share it: tensor_parallel.py has how; here stands what is shared. H, G, F and V are then a rank's own part."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -12,42 +14,54 @@ from conan_engine.cpu import multiplies_bfloat16
 from conan_engine.lm_head import linear_cross_entropy
 from conan_engine.tensor_parallel import TensorParallel
 
-NORM_EPS = 1e-6
-
 
 class Block(nn.Module):
     """One decoder block. The two inputs of each half are projected by one matrix: fewer, larger products."""
 
     def __init__(self, config, tensor):
         super().__init__()
-        self.tensor, self.head_dim = tensor, config.width // config.heads
+        self.tensor, self.eps, self.head_dim = tensor, config.norm_eps, config.head
         self.heads, self.kv_heads = config.heads // tensor.group.world, config.kv_heads // tensor.group.world
-        kv = config.kv_heads * self.head_dim
+        q, kv = config.heads * self.head_dim, config.kv_heads * self.head_dim
         self.attention_norm = nn.Parameter(torch.ones(config.width))
-        self.qkv = tensor.columns(config.width, config.width, kv, kv)
-        self.attention_out = tensor.rows(config.width, config.width)
+        self.qkv = tensor.columns(config.width, q, kv, kv)
+        self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None for _ in range(2))
+        self.attention_out = tensor.rows(q, config.width)
         self.ffn_norm = nn.Parameter(torch.ones(config.width))
         self.gate_up = tensor.columns(config.width, config.ffn, config.ffn)
         self.ffn_out = tensor.rows(config.ffn, config.width)
 
     def forward(self, x, cos, sin, attention):  # x [T / N, C]
         total = len(cos)
-        qkv = self.qkv(self.tensor.gather(rms_norm(x, self.attention_norm), total)).view(total, self.heads + 2 * self.kv_heads, self.head_dim)
-        qk, v = qkv.split([self.heads + self.kv_heads, self.kv_heads], dim=1)  # [T, H + G, D], [T, G, D]
-        q, k = rotate(qk, cos, sin).split([self.heads, self.kv_heads], dim=1)
-        out = attention(q, k, v)
+        out = attention(*self.project(self.tensor.gather(rms_norm(x, self.attention_norm, self.eps), total), cos, sin))
         x = x + self.tensor.scatter(self.attention_out(out.flatten(1)))
-        gate, up = self.gate_up(self.tensor.gather(rms_norm(x, self.ffn_norm), total)).chunk(2, dim=-1)  # [T, F] twice
-        return x + self.tensor.scatter(self.ffn_out(F.silu(gate) * up))
+        return x + self.tensor.scatter(self.feed_forward(self.tensor.gather(rms_norm(x, self.ffn_norm, self.eps), total)))
+
+    def project(self, x, cos, sin):
+        """x [..., C] -> queries [..., H, D], keys and values [..., G, D], turned by cos and sin."""
+        heads, groups = self.heads, self.kv_heads
+        qk, v = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim)).split([heads + groups, groups], dim=-2)
+        if self.q_norm is not None:
+            weights = torch.cat((self.q_norm.expand(heads, -1), self.k_norm.expand(groups, -1)))
+            qk = F.rms_norm(qk.to(cos.dtype), [self.head_dim], None, self.eps) * weights
+        q, k = rotate(qk, cos, sin).split([heads, groups], dim=-2)
+        return q, k, v
+
+    def feed_forward(self, x):
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # [..., F] twice
+        return self.ffn_out(F.silu(gate) * up)
 
 
 class Transformer(nn.Module):
     def __init__(self, config, vocab_size, precision="float32", tensor=None, recompute="none"):
-        """config: conan_engine.config.Model; precision, recompute: as conan_engine.config.Config has them; tensor: the parallel.Group
-        of ranks that share this model. Weights are float32, left as they come; `init_weights` draws them."""
+        """config: conan_engine.config.Model; vocab_size: the tokenizer's, where the config does not say; precision, recompute: as
+        conan_engine.config.Config has them; tensor: the parallel.Group of ranks that share this model. Weights are float32, left as
+        they come; `init_weights` draws them."""
         super().__init__()
+        vocab_size = config.vocab_size or vocab_size
         self.config, self.precision, self.tensor, self.recompute = config, precision, TensorParallel(tensor), recompute
-        self.embedding = self.tensor.table(vocab_size, config.width)  # [V, C]; also the LM head (tied)
+        self.embedding = self.tensor.table(vocab_size, config.width)  # [V, C]
+        self.lm_head = None if config.tied else self.tensor.table(vocab_size, config.width)
         self.blocks = nn.ModuleList(Block(config, self.tensor) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.width))
 
@@ -77,14 +91,14 @@ class Transformer(nn.Module):
         attention = Attention(cu_seqlens, alpha, mask)
         x = self.tensor.look_up(tokens.long(), self.embedding)
         x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.config.embedding_scale  # [T / N, C]
-        cos, sin = rope(cu_seqlens, len(tokens), self.blocks[0].head_dim, self.config.rope_theta, x.dtype)
+        cos, sin = turns(positions(cu_seqlens, len(tokens)), self.config, x.dtype)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
             for block in self.blocks:
                 if self.recompute == "block" and torch.is_grad_enabled():
                     x = checkpoint(block, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)  # nothing is random
                 else:
                     x = block(x, cos, sin, attention)
-        return rms_norm(x, self.norm)
+        return rms_norm(x, self.norm, self.config.norm_eps)
 
     def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):
         """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives zeros."""
@@ -103,21 +117,35 @@ class Transformer(nn.Module):
         ranks."""
         hidden = self(tokens, cu_seqlens, alpha, mask)
         hidden = self.tensor.gather(hidden.bfloat16() if self.in_bfloat16() else hidden, len(tokens))
-        return linear_cross_entropy(hidden, self.embedding, targets, group=self.tensor.group)[0]
+        return linear_cross_entropy(hidden, self.embedding if self.lm_head is None else self.lm_head, targets, group=self.tensor.group)[0]
 
 
-def rms_norm(x, weight):
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), NORM_EPS)
+def rms_norm(x, weight, eps):
+    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
-def rope(cu_seqlens, total, head_dim, theta, dtype):
-    """cos and sin of each packed token's angle within its own sequence: [T, 1, D/2] each (arXiv 2104.09864)."""
-    device = cu_seqlens.device
+def positions(cu_seqlens, total):
+    """Each packed token's place within its own sequence: int64 [T]."""
     starts = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff().long(), output_size=total)
-    positions = torch.arange(total, device=device) - starts
-    frequencies = theta ** (-torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
-    angles = positions[:, None, None] * frequencies
+    return torch.arange(total, device=cu_seqlens.device) - starts
+
+
+def turns(positions, config, dtype):
+    """RoPE (arXiv 2104.09864): cos and sin of the angles at these positions [T]: [T, 1, D/2] each."""
+    angles = positions[:, None, None] * frequencies(config, positions.device)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def frequencies(config, device=None):
+    """How far each pair of a head turns from one token to the next: float32 [D/2]. Where the config scales them, those of few rounds in
+    the original context are divided by the factor, those of many are left, and between the change is gradual (Llama 3.1)."""
+    plain = config.rope_theta ** (-torch.arange(0, config.head, 2, device=device, dtype=torch.float32) / config.head)
+    scaling = config.rope_scaling
+    if scaling.factor == 1:
+        return plain
+    rounds = scaling.original_context * plain / (2 * math.pi)
+    kept = ((rounds - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+    return kept * plain + (1 - kept) * plain / scaling.factor
 
 
 def rotate(x, cos, sin):
@@ -141,8 +169,8 @@ def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=Fals
     enters each and one block's.
     """
     parameters = count_parameters(config, vocab_size) // tensor
-    kv = config.kv_heads * config.width // config.heads
-    shared = 3 * config.width + 4 * kv + 4 * config.ffn  # q k v twice (rotated), out, gate, up, silu, product
+    q, kv = config.heads * config.head, config.kv_heads * config.head
+    shared = 3 * q + 4 * kv + 4 * config.ffn  # q k v twice (rotated), out, gate, up, silu, product
     per_layer = 5 * config.width + shared // tensor  # norms, residuals, and what the matrices take in
     blocks = config.layers * per_layer if recompute == "none" else config.layers * config.width // tensor + per_layer
     activations = tokens * (blocks + 4 * config.width) * 4

@@ -20,7 +20,7 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, checkpoint, errors, lock, resuming
+from conan_engine import __version__, checkpoint, errors, llama, lock, pretrained, resuming
 from conan_engine.config import load, settings_with_comments
 from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
@@ -74,13 +74,21 @@ def main():
 
     # ---- model
     interrupts.doing = "making the model"
-    if tokenizer.vocab_size % config.tensor_parallel:
-        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
-    model = Transformer(config.model, tokenizer.vocab_size, config.precision, mesh.tensor, config.recompute).to(mesh.device)
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if vocab_size % config.tensor_parallel:
+        raise UserError(f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
+    if vocab_size < tokenizer.vocab_size:
+        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; take the tokenizer that the model came with")
+    model = Transformer(config.model, vocab_size, config.precision, mesh.tensor, config.recompute).to(mesh.device)
+    todo = [name for name in config.stages[config.stages.index(done_stage) :] if name != done_stage or done_step < getattr(config, name).steps]
+    if todo[:1] not in (["pretrain"], ["sft"]):
+        model.lm_head = None  # the checkpoint may do without already
     # the weights that compute; the optimiser keeps float32 ones
     dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
     if found:
         checkpoint.load_weights(*found, model, config.model, tokenizer)
+    elif config.init_from and pretrained.is_transformers(config.init_from):
+        llama.load_weights(config.init_from, model)
     elif config.init_from:
         weights = checkpoint.newest(config.init_from, mesh=mesh)
         if weights is None:
@@ -99,12 +107,12 @@ def main():
 
     # ---- the stages, each from the weights of the one before
     saver = Saver(config, tokenizer, fingerprints, mesh)
-    for name in config.stages:
+    for name in todo:
         settings = getattr(config, name)
         first_step = 0
-        if config.stages.index(name) < config.stages.index(done_stage) or (name == done_stage and done_step >= settings.steps):
-            continue
         interrupts.doing = f"starting {name}"
+        if name in ("weak", "supervised"):
+            model.lm_head = None  # nobody asks for the next token any more
         with interrupts.later():  # the first one imports half of torch, some of it from C++, which an exception would abort
             optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
         stage = make_stage(name, config, shards, mesh.data)
@@ -187,7 +195,7 @@ def answer(arguments):
 
 def report_plan(config, mesh):
     """Say how large the model is and what a device needs, before anything is allocated."""
-    vocab, ranks = config.tokenizer.vocab_size, mesh.data.world
+    vocab, ranks = config.model.vocab_size or config.tokenizer.vocab_size, mesh.data.world
 
     def memory(tokens):
         bfloat16 = mesh.device.type == "cuda" and config.precision != "float32"
@@ -227,7 +235,7 @@ def prepare_data(config):
     if "supervised" in config.stages:
         uses += [(source, "sts", config.supervised, about) for source, about in config.supervised.sts.items()]
     sources = [(source, use, about) for source, use, _, about in uses]
-    tokenizer = prepare.make_tokenizer(config.tokenizer, sources, Path(config.out_dir, "tokenizer.model"), config.skip_bad_records)
+    tokenizer = prepare.make_tokenizer(config.tokenizer, sources, config.out_dir, config.skip_bad_records)
     folder = Path(config.out_dir, "data")
     max_bad_share = config.max_bad_share if config.skip_bad_records else None
     every_use = [*config.stages, *["sts"] * ("supervised" in config.stages)]

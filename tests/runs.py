@@ -68,7 +68,7 @@ def small_tokenizer(folder):
     """Of 300 entries, for questions, answers and labels."""
     texts = [{"text": f"question {i} answer {i} another wrong bad good label"} for i in range(400)]
     path = write_lines(folder / "text.jsonl", texts)
-    return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder / "tokenizer.model")
+    return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder)
 
 
 LINGER = """
@@ -134,7 +134,7 @@ def untrained(config, run):
     """A run folder as a training run leaves it, its weights still as they were drawn; the tokenizer is trained."""
     settings = load(config, [f"--out_dir={run}"])
     sources = [(source, name, about) for name in settings.stages for source, about in getattr(settings, name).data.items()]
-    tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, Path(run, "tokenizer.model"))
+    tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, run)
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
     mesh = Mesh("cpu")
     saver = Saver(settings, tokenizer, {}, mesh)

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conan_engine import attention
 from conan_engine.attention import Attention
 from conan_engine.config import Model
-from conan_engine.model import Transformer, count_parameters, memory_per_device, rope, rotate
+from conan_engine.model import Transformer, count_parameters, memory_per_device, positions, rotate, turns
 
 SMALL = Model(layers=2, width=48, ffn=96, heads=6, kv_heads=2, context=64, rope_theta=1e4)
 LENGTHS = [5, 1, 0, 17, 2, 33, 9, 1]
@@ -148,7 +148,7 @@ def test_bfloat16_is_used_where_the_cpu_multiplies_it(monkeypatch):
 
 def test_rope_turns_by_the_distance_within_the_own_sequence():
     _, cu_seqlens = packed([7, 12])
-    cos, sin = rope(cu_seqlens, 19, 8, 1e4, torch.float64)
+    cos, sin = turns(positions(cu_seqlens, 19), Model(head_dim=8, rope_theta=1e4), torch.float64)
     q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
     turned_q, turned_k = (rotate(x.expand(19, 1, 8), cos, sin)[:, 0] for x in (q, k))
     torch.testing.assert_close(turned_q[5] @ turned_k[2], turned_q[7 + 9] @ turned_k[7 + 6])

@@ -29,7 +29,7 @@ def test_soft_mask_schedules(schedule, quarter, half):
 def weak_stage(tiny, run, *overrides):
     """The stage, its config, and a model for it."""
     config = load(tiny, [f"--out_dir={run}", *overrides])
-    tokenizer = prepare.make_tokenizer(config.tokenizer, [], run / "tokenizer.model")
+    tokenizer = prepare.make_tokenizer(config.tokenizer, [], run)
     with Encoders(tokenizer, 1) as encoders:
         shards = {s: prepare.make_shards(s, "weak", config.weak, encoders, run / "data") for s in config.weak.data}
     return stages.Weak(config, shards, Mesh("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)

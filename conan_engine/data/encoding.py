@@ -8,7 +8,6 @@ import numpy as np
 
 from conan_engine.data.processes import Pool
 from conan_engine.data.shards import Records
-from conan_engine.data.tokenizer import Tokenizer
 
 BATCH = (1024, 2**20)  # a batch ends at so many records, or at so many characters
 
@@ -59,7 +58,7 @@ class Encoders:
 
     def __init__(self, tokenizer, processes):
         self.tokenizer = tokenizer
-        self._pool = Pool(processes, _set_tokenizer, tokenizer.model)
+        self._pool = Pool(processes, _set_tokenizer, tokenizer)
 
     def encode(self, shape, batches, max_tokens):
         """Records for each of an iterator of batches, in order. Raises what encoding a batch raised, and UserError if a
@@ -75,9 +74,9 @@ class Encoders:
         self._pool.close()
 
 
-def _set_tokenizer(model):
+def _set_tokenizer(tokenizer):
     global _tokenizer  # of one of the processes
-    _tokenizer = Tokenizer(model)
+    _tokenizer = tokenizer
 
 
 def _encode(job):
@@ -101,13 +100,14 @@ def _encode_text(tokenizer, batch, _):
     """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
     texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
     for tokens in tokenizer.encode_batch(texts):
-        yield [tokens + [tokenizer.eos_id]], math.nan, 0
+        yield [tokenizer.prefix + tokens + [tokenizer.eos_id]], math.nan, 0
 
 
 def _encode_instructions(tokenizer, batch, max_tokens):
     """Cut from the end of the output, after the input has been cut to half the room: something is left to learn from."""
     encoded = tokenizer.encode_batch([text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])])
     for instruction, text, output in zip(encoded[::3], encoded[1::3], encoded[2::3]):
+        instruction = tokenizer.prefix + instruction
         instruction = instruction[: max_tokens // 4]
         text = text[: max_tokens // 2 - len(instruction)] if len(text) > max_tokens // 4 else text
         yield [instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]], math.nan, 0
@@ -116,16 +116,16 @@ def _encode_instructions(tokenizer, batch, max_tokens):
 def _encode_pairs(tokenizer, batch, max_tokens):
     """One record a positive; the group is the positive's text (or the class)."""
     flat = [(r, positive) for r in batch for positive in r["pos"]]
-    encoded = iter(tokenizer.encode_batch([t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))]))
+    encoded = iter(tokenizer.encode_texts([t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))], max_tokens))
     for record, positive in flat:
-        fields = [next(encoded)[:max_tokens] for _ in range(2 + len(record.get("neg", ())))]
+        fields = [next(encoded) for _ in range(2 + len(record.get("neg", ())))]
         yield fields, record.get("score", math.nan), _group(record.get("group", positive))
 
 
 def _encode_sts(tokenizer, batch, max_tokens):
-    encoded = tokenizer.encode_batch([text for r in batch for text in (r["sentence1"], r["sentence2"])])
+    encoded = tokenizer.encode_texts([text for r in batch for text in (r["sentence1"], r["sentence2"])], max_tokens)
     for record, first, second in zip(batch, encoded[::2], encoded[1::2]):
-        yield [first[:max_tokens], second[:max_tokens]], record["score"], 0
+        yield [first, second], record["score"], 0
 
 
 _ENCODE = {"text": _encode_text, "instruction": _encode_instructions, "pairs": _encode_pairs, "sts": _encode_sts}

@@ -4,7 +4,6 @@ import hashlib
 import importlib
 import itertools
 import json
-import shutil
 from pathlib import Path
 
 from tqdm import tqdm
@@ -68,18 +67,20 @@ def texts(source, use, about=None, skip=False):
                 yield from value
 
 
-def make_tokenizer(settings, sources, path, skip=False):
-    """Take `settings.path`, or the tokenizer that stands at `path`, or train one on `sources` (a list of (source, use, Source)),
-    `skip`: without the records that cannot be used; in the end it stands at `path`."""
+def make_tokenizer(settings, sources, run, skip=False):
+    """Take `settings.path`, or the tokenizer that stands in the folder `run`, or train one on `sources` (a list of (source, use,
+    Source)), `skip`: without the records that cannot be used; in the end it stands there."""
+    path = Tokenizer.of(run)
     if settings.path:  # a run carries its tokenizer with it
         tokenizer = Tokenizer.load(settings.path)
-        if not Path(path).exists() or Tokenizer.load(path).hash != tokenizer.hash:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-            partial = Path(f"{path}.partial")
-            shutil.copyfile(settings.path, partial)
-            partial.replace(path)
+        if path is None or Tokenizer.load(path).hash != tokenizer.hash:
+            Path(run).mkdir(parents=True, exist_ok=True)
+            if path:
+                path.unlink()
+            tokenizer.save(run)
         return tokenizer
-    if not Path(path).exists():
+    path = path or Path(run, Tokenizer.FILE)
+    if not path.exists():
         sources = {source: (source, *how, skip) for source, *how in sources}.values()  # one that several uses share is read for one
         total = sum(len(text) for source in sources for text in texts(*source))
         if total == 0:

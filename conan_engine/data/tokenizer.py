@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from conan_engine.data.json_tokenizer import JsonTokenizer, put
 from conan_engine.errors import UserError
 
 # sentencepiece writes a space as U+2581 and so reads every U+2581 back as a space. A text's own U+2581 is therefore
@@ -19,7 +20,10 @@ LINE = 4000  # characters a training sentence at most: sentencepiece drops longe
 
 
 class Tokenizer:
-    """model (the file's bytes); hash (its SHA-256 in hex: goes into every shard and checkpoint); vocab_size; eos_id ends a text."""
+    """model (the file's bytes); hash (its SHA-256 in hex: goes into every shard and checkpoint); vocab_size; eos_id ends a text. A text
+    is read without a prefix or suffix."""
+
+    FILE, prefix, suffix = "tokenizer.model", [], []
 
     def __init__(self, model):
         """model: the bytes of a sentencepiece model."""
@@ -31,14 +35,27 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """Raises UserError if `path` is missing or not a tokenizer that `train` wrote."""
+        """This, or a JsonTokenizer of a .json file. Raises UserError if `path` is missing or not a tokenizer that `train` wrote."""
+        if Path(path).suffix == ".json":
+            return JsonTokenizer.load(path)
         try:
             tokenizer = cls(Path(path).read_bytes())
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: cannot load this tokenizer ({error}); name a sentencepiece .model file") from None
+            raise UserError(f"{path}: cannot load this tokenizer ({error}); name a sentencepiece .model file, or a tokenizer.json") from None
         if tokenizer.eos_id < 0 or tokenizer.decode(tokenizer.encode(" \u2581\u0ddf\n")) != " \u2581\u0ddf\n":
             raise UserError(f"{path}: this sentencepiece model loses text (it needs byte fallback, no normalisation and an end id); train one here")
         return tokenizer
+
+    @staticmethod
+    def of(folder):
+        """The path of the tokenizer in a run's or a model's folder, or None."""
+        return next((path for cls in (JsonTokenizer, Tokenizer) if (path := Path(folder, cls.FILE)).exists()), None)
+
+    def save(self, folder):
+        put(Path(folder, self.FILE), self.model)
+
+    def __reduce__(self):
+        return type(self), (self.model,)
 
     def encode(self, text):
         """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
@@ -46,6 +63,10 @@ class Tokenizer:
 
     def encode_batch(self, texts):
         return self.processor.encode([escape(text) for text in texts])
+
+    def encode_texts(self, texts, most):
+        """Each text as a model reads it whole, at most `most` ids."""
+        return [ids[:most] for ids in self.encode_batch(texts)]
 
     def decode(self, ids):
         """The text again, exactly. Ids cut within a character give U+FFFD there."""
@@ -94,7 +115,4 @@ def train(texts, path, vocab_size):
             else f"not to be trained on this text ({reason})"
         )  # fmt: skip
         raise UserError(f"tokenizer.vocab_size is {vocab_size}, {advice}") from None
-    partial = Path(f"{path}.partial")
-    partial.parent.mkdir(parents=True, exist_ok=True)
-    partial.write_bytes(model.getvalue())
-    os.replace(partial, path)
+    put(path, model.getvalue())

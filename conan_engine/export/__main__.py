@@ -15,9 +15,9 @@ from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError
 
 FORMATS = {  # name: (module, what it imports, its dtypes, the first one the default)
-    "sentence-transformers": ("sentence_transformers", ("tokenizers",), ("float32", "bfloat16", "float16")),
+    "sentence-transformers": ("sentence_transformers", (), ("float32", "bfloat16", "float16")),
     "gguf": ("gguf", ("gguf",), ("float32", "bfloat16", "float16", "q8_0")),
-    "onnx": ("onnx", ("onnx", "onnxscript", "tokenizers"), ("float32",)),
+    "onnx": ("onnx", ("onnx", "onnxscript"), ("float32",)),
 }
 
 

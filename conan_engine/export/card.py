@@ -26,7 +26,7 @@ def text(run, encoder):
         'model = SentenceTransformer("FOLDER")  # this folder, or its name on the Hub; needs transformers 5.2 or newer',
         "queries = model.encode([...], normalize_embeddings=True)",
         f"small = model.encode([...], truncate_dim={small}, normalize_embeddings=True)",
-        *("```", "", f"With transformers alone: `AutoModel`, {_POOLED[shape.pooling]}, then normalise. It is a bidirectional Llama (`is_causal: false`)."),
+        *("```", "", f"With transformers alone: `AutoModel`, {_POOLED[shape.pooling]}, then normalise. It is a bidirectional {'Qwen3' if shape.qk_norm else 'Llama'} (`is_causal: false`)."),
         *("", "## Training", "", "| stage | steps | data (weights) | batch | longest text |", "|---|---|---|---|---|"),
     ]
     for stage in config.stages[: config.stages.index(state["stage"]) + 1]:
@@ -35,7 +35,7 @@ def text(run, encoder):
         sources = {**about.data, **getattr(about, "sts", {})}
         data = ", ".join(f"{Path(source).name} ({of.weight:g})" for source, of in sources.items())
         lines.append(f"| {stage} | {steps:,} | {data} | {about.batch:,} {'rows' if stage in ('pretrain', 'sft') else 'queries'} | {about.max_tokens:,} tokens |")
-    lines += ["", f"{shape.layers} layers, width {shape.width}, {shape.heads} query and {shape.kv_heads} KV heads, FFN {shape.ffn}, {encoder.tokenizer.vocab_size:,} tokens."]
+    lines += ["", f"{shape.layers} layers, width {shape.width}, {shape.heads} query and {shape.kv_heads} KV heads, FFN {shape.ffn}, {len(encoder.model.embedding):,} tokens."]
     if config.init_from:
         lines[-1] += f" Training started from the weights of {Path(config.init_from).name}."
     results = home / "results.json"

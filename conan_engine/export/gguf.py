@@ -1,11 +1,15 @@
 """One file for llama.cpp (`llama-embedding`, `llama-server --embedding`): its Llama, bidirectional, with pooling and tokenizer."""
 
+import dataclasses
+
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, PoolingType, TokenType, quants
 
-from conan_engine import checkpoint
-from conan_engine.export import llama
-from conan_engine.model import NORM_EPS
+from conan_engine import checkpoint, llama
+from conan_engine.config import RopeScaling
+from conan_engine.data.json_tokenizer import JsonTokenizer
+from conan_engine.errors import UserError
+from conan_engine.model import frequencies
 
 DTYPES = {
     "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32, "f32"),
@@ -20,6 +24,8 @@ NAMES = {
     "self_attn.q_proj": "attn_q",
     "self_attn.k_proj": "attn_k",
     "self_attn.v_proj": "attn_v",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
     "self_attn.o_proj": "attn_output",
     "post_attention_layernorm": "ffn_norm",
     "mlp.gate_proj": "ffn_gate",
@@ -33,27 +39,34 @@ def write(folder, run, encoder, dtype):
     """Into `folder`, which exists; dtype: a key of DTYPES. Norms are float32 always, as llama.cpp wants them."""
     kind, file_type, ending = DTYPES[dtype]
     shape, tokenizer = encoder.model.config, encoder.tokenizer
+    if isinstance(tokenizer, JsonTokenizer):
+        raise UserError(f"{run}: its tokenizer is a tokenizer.json, of which llama.cpp knows some by name only; export the sentence-transformers form and give that to llama.cpp's convert_hf_to_gguf.py")
     name = checkpoint.newest(run)[0].parent.parent.resolve().name
-    writer = GGUFWriter(folder / f"{name}-{ending}.gguf", "llama")
+    writer = GGUFWriter(folder / f"{name}-{ending}.gguf", "qwen3" if shape.qk_norm else "llama-embed")
     writer.add_name(name)
     writer.add_file_type(file_type)
     writer.add_block_count(shape.layers)
-    writer.add_context_length(encoder.max_tokens)
+    writer.add_context_length(shape.context)
     writer.add_embedding_length(shape.width)
     writer.add_feed_forward_length(shape.ffn)
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
-    writer.add_layer_norm_rms_eps(NORM_EPS)
+    writer.add_layer_norm_rms_eps(shape.norm_eps)
     writer.add_rope_freq_base(shape.rope_theta)
-    writer.add_rope_dimension_count(shape.width // shape.heads)
-    writer.add_vocab_size(tokenizer.vocab_size)
+    writer.add_rope_dimension_count(shape.head)
+    writer.add_key_length(shape.head)
+    writer.add_value_length(shape.head)
+    writer.add_vocab_size(len(encoder.model.embedding))
     writer.add_causal_attention(False)
     writer.add_pooling_type({"mean": PoolingType.MEAN, "last": PoolingType.LAST}[shape.pooling])
-    _add_tokenizer(writer, tokenizer)
+    _add_tokenizer(writer, tokenizer, len(encoder.model.embedding))
+    if shape.rope_scaling.factor != 1:  # by what each pair turns slower
+        slower = frequencies(dataclasses.replace(shape, rope_scaling=RopeScaling())) / frequencies(shape)
+        writer.add_tensor("rope_freqs.weight", slower.numpy(), raw_dtype=GGMLQuantizationType.F32)
     for full, tensor in llama.tensors(encoder.model).items():
         array = tensor.numpy()
-        if "q_proj" in full or "k_proj" in full:
-            array = _neighbours(array, shape.width // shape.heads)
+        if ("q_proj" in full or "k_proj" in full) and not shape.qk_norm:  # its Qwen3 turns what ours does
+            array = _neighbours(array, shape.head)
         *layer, part = full.removesuffix(".weight").split(".", 2) if full.startswith("layers.") else (full.removesuffix(".weight"),)
         own = GGMLQuantizationType.F32 if array.ndim == 1 else GGMLQuantizationType.F16 if kind == GGMLQuantizationType.Q8_0 and array.shape[1] % BLOCK else kind
         prefix = f"blk.{layer[1]}." if layer else ""
@@ -69,16 +82,17 @@ def _neighbours(weight, head):
     return np.ascontiguousarray(weight.reshape(-1, 2, head // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape))
 
 
-def _add_tokenizer(writer, tokenizer):
+def _add_tokenizer(writer, tokenizer, rows):
     """llama.cpp's "llama" tokenizer is sentencepiece's BPE. It does not know our escapes: a text's own U+2581, U+001A or NUL gets
     other tokens."""
     processor, ids = tokenizer.processor, range(tokenizer.vocab_size)
     kinds = ((processor.is_unknown, TokenType.UNKNOWN), (processor.is_control, TokenType.CONTROL), (processor.is_unused, TokenType.UNUSED), (processor.is_byte, TokenType.BYTE))
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    writer.add_token_list([processor.id_to_piece(i).encode() for i in ids])
-    writer.add_token_scores([processor.get_score(i) for i in ids])
-    writer.add_token_types([next((kind for is_kind, kind in kinds if is_kind(i)), TokenType.NORMAL) for i in ids])
+    unused = range(rows - len(ids))  # the token table may have more rows than there are tokens
+    writer.add_token_list([*(processor.id_to_piece(i).encode() for i in ids), *(f"[unused {i}]".encode() for i in unused)])
+    writer.add_token_scores([*(processor.get_score(i) for i in ids), *(-1e4 for _ in unused)])
+    writer.add_token_types([*(next((kind for is_kind, kind in kinds if is_kind(i)), TokenType.NORMAL) for i in ids), *(TokenType.UNUSED for _ in unused)])
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.eos_id)
     writer.add_unk_token_id(processor.unk_id())

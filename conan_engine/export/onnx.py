@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conan_engine.export.sentence_transformers import write_tokenizer
-from conan_engine.model import rms_norm, rotate
+from conan_engine.model import rms_norm, turns
 
 OPSET = 18
 INLINE = 10**9  # bytes of weights that stand in model.onnx itself; more, in model.onnx.data (protobuf ends at 2 GB)
@@ -22,34 +22,25 @@ class Padded(nn.Module):
         self.model = model
 
     def forward(self, ids, mask):
-        config, head = self.model.config, self.model.blocks[0].head_dim
-        frequencies = config.rope_theta ** (-torch.arange(0, head, 2, dtype=torch.float32) / head)
-        angles = torch.arange(ids.shape[1])[:, None, None] * frequencies
-        cos, sin = angles.cos(), angles.sin()  # [L, 1, D/2]
+        config = self.model.config
+        cos, sin = turns(torch.arange(ids.shape[1]), config, torch.float32)  # [L, 1, D/2]
         own = mask.bool()
         # a text of no tokens looks at its padding, which nobody sees: looking at nothing would give NaN
         seen = (own | ~own.any(1, keepdim=True))[:, None, None, :]
         x = F.embedding(ids, self.model.embedding) * config.embedding_scale  # [B, L, C]
         for block in self.model.blocks:
-            x = self._block(block, x, cos, sin, seen)
-        hidden = rms_norm(x, self.model.norm)
+            q, k, v = block.project(rms_norm(x, block.attention_norm, config.norm_eps), cos, sin)  # [B, L, H or G, D]
+            k, v = (y.repeat_interleave(config.heads // config.kv_heads, dim=2) for y in (k, v))
+            out = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), attn_mask=seen)
+            x = x + block.attention_out(out.transpose(1, 2).flatten(2))
+            x = x + block.feed_forward(rms_norm(x, block.ffn_norm, config.norm_eps))
+        hidden = rms_norm(x, self.model.norm, config.norm_eps)
         if config.pooling == "last":
             last = (torch.arange(ids.shape[1]) * mask).amax(1)[:, None, None].expand(-1, 1, hidden.shape[2])
             pooled = hidden.gather(1, last)[:, 0] * own.any(1)[:, None]
         else:
             pooled = (hidden * mask[:, :, None]).sum(1)  # its length is lost in the next line
         return F.normalize(pooled, dim=-1)
-
-    def _block(self, block, x, cos, sin, seen):
-        heads, groups = block.heads, block.kv_heads
-        qkv = block.qkv(rms_norm(x, block.attention_norm)).unflatten(-1, (heads + 2 * groups, block.head_dim))
-        qk, v = qkv.split([heads + groups, groups], dim=2)
-        q, k = rotate(qk, cos, sin).split([heads, groups], dim=2)
-        k, v = (y.repeat_interleave(heads // groups, dim=2) for y in (k, v))
-        out = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), attn_mask=seen)
-        x = x + block.attention_out(out.transpose(1, 2).flatten(2))
-        gate, up = block.gate_up(rms_norm(x, block.ffn_norm)).chunk(2, dim=-1)
-        return x + block.ffn_out(F.silu(gate) * up)
 
 
 def write(folder, run, encoder, dtype):

@@ -5,7 +5,9 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from conan_engine.export import card, llama
+from conan_engine import llama
+from conan_engine.data.json_tokenizer import JsonTokenizer
+from conan_engine.export import card
 from conan_engine.export.fast_tokenizer import convert
 
 POOLING = {"mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
@@ -15,7 +17,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 def write(folder, run, encoder, dtype):
     """Into `folder`, which exists; run: where results.json may be; dtype: a key of DTYPES."""
     model, dtype = encoder.model, DTYPES[dtype]
-    _json(folder / "config.json", llama.config(model, encoder.tokenizer, encoder.max_tokens, encoder.dims, dtype))
+    _json(folder / "config.json", _config(encoder, dtype))
     tensors = {name: tensor.to(dtype) for name, tensor in llama.tensors(model).items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(folder, encoder)
@@ -32,11 +34,52 @@ def write(folder, run, encoder, dtype):
     (folder / "README.md").write_text(card.text(run, encoder), encoding="utf-8")
 
 
+def _config(encoder, dtype):
+    """Of a Llama, or of a Qwen3 if it has norms for queries and keys; is_causal = false makes transformers (5.2 or newer) and llama.cpp run
+    them bidirectionally."""
+    shape, tokenizer = encoder.model.config, encoder.tokenizer
+    rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
+    if shape.rope_scaling.factor != 1:
+        scaling = dict(vars(shape.rope_scaling))
+        rope |= {"rope_type": "llama3", "original_max_position_embeddings": scaling.pop("original_context"), **scaling}
+    kind = "Qwen3" if shape.qk_norm else "Llama"
+    return {
+        "architectures": [f"{kind}Model"],
+        "model_type": kind.lower(),
+        "is_causal": False,
+        "hidden_act": "silu",
+        "hidden_size": shape.width,
+        "intermediate_size": shape.ffn,
+        "num_hidden_layers": shape.layers,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.kv_heads,
+        "head_dim": shape.head,
+        "max_position_embeddings": shape.context,
+        "rms_norm_eps": shape.norm_eps,
+        "rope_parameters": rope,
+        "rope_theta": shape.rope_theta,  # where older versions look
+        "vocab_size": len(encoder.model.embedding),
+        "bos_token_id": None,
+        "eos_token_id": tokenizer.eos_id,
+        "pad_token_id": tokenizer.eos_id,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "use_cache": False,
+        "matryoshka_dimensions": encoder.dims,
+        "dtype": str(dtype).removeprefix("torch."),
+    }
+
+
 def write_tokenizer(folder, encoder):
     """tokenizer.json, and what transformers wants to know beside it. A text that spells an end token is a text like others."""
-    fast, processor = convert(encoder.tokenizer), encoder.tokenizer.processor
-    fast.save(str(folder / "tokenizer.json"))
-    end, unknown = processor.id_to_piece(encoder.tokenizer.eos_id), processor.id_to_piece(processor.unk_id())
+    tokenizer = encoder.tokenizer
+    if isinstance(tokenizer, JsonTokenizer):
+        tokenizer.save(folder)
+        end = unknown = tokenizer.end
+    else:
+        convert(tokenizer).save(str(folder / JsonTokenizer.FILE))
+        end, unknown = (tokenizer.processor.id_to_piece(i) for i in (tokenizer.eos_id, tokenizer.processor.unk_id()))
     about = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": encoder.max_tokens,

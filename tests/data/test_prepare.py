@@ -267,15 +267,15 @@ def test_a_source_that_does_not_fit_the_stage_is_named(tmp_path, tokenizer):
 
 def test_a_given_tokenizer_goes_with_the_run(tmp_path, folder, tokenizer):
     given = folder / "tokenizer.model"
-    run = tmp_path / "run" / "tokenizer.model"
+    run = tmp_path / "run"
     assert prepare.make_tokenizer(TokenizerSettings(path=str(given)), [], run).hash == tokenizer.hash
-    assert Tokenizer.load(run).hash == tokenizer.hash
+    assert Tokenizer.load(run / "tokenizer.model").hash == tokenizer.hash
 
 
 def test_no_text_at_all_for_a_tokenizer_is_named(tmp_path):
     path = write_lines(tmp_path / "t.jsonl", [{"text": ""}])
     with pytest.raises(UserError, match="hold no text to train a tokenizer on"):
-        prepare.make_tokenizer(TokenizerSettings(vocab_size=300), [(str(path), "pretrain", None)], tmp_path / "tokenizer.model")
+        prepare.make_tokenizer(TokenizerSettings(vocab_size=300), [(str(path), "pretrain", None)], tmp_path)
 
 
 @pytest.mark.parametrize("fields", [("instruction", "input", "output"), ("query", "pos")])
@@ -289,6 +289,6 @@ def test_a_tokenizer_that_sees_a_part_of_the_text_sees_a_part_of_every_field(tmp
         patch.setattr(prepare.Tokenizer, "load", lambda path: None)
         total = sum(map(len, words.values())) * 600
         settings = TokenizerSettings(train_bytes=total // len(fields))
-        prepare.make_tokenizer(settings, [(str(path), "weak", None)], tmp_path / "tokenizer.model")
+        prepare.make_tokenizer(settings, [(str(path), "weak", None)], tmp_path)
     for word in words.values():
         assert seen.count(word) == pytest.approx(600 / len(fields), rel=0.05)

@@ -50,7 +50,7 @@ def test_a_run_without_a_checkpoint(untrained_run, tmp_path):
     assert (code, err.count("\n")) == (2, 1) and "no whole checkpoint" in err and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("form", "package"), [("gguf", "gguf"), ("onnx", "onnx"), ("onnx", "onnxscript"), ("sentence-transformers", "tokenizers")])
+@pytest.mark.parametrize(("form", "package"), [("gguf", "gguf"), ("onnx", "onnx"), ("onnx", "onnxscript")])
 def test_a_package_that_is_not_there(untrained_run, tmp_path, form, package):
     code, _, err = export(untrained_run, tmp_path / "out", f"--format={form}", hide=package)
     assert (code, err.count("\n")) == (2, 1) and f"pip install {package}" in err and not (tmp_path / "out").exists()
