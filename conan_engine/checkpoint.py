@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from conan_engine import config as settings
+from conan_engine import llama, lora, pretrained
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 from conan_engine.model import Transformer
@@ -37,10 +38,46 @@ def newest(run, stages=settings.STAGES, mesh=None):
     return None
 
 
-def load_weights(folder, state, model, model_config, tokenizer):
-    """Copy a checkpoint's weights into `model`, in place. Raises UserError for another shape or another tokenizer."""
-    trained = dataclasses.asdict(settings.from_dict(state["config"], f"{folder}/state.json").model)
-    for key, ours in dataclasses.asdict(model_config).items():
+def start_from(start, model, tokenizer, mesh=None):
+    """Copy the weights of init_from into `model`: a transformers folder's, or the newest of a run. Raises UserError for what is none of
+    these or does not fit."""
+    if pretrained.is_transformers(start):
+        llama.load_weights(start, model)
+        return
+    found = newest(start, mesh=mesh)
+    if found is None:
+        raise UserError(f"init_from: {start} has no whole checkpoint, and is no folder of transformers; name one that is, or leave init_from empty")
+    load_weights(*found, model, tokenizer, mesh)
+
+
+def base_of(start, mesh=None):
+    """What identifies the weights of init_from, under which adapters alone are saved: {"folder", "digest"}."""
+    if pretrained.is_transformers(start):
+        folder, files = Path(start), sorted(Path(start).glob("*.safetensors"))
+    else:
+        folder = newest(start, mesh=mesh)[0]
+        files = [folder / "state.json"]  # has the digests of the others
+
+    def digests():
+        return "".join(map(digest, files)) if mesh is None or mesh.rank == 0 else None
+
+    return {"folder": str(folder.resolve()), "digest": mesh.of_all(digests)[0] if mesh else digests()}
+
+
+def load_base(folder, state, model, tokenizer, mesh=None):
+    """Copy the weights under a checkpoint's adapters into `model`. Raises UserError if they are not what they were."""
+    base = state["base"]
+    if not Path(base["folder"]).exists() or base_of(base["folder"], mesh) != base:
+        raise UserError(f"{folder}: holds adapters of {base['folder']}, which is gone or another one now; put it back as it was")
+    start_from(base["folder"], model, tokenizer, mesh)
+
+
+def load_weights(folder, state, model, tokenizer, mesh=None):
+    """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with adapters, these.
+    Raises UserError for another shape or another tokenizer."""
+    config = settings.from_dict(state["config"], f"{folder}/state.json")
+    trained = dataclasses.asdict(config.model)
+    for key, ours in dataclasses.asdict(model.config).items():
         theirs = trained[key]
         if theirs != ours:
             raise UserError(f"{folder}: was trained with model.{key} = {theirs!r}, this config says {ours!r}; use its value, or another run folder")
@@ -49,12 +86,20 @@ def load_weights(folder, state, model, model_config, tokenizer):
             f"{folder}: was trained with tokenizer {state['tokenizer'][:12]}, this run has {tokenizer.hash[:12]}; "
             f"set tokenizer.path to the tokenizer.model of that run"
         )
+    merge = config.lora.rank and all(p.requires_grad for p in model.parameters())
+    if merge:
+        load_base(folder, state, model, tokenizer, mesh)
+        lora.adapt(model, config.lora, seed=0)
     weights = _pieces(folder, state, "model")
     for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
         try:
             weights.read_into(p.detach().view(-1), name, p, model.tensor.group)
         except KeyError:
             raise UserError(f"{folder}: holds no {name}: it was saved by a stage that does without; start from one of an earlier stage, or set model.tied = true") from None
+    if merge:
+        lora.merge(model)
 
 
 def load_training(folder, state, optimizer, stage, mesh):
@@ -86,7 +131,7 @@ def load_model(run, device="cpu"):
     tokenizer = Tokenizer.load(tokenizer_path)
     model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(device)
     model.lm_head = None
-    load_weights(folder, state, model, config.model, tokenizer)
+    load_weights(folder, state, model, tokenizer)
     return model, tokenizer, config.model.context, config.supervised.dims
 
 

@@ -127,6 +127,13 @@ class Supervised(Stage):
 
 
 @dataclass
+class Lora:
+    rank: int = 0  # of the adapters that are trained in place of the weights of init_from; 0 = the weights themselves
+    alpha: float = 32.0  # ours: what the adapters add is multiplied by alpha / rank
+    targets: list[str] = field(default_factory=lambda: ["qkv", "attention_out", "gate_up", "ffn_out"])  # the matrices of a block that have one
+
+
+@dataclass
 class Negatives:
     count: int = 7  # hard negatives in use a query
     pool: int = 32  # ours: candidates mined a query, best first
@@ -166,6 +173,7 @@ class Config:
     max_skips: int = 10  # non-finite steps in a row before the run stops
     model: Model = field(default_factory=Model)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
+    lora: Lora = field(default_factory=Lora)
     pretrain: Pretrain = field(default_factory=Pretrain)
     sft: Sft = field(default_factory=Sft)
     weak: Weak = field(default_factory=Weak)
@@ -356,6 +364,10 @@ def _check(config, where):
         require(vocab_size % config.tensor_parallel == 0, "tokenizer.vocab_size", vocab_size, f"a multiple of tensor_parallel = {config.tensor_parallel}")
     require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}")
     one_of("model.pooling", model.pooling, "mean", "last")
+    lora, matrices = config.lora, Lora().targets
+    require(lora.rank >= 0, "lora.rank", lora.rank, "0 or more")
+    require(lora.targets and set(lora.targets) <= set(matrices), "lora.targets", lora.targets, f"some of {', '.join(matrices)}")
+    require(not lora.rank or config.init_from, "lora.rank", lora.rank, "0 without init_from: there are no weights to adapt")
     one_of("device", config.device, "auto", "cpu", "cuda")
     one_of("recompute", config.recompute, "none", "block")
     one_of("precision", config.precision, "auto", "bfloat16", "float32")

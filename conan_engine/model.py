@@ -160,12 +160,12 @@ def count_parameters(config, vocab_size):
         return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
 
 
-def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False, recompute="none"):
+def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False, recompute="none", trained=None):
     """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and `ranks` such
     the data.
 
-    Weights (float32, or bfloat16 beside the optimiser's float32 ones) and float32 gradients; two Adam moments, shared out over
-    the ranks (ZeRO stage 1); and the activations, in float32, that the backward needs of so many tokens: of every block, or what
+    Weights (float32, or bfloat16 beside the optimiser's float32 ones); of those that are `trained` (None: all) float32 gradients and
+    two Adam moments, these shared out over the ranks (ZeRO stage 1); and the activations, in float32, that the backward needs of so many tokens: of every block, or what
     enters each and one block's.
     """
     parameters = count_parameters(config, vocab_size) // tensor
@@ -174,4 +174,5 @@ def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=Fals
     per_layer = 5 * config.width + shared // tensor  # norms, residuals, and what the matrices take in
     blocks = config.layers * per_layer if recompute == "none" else config.layers * config.width // tensor + per_layer
     activations = tokens * (blocks + 4 * config.width) * 4
-    return parameters * ((2 + 4) if bfloat16 else (4 + 4)) + parameters * (12 if bfloat16 else 8) // ranks + activations
+    trained = parameters if trained is None else trained // tensor
+    return parameters * (2 if bfloat16 else 4) + trained * 4 + trained * (12 if bfloat16 else 8) // ranks + activations

@@ -17,6 +17,9 @@ def differences(folder, state, config, under_way):
     """
     was, now = (dict(_leaves(dataclasses.asdict(c))) for c in (settings.from_dict(state["config"], f"{folder}/state.json"), config))
     found = [(key, was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)]
+    adapters = [f"{key} was {_said(before)} and is {_said(after)} now" for key, before, after in found if key.startswith("lora.")]
+    if adapters:
+        raise UserError(f"{folder}: {'; '.join(adapters)}: adapters go on as they are; set it back, or choose another out_dir with init_from = {config.out_dir}, which merges them")
     fixed = [("seed",), *((under_way, key) for key in FIXED)] if under_way else []
     fixed += [tuple(key.split(".")) for key in FIXED_POOLS] if under_way == "supervised" else []
     refused = [f"{key} was {_said(before)} and is {_said(after)} now" for key, before, after in found if any(tuple(key.split(".", 2)[: len(f)]) == f for f in fixed)]

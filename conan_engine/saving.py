@@ -26,17 +26,18 @@ class Saver:
     .<stage>-<step>.partial. The folder is one that all machines share.
     """
 
-    def __init__(self, config, tokenizer, data, mesh):
-        """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are."""
+    def __init__(self, config, tokenizer, data, mesh, base=None):
+        """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base: checkpoint.base_of
+        what the adapters belong to, where only these are trained."""
         self.config, self.mesh, self.folder = config, mesh, Path(config.out_dir, "checkpoints")
-        self.always = {"tokenizer": tokenizer.hash, "data": data, "config": dataclasses.asdict(config)}
+        self.always = {"tokenizer": tokenizer.hash, "data": data, "config": dataclasses.asdict(config), "base": base}
         self.thread, self.work, self.state = ThreadPoolExecutor(1), None, None
         if mesh.rank == 0:
             for left in self.folder.glob(".*.partial"):  # by a kill
                 shutil.rmtree(left)
 
     def start(self, stage, step, optimizer, stage_state, counters):
-        """Save the weights, both AdamW moments, the stage's own state (negative pools), every rank's RNGs, the step (all there is to
+        """Save the weights that are trained, both AdamW moments, the stage's own state (negative pools), every rank's RNGs, the step (all there is to
         the data's position and the schedules) and `counters`, as they are now. Waits for the save before, then for the copy."""
         self.finish()
         files = {"model": ({}, {}), "optimizer": ({}, {})}  # name -> numbers; name -> the first one's place

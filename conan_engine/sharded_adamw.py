@@ -73,16 +73,20 @@ class ShardedAdamW:
     """A step: backwards, `send_next` before the last of them; `reduce_gradients`; `step`; `zero_gradients`."""
 
     def __init__(self, model, mesh, lr, weight_decay, dtype=torch.float32):
-        """mesh: parallel.Mesh. dtype: of the weights that compute; float32 or bfloat16."""
+        """mesh: parallel.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no gradient are left as they
+        are, in that dtype."""
         self.mesh = mesh
-        named = list(model.named_parameters())
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        for p in model.parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(dtype)
         # what tensor ranks have alike comes first: norms, whose gradients are complete last
         of_kind = ([one for one in named if hasattr(one[1], "split_by") == cut] for cut in (False, True))
         self.buckets = [Bucket(part, mesh.data, dtype) for kind in of_kind for part in _parts(kind)]
         self.home = {p: bucket for bucket in self.buckets for p in bucket.parameters}
         self.hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self.home]
         for module in model.modules():
-            own = dict.fromkeys(self.home[p] for p in module.parameters(recurse=False))
+            own = dict.fromkeys(self.home[p] for p in module.parameters(recurse=False) if p in self.home)
             if own:
                 self.hooks.append(module.register_forward_pre_hook(_wait_for(own)))
         # Norm weights decay too: at the paper's 1e-3 it makes no difference, and one list of slices is simpler.

@@ -20,7 +20,7 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, checkpoint, errors, llama, lock, pretrained, resuming
+from conan_engine import __version__, checkpoint, errors, lock, lora, resuming
 from conan_engine.config import load, settings_with_comments
 from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
@@ -85,17 +85,20 @@ def main():
         model.lm_head = None  # the checkpoint may do without already
     # the weights that compute; the optimiser keeps float32 ones
     dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
-    if found:
-        checkpoint.load_weights(*found, model, config.model, tokenizer)
-    elif config.init_from and pretrained.is_transformers(config.init_from):
-        llama.load_weights(config.init_from, model)
-    elif config.init_from:
-        weights = checkpoint.newest(config.init_from, mesh=mesh)
-        if weights is None:
-            raise UserError(f"init_from: {config.init_from} has no whole checkpoint; name a run folder that has one, or leave init_from empty")
-        checkpoint.load_weights(*weights, model, config.model, tokenizer)
-    else:
+    base = None  # what the weights belong to that are trained and saved alone
+    if config.lora.rank:
+        if found:
+            checkpoint.load_base(*found, model, tokenizer, mesh)
+        else:
+            checkpoint.start_from(config.init_from, model, tokenizer, mesh)
+        base = found[1]["base"] if found else checkpoint.base_of(config.init_from, mesh)
+        lora.adapt(model, config.lora, config.seed)
+    elif config.init_from and not found:
+        checkpoint.start_from(config.init_from, model, tokenizer, mesh)
+    elif not found:
         model.init_weights(config.seed)
+    if found:
+        checkpoint.load_weights(*found, model, tokenizer, mesh)
     log = Log(run, mesh.rank == 0)
     log.resume(config.stages[: config.stages.index(done_stage)], done_stage, done_step)
     if found:
@@ -106,7 +109,7 @@ def main():
         partial.replace(run / "config.json")
 
     # ---- the stages, each from the weights of the one before
-    saver = Saver(config, tokenizer, fingerprints, mesh)
+    saver = Saver(config, tokenizer, fingerprints, mesh, base)
     for name in todo:
         settings = getattr(config, name)
         first_step = 0
@@ -196,10 +199,11 @@ def answer(arguments):
 def report_plan(config, mesh):
     """Say how large the model is and what a device needs, before anything is allocated."""
     vocab, ranks = config.model.vocab_size or config.tokenizer.vocab_size, mesh.data.world
+    adapters = lora.count(config.model, config.lora) if config.lora.rank else None
 
     def memory(tokens):
         bfloat16 = mesh.device.type == "cuda" and config.precision != "float32"
-        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute)
+        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute, adapters)
 
     needs = 0
     for name in config.stages:
@@ -216,7 +220,8 @@ def report_plan(config, mesh):
         has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # shared by the ranks of this machine
     if mesh.rank == 0:
         print(
-            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters; per device ({mesh.world} in all) "
+            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters" + (f", {adapters / 1e6:,.2f}M of them in adapters trained" if adapters else "")
+            + f"; per device ({mesh.world} in all) "
             f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most {needs / 2**30:.1f} GiB with activations; "
             f"this one has {has / 2**30:.1f} GiB",
             flush=True,

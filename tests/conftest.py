@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before any test imports one
 from runs import TINY, train, untrained, write_lines
 
 SEED = int(os.environ.get("CONAN_TEST_SEED") or int.from_bytes(os.urandom(4), "little"))

@@ -1,6 +1,8 @@
 """Runs that start from a model of transformers: its hidden states are ours, what we cannot do is named, and it goes back out."""
 
 import json
+import re
+import shlex
 import shutil
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 import torch
 import transformers
 from ranked import on_ranks
-from runs import one_line, train, write_lines
+from runs import ROOT, one_line, train, write_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from conan_engine import llama, pretrained
@@ -293,6 +295,17 @@ def test_trained_exported_and_loaded_and_all_the_way_round(shapeless, tmp_path, 
     shutil.rmtree(tmp_path / "run/checkpoints/supervised-00000003")
     code, out, err = train(shapeless, tmp_path / "run", f"--init_from={tmp_path}/model", *SHORT)
     assert code == 0 and "resuming after step 3 of weak" in out, err
+
+
+def test_the_readmes_command_is_taken(tmp_path):
+    make(tmp_path / "model", "llama")
+    save_tokenizer(tmp_path / "model")
+    (command,) = re.findall(r"^    torchrun conan_engine/train.py (configs/finetune.toml .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    path, *options = shlex.split(command.replace("FOLDER", str(tmp_path / "model")))
+    config = load(ROOT / path, [*options, "--weak.max_tokens=64", "--supervised.max_tokens=64"])
+    assert (config.model.width, config.supervised.dims, config.tokenizer.path) == (64, [64], f"{tmp_path}/model/tokenizer.json")
+    with pytest.raises(UserError, match="weak.max_tokens is 512; expected 1 to model.context = 64"):
+        load(ROOT / path, options)
 
 
 def test_a_run_brings_its_shape_and_tokenizer_too(shapeless, untrained_run, tmp_path):

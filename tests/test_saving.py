@@ -65,7 +65,7 @@ COUNTERS = {"updates": 2}
 def _restored(mesh, settings):
     folder, state = checkpoint.newest(settings.out_dir, mesh=mesh)
     model = Transformer(settings.model, Words.vocab_size, "float32", mesh.tensor)
-    checkpoint.load_weights(folder, state, model, settings.model, Words)
+    checkpoint.load_weights(folder, state, model, Words)
     optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
     optimizer.load_state(Pieces(sorted(folder.glob("optimizer-*"))), state["counters"]["updates"])
     return optimizer

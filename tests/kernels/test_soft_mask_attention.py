@@ -1,15 +1,10 @@
 """`conan_kernels.soft_mask_attention` against the reference form in fp64: on a GPU where there is one, else in Triton's interpreter."""
 
-import os
-
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
 from interpreted import bf16_as_a_gpu_has_it
 from soft_mask_cases import DEVICE, assert_as_exact_as_pytorch, batch, pairwise, results_and_gradients

@@ -1,14 +1,10 @@
 """`conan_kernels.soft_mask_attention` among PyTorch's own: opcheck, torch.compile, checkpoints, autocast, strides, errors."""
 
-import os
 import sys
 
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
 from interpreted import bf16_as_a_gpu_has_it
 from soft_mask_cases import DEVICE, batch, results_and_gradients

@@ -1,13 +1,9 @@
 """How many tiles the soft-masked attention's kernels visit, counted in Triton's interpreter: the minimum, for each alpha."""
 
-import os
 from collections import Counter
 
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined, hence before the import
 
 from soft_mask_cases import batch, count_tiles, results_and_gradients
 
