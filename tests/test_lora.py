@@ -73,6 +73,7 @@ def test_a_checkpoint_holds_the_adapters_alone(adapted_run, whole):
             assert singular[0] > 1e-4 and (singular[RANK:] < 1e-2 * singular[0]).all()
 
 
+@pytest.mark.slow
 def test_two_by_two_ranks_have_the_losses_of_one(tiny, adapted_run, whole, tmp_path):
     code, out, err = train(tiny, tmp_path / "run", f"--init_from={whole}", *STEPS, "--tensor_parallel=2", "--recompute=block", ranks=4)
     assert code == 0, err

@@ -60,7 +60,7 @@ def _alone(precision, pooling, seed):
     return Transformer(Model(**SHAPE, pooling=pooling), VOCAB, precision).init_weights(seed)
 
 
-@pytest.mark.parametrize(("world", "precision", "pooling"), [(2, "float32", "mean"), (4, "float32", "last"), (4, "bfloat16", "mean")])
+@pytest.mark.parametrize(("world", "precision", "pooling"), [(2, "float32", "mean"), pytest.param(4, "float32", "last", marks=pytest.mark.slow), (4, "bfloat16", "mean")])
 def test_ranks_that_share_a_model_have_its_vectors_losses_and_gradients(tmp_path, world, precision, pooling):
     seed = torch.randint(2**31, ()).item()
     on_ranks(world, _shared, precision, pooling, seed, str(tmp_path / "shared.pt"), tensor=world)

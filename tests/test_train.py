@@ -39,6 +39,7 @@ def test_killed_anywhere_and_started_again_gives_the_same_losses_bit_for_bit(tin
     assert losses(run) == losses(whole)
 
 
+@pytest.mark.slow
 def test_bfloat16_goes_on_bit_for_bit_too(tiny, whole, tmp_path):
     options = ["--stages=['sft', 'weak']", "--precision=bfloat16", f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}"]
     run, stopped = tmp_path / "run", tmp_path / "stopped"

@@ -57,5 +57,6 @@ def _late(_, meet):
         assert "rank 0" not in watch.waited_for() and "rank 2" not in watch.waited_for()
 
 
+@pytest.mark.slow
 def test_a_rank_that_is_elsewhere_is_named_with_its_place(tmp_path):
     on_ranks(3, _late, str(tmp_path / "meet"))
