@@ -1,6 +1,5 @@
 """What a model that one has tells of itself, so that a run can start from it: a folder of transformers (Llama, Mistral or Qwen3, with
-or without an LM head, or what conan_engine.export wrote) or another
-run."""
+or without an LM head, or what conan_engine.export wrote) or another run."""
 
 import json
 from pathlib import Path

@@ -10,6 +10,8 @@ import importlib
 import shutil
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from conan_engine import __version__, errors
 from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError
@@ -25,7 +27,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo, or one of its checkpoints")
-    parser.add_argument("folder", type=Path, help="the folder to make")
+    parser.add_argument("folder", type=lambda path: Path(path).absolute(), help="the folder to make")
     parser.add_argument("--format", choices=FORMATS, default="sentence-transformers")
     parser.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16; in gguf also q8_0")
     arguments = parser.parse_args()
@@ -46,8 +48,8 @@ def main():
         partial.mkdir(parents=True)
         importlib.import_module(f"conan_engine.export.{module}").write(partial, arguments.run, encoder, arguments.dtype)
         partial.replace(arguments.folder)
-    except OSError as error:
-        raise UserError(f"{arguments.folder}: cannot write it ({error.strerror or error}); name a folder that can be made and has room") from None
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{arguments.folder}: cannot write it ({error}); name a folder that can be made and has room") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in arguments.folder.rglob("*") if path.is_file())

@@ -41,6 +41,8 @@ def write(folder, run, encoder, dtype):
     shape, tokenizer = encoder.model.config, encoder.tokenizer
     if isinstance(tokenizer, JsonTokenizer):
         raise UserError(f"{run}: its tokenizer is a tokenizer.json, of which llama.cpp knows some by name only; export the sentence-transformers form and give that to llama.cpp's convert_hf_to_gguf.py")
+    if shape.qk_norm and shape.rope_scaling.factor != 1:
+        raise UserError(f"{run}: has both model.rope_scaling and model.qk_norm; llama.cpp's Qwen3 knows no scaling of this kind: take another --format")
     name = checkpoint.newest(run)[0].parent.parent.resolve().name
     writer = GGUFWriter(folder / f"{name}-{ending}.gguf", "qwen3" if shape.qk_norm else "llama-embed")
     writer.add_name(name)

@@ -2,7 +2,7 @@
 
 import torch
 
-from conan_engine.config import Model
+from conan_engine.config import Model, RopeScaling
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.encoder import Encoder
 from conan_engine.model import Transformer
@@ -15,10 +15,15 @@ TEXTS = [
 ]  # fmt: skip
 
 
-def sharp(run, pooling="mean", context=48):
-    """An Encoder with the tokenizer of a run."""
+OTHER = {  # what an imported model may have besides, all at once
+    "qk_norm": True, "head_dim": 32, "norm_eps": 1e-3, "rope_scaling": RopeScaling(8.0, 1.0, 4.0, 16), "vocab_size": 640,
+}  # fmt: skip
+
+
+def sharp(run, pooling="mean", context=48, **other):
+    """An Encoder with the tokenizer of a run; other: keys of config.Model."""
     tokenizer = Tokenizer.load(run / "tokenizer.model")
-    shape = Model(layers=2, width=64, ffn=96, heads=4, kv_heads=2, context=context, rope_theta=1e4, embedding_scale=3.0, pooling=pooling)
+    shape = Model(layers=2, width=64, ffn=96, heads=4, kv_heads=2, context=context, rope_theta=1e4, embedding_scale=3.0, pooling=pooling, **other)
     model = Transformer(shape, tokenizer.vocab_size).init_weights(torch.randint(2**31, ()).item())
     with torch.no_grad():
         for p in model.parameters():

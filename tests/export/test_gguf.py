@@ -4,9 +4,11 @@ import gguf
 import numpy as np
 import pytest
 import torch
-from encoders import TEXTS, sharp
+from encoders import OTHER, TEXTS, sharp
 
 from conan_engine import llama
+from conan_engine.config import RopeScaling
+from conan_engine.errors import UserError
 from conan_engine.export.gguf import NAMES, write
 
 
@@ -27,15 +29,20 @@ def test_it_holds_the_weights(untrained_run, tmp_path, dtype, near):
         assert ((found - tensor).abs() <= near * largest + 1e-7).all() if tensor.dim() == 2 else torch.equal(found, tensor)
 
 
+def test_what_llama_cpp_cannot_turn_is_named(untrained_run, tmp_path):
+    with pytest.raises(UserError, match="model.rope_scaling and model.qk_norm"):
+        write(tmp_path, untrained_run, sharp(untrained_run, **OTHER), "float32")
+
+
 SCRIPTS = TEXTS[1:12]
 MANY = TEXTS + [f"{SCRIPTS[i % 11]} {i} {SCRIPTS[i * 7 % 11][:i % 17]}" for i in range(200 - len(TEXTS))]
 
 
 @pytest.mark.parametrize(("dtype", "least"), [("float32", 0.9999), ("float16", 0.9999), ("bfloat16", 0.999), ("q8_0", 0.99)])  # of weights drawn to be hard on it; those of the demo keep 0.999
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_llama_cpp_has_our_tokens_and_vectors(untrained_run, tmp_path, dtype, least, pooling):
+@pytest.mark.parametrize(("pooling", "other"), [("mean", {}), ("last", {}), ("mean", OTHER | {"rope_scaling": RopeScaling()}), ("mean", OTHER | {"qk_norm": False})])
+def test_llama_cpp_has_our_tokens_and_vectors(untrained_run, tmp_path, dtype, least, pooling, other):
     llama_cpp = pytest.importorskip("llama_cpp", reason="needs llama.cpp; `make check-gguf` builds it")
-    encoder = sharp(untrained_run, pooling, context=512)
+    encoder = sharp(untrained_run, pooling, context=512, **other)
     write(tmp_path, untrained_run, encoder, dtype)
     (path,) = tmp_path.iterdir()
     theirs = llama_cpp.Llama(str(path), embedding=True, n_ctx=512, n_batch=512, n_ubatch=512, verbose=False)

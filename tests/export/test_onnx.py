@@ -3,15 +3,15 @@
 import numpy as np
 import onnxruntime
 import pytest
-from encoders import TEXTS, sharp
+from encoders import OTHER, TEXTS, sharp
 from tokenizers import Tokenizer
 
 from conan_engine.export.onnx import write
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_unit_vectors_from_ids_and_mask(untrained_run, tmp_path, pooling):
-    encoder = sharp(untrained_run, pooling)
+@pytest.mark.parametrize(("pooling", "other"), [("mean", OTHER), ("last", {})], ids=["mean", "last"])
+def test_unit_vectors_from_ids_and_mask(untrained_run, tmp_path, pooling, other):
+    encoder = sharp(untrained_run, pooling, **other)
     write(tmp_path, untrained_run, encoder, "float32")
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
     tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))

@@ -4,7 +4,7 @@ import mteb
 import numpy as np
 import pytest
 import torch
-from encoders import TEXTS, sharp
+from encoders import OTHER, TEXTS, sharp
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
 from test_mteb_adapter import Docstrings, score_of
@@ -25,9 +25,9 @@ def exported(folder, run, encoder, dtype="float32"):
     return str(folder)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "last"])
-def test_every_dim_is_ours(untrained_run, tmp_path, pooling):
-    encoder = sharp(untrained_run, pooling)
+@pytest.mark.parametrize(("pooling", "other"), [("mean", {}), ("last", OTHER)], ids=["mean", "last"])
+def test_every_dim_is_ours(untrained_run, tmp_path, pooling, other):
+    encoder = sharp(untrained_run, pooling, **other)
     theirs = SentenceTransformer(exported(tmp_path / "out", untrained_run, encoder), device="cpu")
     for dim in (None, *encoder.dims, 5):
         found = theirs.encode(TEXTS, truncate_dim=dim, normalize_embeddings=True)
