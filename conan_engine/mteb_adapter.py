@@ -8,22 +8,26 @@
 from pathlib import Path
 
 from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
-from mteb.similarity_functions import cos_sim, pairwise_cos_sim
+from mteb.types import PromptType
 
 from conan_engine import checkpoint
+from conan_engine.data.encoding import join
 from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError
 
 
-class Model:
-    """mteb's EncoderProtocol over the newest weights of a run; every text to one unit vector, so similarity is cosine.
+class Model(AbsEncoder):
+    """mteb's encoder over the newest weights of a run; every text to one unit vector, so similarity is cosine.
 
-    dim: Matryoshka, only the first `dim` numbers (None: all). Raises UserError if there is no run, or no such dim.
+    dim: Matryoshka, only the first `dim` numbers (None: all). instructions: whether a query comes behind its task's instruction, as in
+    training; documents never do, nor what is neither (sentence pairs, texts to classify). Give False if no query was trained so.
+    Raises UserError if there is no run, or no such dim.
     """
 
-    def __init__(self, run, dim=None):
-        self.encoder, self.dim = Encoder.load(run), dim
+    def __init__(self, run, dim=None, instructions=True):
+        self.encoder, self.dim, self.instructions = Encoder.load(run), dim, instructions
         width = self.encoder.model.config.width
         if dim is not None and not 1 <= dim <= width:
             raise UserError(f"dim is {dim}; this model has 1 to {width}")
@@ -35,17 +39,11 @@ class Model:
             "embed_dim": dim or width,
             "similarity_fn_name": ScoringFunction.COSINE,
             "framework": ["PyTorch"],
+            "use_instructions": instructions,
         }
         self.mteb_model_meta = ModelMeta.create_empty(facts)
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):
-        """inputs: mteb's batches, dicts whose "text" lists the texts, instructions included -> float32 [texts, dim]."""
-        return self.encoder.encode([text for batch in inputs for text in batch["text"]], self.dim)
-
-    def similarity(self, first, second):
-        """Cosine of every pair: [N, E] and [M, E] -> tensor [N, M]."""
-        return cos_sim(first, second)
-
-    def similarity_pairwise(self, first, second):
-        """Cosine of rows i and i: [N, E] twice -> tensor [N]."""
-        return pairwise_cos_sim(first, second)
+        """inputs: mteb's batches, dicts whose "text" lists the texts -> float32 [texts, dim]."""
+        instruction = self.get_instruction(task_metadata, prompt_type) if self.instructions and prompt_type == PromptType.query else ""
+        return self.encoder.encode([join(instruction, text) for batch in inputs for text in batch["text"]], self.dim)

@@ -30,7 +30,8 @@ def adopt(config, given, where):
         if f"model.{key}" not in given:
             setattr(config.model, key, type(own)(**value) if key == "rope_scaling" else value)
         elif key == "context" and own > value:
-            raise UserError(f"{where}: model.context is {own}; the model in {config.init_from} has {value}; set it to at most that")
+            window = ", its sliding window" if _json(Path(start, "config.json")).get("sliding_window") == value else ""
+            raise UserError(f"{where}: model.context is {own}; the model in {config.init_from} has {value}{window}; set it to at most that")
         elif own != value and key not in ("pooling", "embedding_scale", "context"):
             raise UserError(f"{where}: model.{key} is {own!r}; the model in {config.init_from} has {value!r}; leave it out")
     if found and "supervised.dims" not in given:

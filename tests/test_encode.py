@@ -11,6 +11,7 @@ from runs import ROOT, write_lines
 
 from conan_engine.data.tokenizer import train
 from conan_engine.encoder import Encoder
+from conan_engine.quantize import quantize, ranges_of
 
 TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 中文.", "word " * 200]
 
@@ -39,6 +40,63 @@ def test_queries_and_instructions_are_texts_too(untrained_run, tmp_path):
     encoder = Encoder.load(untrained_run)
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), encoder.encode([TEXTS[0]]), atol=1e-5)
     np.testing.assert_allclose(np.load(tmp_path / "i.npy"), encoder.encode(["Find\na path"]), atol=1e-5)
+
+
+def test_an_instruction_comes_before_what_has_none(untrained_run, tmp_path):
+    path = write_lines(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
+    own = write_lines(tmp_path / "i.jsonl", [{"instruction": text, "input": "a path", "output": "x"} for text in ("Find", "")])
+    for file in (path, own):
+        assert encode(untrained_run, file, file.with_suffix(".npy"), "--instruction", "Look for: ü")[0] == 0
+    expected = Encoder.load(untrained_run).encode([*(f"Look for: ü\n{text}".rstrip("\n") for text in TEXTS), "Find\na path", "Look for: ü\na path"])
+    np.testing.assert_allclose(np.load(tmp_path / "t.npy"), expected[:-2], atol=1e-5)
+    np.testing.assert_allclose(np.load(tmp_path / "i.npy"), expected[-2:], atol=1e-5)
+
+
+@pytest.mark.parametrize(("precision", "dtype", "numbers"), [("float16", "float16", 12), ("int8", "int8", 12), ("binary", "int8", 2)])
+def test_fewer_bytes(untrained_run, tmp_path, precision, dtype, numbers):
+    path = write_lines(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
+    code, out, err = encode(untrained_run, path, tmp_path / "out.npy", "--dim", 12, "--precision", precision)
+    assert code == 0 and f"out.npy: {dtype} [4, {numbers}]" in out, err
+    found, vectors = np.load(tmp_path / "out.npy"), Encoder.load(untrained_run).encode(TEXTS, 12)
+    expected = quantize(vectors, precision, ranges_of(vectors))
+    assert found.dtype == dtype and found.shape == (4, numbers) and len(list(tmp_path.glob("*.npy"))) == (2 if precision == "int8" else 1)
+    if precision == "float16":
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+    elif precision == "int8":
+        assert abs(found.astype(int) - expected).max() <= 1  # where the last bit of a vector decides between two steps
+        np.testing.assert_allclose(np.load(tmp_path / "out.ranges.npy"), ranges_of(vectors), atol=1e-5)
+    else:
+        differ = np.unpackbits((found ^ expected).astype(np.uint8), axis=1)[:, :12].astype(bool)
+        assert (abs(vectors[differ]) < 1e-5).all()
+
+
+def test_the_ranges_of_documents_serve_further_ones(untrained_run, tmp_path):
+    documents = write_lines(tmp_path / "d.jsonl", [{"text": text} for text in TEXTS])
+    one = write_lines(tmp_path / "o.jsonl", [{"text": TEXTS[2]}])
+    assert encode(untrained_run, documents, tmp_path / "d.npy", "--precision=int8")[0] == 0
+    assert encode(untrained_run, one, tmp_path / "o.npy", "--precision=int8", "--ranges", tmp_path / "d.ranges.npy")[0] == 0
+    assert abs(np.load(tmp_path / "o.npy")[0].astype(int) - np.load(tmp_path / "d.npy")[2]).max() <= 1
+    assert not (tmp_path / "o.ranges.npy").exists()
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--precision=int8"], "holds 1 record; --precision=int8 takes its ranges from many"),
+        (["--precision=binary", "--ranges=r.npy"], "--ranges is for --precision=int8; with binary leave it out"),
+        (["--precision=int8", "--ranges=nowhere.npy"], "nowhere.npy: is no .npy file of ranges"),
+        (["--precision=int8", "--ranges=in.jsonl"], "in.jsonl: is no .npy file of ranges"),
+        (["--precision=int8", "--ranges=r.npy"], "r.npy: holds float32 [2, 31], not the least and the largest of 32 numbers"),
+        (["--precision=int8", "--ranges=r.npy", "--dim=31"], "r.npy: holds float32 [2, 31], not the least and the largest of 31 numbers"),  # the largest first
+    ],
+)
+def test_a_mistake_in_precision_or_ranges_gets_one_line(untrained_run, tmp_path, extra, said):
+    path = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
+    np.save(tmp_path / "r.npy", np.array([[1] * 31, [0] * 31], np.float32))
+    extra = [option.replace("=r", f"={tmp_path}/r").replace("=in", f"={tmp_path}/in", 1) if "--ranges" in option else option for option in extra]
+    code, _, err = encode(untrained_run, path, tmp_path / "out.npy", *extra)
+    assert code == 2 and said in err and err.count("\n") == 1, err
+    assert not list(tmp_path.glob("out*"))
 
 
 @pytest.mark.parametrize("as_json", [True, False])

@@ -72,8 +72,22 @@ def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, 
         assert 0 <= results[f"cross_lingual.bm25.{language}.recall@20"] <= 1
         assert 0 <= results[f"cross_lingual.{language}.recall@20"] <= 1
     assert results["dims.32.ndcg@10"] == results["docs.ndcg@10"]  # 32 is this model's whole width
+    sizes = {precision: [results[f"dims.{dim}.{precision}.bytes"] for dim in (8, 16, 32)] for precision in ("float32", "float16", "int8", "binary")}
+    assert sizes == {"float32": [32, 64, 128], "float16": [16, 32, 64], "int8": [8, 16, 32], "binary": [1, 2, 4]}
+    assert all(results[f"dims.{dim}.float32.ndcg@10"] == results[f"dims.{dim}.ndcg@10"] for dim in (8, 16, 32))
     shown = capsys.readouterr().out
     assert "docs nDCG@10" in shown and "zh -> en Recall@20" in shown and f"{results['docs.ndcg@10']:.3f}" in shown
+
+
+def test_fewer_bytes_cost_what_they_lose():
+    """Answers that lie beside their queries, and near each other: bits alone cannot tell these."""
+    rng = np.random.default_rng()
+    pairs = rng.standard_normal((300, 1, 64)) + 0.1 * rng.standard_normal((300, 2, 64))
+    documents = pairs.reshape(600, 64).astype(np.float32)
+    documents /= np.linalg.norm(documents, axis=1, keepdims=True)
+    results = evaluate.smaller(documents, documents, np.arange(600))
+    scores = [results[f"dims.64.{precision}.ndcg@10"] for precision in ("float32", "float16", "int8", "binary")]
+    assert scores[0] == scores[1] == 1 > scores[3] > 0.6 and scores[2] > 0.95
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -56,6 +56,10 @@ class Docstrings(AbsTaskRetrieval):
         self.data_loaded = True
 
 
+class InstructedDocstrings(Docstrings):
+    metadata = Docstrings.metadata.model_copy(update={"name": "InstructedDocstrings", "prompt": {"query": "Find the text below this summary"}})
+
+
 class DocstringSTS(AbsTaskSTS):
     metadata = metadata("DocstringSTS", "STS", "cosine_spearman")
     min_score, max_score = 0, 1
@@ -112,7 +116,17 @@ def test_retrieval_scores_what_our_own_evaluation_does(model):
     queries, documents = (truncate(model.encoder.encode(texts), DIM) for texts in (QUERIES, DOCUMENTS))
     ours = ndcg(ranks(queries @ documents.T, np.arange(len(QUERIES))))
     assert 0 < ours < 1
+    model.instructions = False  # mteb has one for every kind of task
     assert score_of(model, Docstrings()) == pytest.approx(ours, abs=1e-4)
+
+
+def test_queries_come_behind_their_tasks_instruction_and_documents_do_not(model):
+    queries, documents = (model.encoder.encode(texts, DIM) for texts in ([f"Find the text below this summary\n{query}" for query in QUERIES], DOCUMENTS))
+    ours = ndcg(ranks(queries @ documents.T, np.arange(len(QUERIES))))
+    assert score_of(model, InstructedDocstrings()) == pytest.approx(ours, abs=1e-4)
+    model.instructions = False
+    without = score_of(model, InstructedDocstrings())
+    assert without == pytest.approx(score_of(model, Docstrings()), abs=1e-6) and abs(without - ours) > 1e-3
 
 
 def test_sts_is_the_rank_correlation_of_the_cosines(model):

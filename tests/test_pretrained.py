@@ -152,6 +152,12 @@ def test_a_model_that_is_set_otherwise_is_named(tmp_path, options, said):
     assert said.format(tmp_path / "model") in str(error.value)
 
 
+def test_the_sliding_window_that_bounds_the_context_is_named(tmp_path):
+    make(tmp_path / "model", "mistral with a window")
+    with pytest.raises(UserError, match="model.context is 49; the model in .* has 48, its sliding window; set it to at most that"):
+        adopted(tmp_path, tmp_path / "model", "--model.context=49")
+
+
 def test_pooling_scale_and_a_shorter_context_are_the_runs_own(tmp_path):
     make(tmp_path / "model", "llama")
     model = adopted(tmp_path, tmp_path / "model", "--model.pooling=last", "--model.context=40", "--model.layers=2").model

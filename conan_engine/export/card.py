@@ -7,8 +7,8 @@ from conan_engine import __version__, checkpoint
 from conan_engine import config as settings
 
 
-def text(run, encoder):
-    """Markdown with the front matter that the Hugging Face Hub reads; which licence it has, its owner adds."""
+def text(run, encoder, instruction=""):
+    """Markdown with the front matter that the Hugging Face Hub reads; which licence it has, its owner adds. instruction: what comes before queries."""
     folder, state = checkpoint.newest(run)
     home = folder.parent.parent
     config = settings.from_dict(state["config"], f"{folder}/state.json")
@@ -24,7 +24,7 @@ def text(run, encoder):
         f"{encoder.max_tokens:,} tokens becomes a unit vector of {shape.width} numbers; its first {sizes} are embeddings too (Matryoshka), once normalised again.",
         *("", "## Use", "", "```python", "from sentence_transformers import SentenceTransformer", ""),
         'model = SentenceTransformer("FOLDER")  # this folder, or its name on the Hub; needs transformers 5.2 or newer',
-        "queries = model.encode([...], normalize_embeddings=True)",
+        *((f"queries = model.encode_query([...])  # puts {json.dumps(instruction, ensure_ascii=False)} and a new line before each", "documents = model.encode_document([...])") if instruction else ("vectors = model.encode([...])",)),
         f"small = model.encode([...], truncate_dim={small}, normalize_embeddings=True)",
         *("```", "", f"With transformers alone: `AutoModel`, {_POOLED[shape.pooling]}, then normalise. It is a bidirectional {'Qwen3' if shape.qk_norm else 'Llama'} (`is_causal: false`)."),
         *("", "## Training", "", "| stage | steps | data (weights) | batch | longest text |", "|---|---|---|---|---|"),

@@ -14,8 +14,8 @@ POOLING = {"mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def write(folder, run, encoder, dtype):
-    """Into `folder`, which exists; run: where results.json may be; dtype: a key of DTYPES."""
+def write(folder, run, encoder, dtype, instruction=""):
+    """Into `folder`, which exists; run: where results.json may be; dtype: a key of DTYPES; instruction: what comes before queries."""
     model, dtype = encoder.model, DTYPES[dtype]
     _json(folder / "config.json", _config(encoder, dtype))
     tensors = {name: tensor.to(dtype) for name, tensor in llama.tensors(model).items()}
@@ -30,8 +30,9 @@ def write(folder, run, encoder, dtype):
         (folder / part).mkdir()
         _json(folder / part / "config.json", content)
     _json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_tokens, "do_lower_case": False})
-    _json(folder / "config_sentence_transformers.json", {"prompts": {}, "default_prompt_name": None, "similarity_fn_name": "cosine"})
-    (folder / "README.md").write_text(card.text(run, encoder), encoding="utf-8")
+    prompts = {"query": f"{instruction}\n", "document": ""} if instruction else {}
+    _json(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"})
+    (folder / "README.md").write_text(card.text(run, encoder, instruction), encoding="utf-8")
 
 
 def _config(encoder, dtype):

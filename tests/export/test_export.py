@@ -16,7 +16,7 @@ def export(*arguments, hide=""):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("options", "file"), [([], "model.safetensors"), (["--format=gguf", "--dtype=q8_0"], "untrained-q8_0.gguf"), (["--format=onnx"], "model.onnx")])
+@pytest.mark.parametrize(("options", "file"), [(["--instruction=Find"], "model.safetensors"), (["--format=gguf", "--dtype=q8_0"], "untrained-q8_0.gguf"), (["--format=onnx"], "model.onnx")])
 def test_each_form(untrained_run, tmp_path, options, file):
     (tmp_path / "out").mkdir()  # an empty one will do
     code, out, err = export(untrained_run, tmp_path / "out", *options)
@@ -34,6 +34,12 @@ def test_each_form(untrained_run, tmp_path, options, file):
 def test_a_dtype_that_a_form_lacks(untrained_run, tmp_path, options, said):
     code, _, err = export(untrained_run, tmp_path / "out", *options)
     assert (code, err.count("\n")) == (2, 1) and said in err and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+def test_an_instruction_where_there_is_no_place_for_it(untrained_run, tmp_path, form):
+    code, _, err = export(untrained_run, tmp_path / "out", f"--format={form}", "--instruction=Find")
+    assert (code, err.count("\n")) == (2, 1) and f"{form} has no place for it" in err and not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_something_in_it_is_left_alone(untrained_run, tmp_path):

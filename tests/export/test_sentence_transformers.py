@@ -7,7 +7,7 @@ import torch
 from encoders import OTHER, TEXTS, sharp
 from huggingface_hub import ModelCard
 from sentence_transformers import SentenceTransformer
-from test_mteb_adapter import Docstrings, score_of
+from test_mteb_adapter import Docstrings, InstructedDocstrings, score_of
 from transformers import AutoModel, AutoTokenizer
 
 from conan_engine.encoder import Encoder
@@ -19,9 +19,9 @@ def offline(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
 
-def exported(folder, run, encoder, dtype="float32"):
+def exported(folder, run, encoder, dtype="float32", **extra):
     folder.mkdir()
-    write(folder, run, encoder, dtype)
+    write(folder, run, encoder, dtype, **extra)
     return str(folder)
 
 
@@ -77,8 +77,21 @@ def test_mteb_gives_it_the_scores_of_our_adapter(untrained_run, tmp_path):
     encoder = Encoder.load(untrained_run)
     folder = exported(tmp_path / "out", untrained_run, encoder)
     theirs = mteb.models.SentenceTransformerEncoderWrapper(SentenceTransformer(folder, device="cpu"))
-    ours = score_of(Model(untrained_run), Docstrings())
+    ours = score_of(Model(untrained_run, instructions=False), Docstrings())
     assert 0 < ours < 1 and score_of(theirs, Docstrings()) == pytest.approx(ours, abs=1e-4)
+
+
+def test_an_instruction_reaches_queries_here_and_in_mteb(untrained_run, tmp_path):
+    from conan_engine.mteb_adapter import Model
+
+    encoder, instruction = Encoder.load(untrained_run), InstructedDocstrings.metadata.prompt["query"]
+    folder = exported(tmp_path / "out", untrained_run, encoder, instruction=instruction)
+    theirs = SentenceTransformer(folder, device="cpu")
+    np.testing.assert_allclose(theirs.encode_query(TEXTS), encoder.encode([f"{instruction}\n{text}" for text in TEXTS]), atol=1e-5)
+    np.testing.assert_allclose(theirs.encode_document(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+    assert f'encode_query([...])  # puts "{instruction}" and a new line' in (tmp_path / "out/README.md").read_text()
+    ours = score_of(Model(untrained_run), InstructedDocstrings())
+    assert score_of(mteb.models.SentenceTransformerEncoderWrapper(theirs), InstructedDocstrings()) == pytest.approx(ours, abs=1e-4)
 
 
 def test_the_card_is_one_that_the_hub_reads(whole, tmp_path):

@@ -1,0 +1,35 @@
+"""Vectors in fewer bytes, as sentence-transformers' `quantize_embeddings` makes them: documents are kept so, queries stay float32."""
+
+import numpy as np
+
+BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}  # a number, of each precision
+
+
+def ranges_of(vectors):
+    """What int8 needs to know: the least and the largest of every number, [N, E] -> float32 [2, E]."""
+    return np.stack((vectors.min(axis=0), vectors.max(axis=0))).astype(np.float32)
+
+
+def quantize(vectors, precision, ranges=None):
+    """float32 [N, E] in a precision of BITS: float16 [N, E]; int8 [N, E], of 256 even steps from ranges[0] to ranges[1], float32 [2, E]; binary:
+    int8 [N, ceil(E / 8)], a bit a number that says whether it is positive, the first in the highest bit, less 128."""
+    if precision == "int8":
+        step = _step(ranges)
+        return (np.clip(np.floor((vectors - ranges[0]) / step), 0, 255) - 128).astype(np.int8)
+    if precision == "binary":
+        return (np.packbits(vectors > 0, axis=-1) - 128).astype(np.int8)
+    return vectors.astype(precision)
+
+
+def restore(stored, precision, dim, ranges=None):
+    """What a float32 query is multiplied with: float32 [N, dim] of what quantize gave. Of binary it is 1 or -1."""
+    if precision == "int8":
+        return (stored.astype(np.float32) + 128) * _step(ranges) + ranges[0]
+    if precision == "binary":
+        return np.unpackbits(stored.astype(np.uint8) + np.uint8(128), axis=-1)[:, :dim] * np.float32(2) - 1
+    return stored.astype(np.float32)
+
+
+def _step(ranges):
+    step = (ranges[1] - ranges[0]) / 255
+    return np.where(step == 0, 1, step)  # a number that is the same in all
