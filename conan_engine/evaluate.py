@@ -22,6 +22,7 @@ from conan_engine.metrics import ndcg, ranks, recall
 from conan_engine.model import Transformer
 from conan_engine.quantize import BITS, quantize, ranges_of, restore
 
+SMALLER = [precision for precision in BITS if precision != "float32"]
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh")
 
 
@@ -97,13 +98,13 @@ def evaluate(encoder):
 
 
 def smaller(queries, documents, answer):
-    """What the documents' vectors, float32 [N, dim], cost in nDCG@10 and bytes in each precision; the queries stay float32."""
-    results, dim = {}, documents.shape[1]
-    ranges = ranges_of(documents)
-    for precision, bits in BITS.items():
+    """nDCG@10 of documents, float32 [N, dim], that are kept in each smaller precision, and the bytes of one in every precision; the queries
+    stay float32."""
+    dim, ranges = documents.shape[1], ranges_of(documents)
+    results = {f"dims.{dim}.{precision}.bytes": -(-dim * bits // 8) for precision, bits in BITS.items()}
+    for precision in SMALLER:
         kept = restore(quantize(documents, precision, ranges), precision, dim, ranges)
         results[f"dims.{dim}.{precision}.ndcg@10"] = ndcg(ranks(queries @ kept.T, answer))
-        results[f"dims.{dim}.{precision}.bytes"] = -(-dim * bits // 8)
     return results
 
 
@@ -116,8 +117,8 @@ def table(results, dims):
         lines.append(f"{name:28}{cells}" + "".join(f"{results[by_dim.format(d)]:10.3f}" for d in dims))
 
     line("docs nDCG@10", "docs.ndcg@10", "docs.bm25.ndcg@10", "dims.{}.ndcg@10", "docs.untrained.ndcg@10")
-    for precision, bits in list(BITS.items())[1:]:
-        name = f"  documents {precision}, 1/{32 // bits}"
+    for precision in SMALLER:
+        name = f"  documents {precision}, 1/{BITS['float32'] // BITS[precision]}"
         lines.append(f"{name:59}" + "".join(f"{results[f'dims.{d}.{precision}.ndcg@10']:10.3f}" for d in dims))
     for language in LANGUAGES:
         key = f"cross_lingual.{language}.recall@20"

@@ -74,7 +74,7 @@ def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, 
     assert results["dims.32.ndcg@10"] == results["docs.ndcg@10"]  # 32 is this model's whole width
     sizes = {precision: [results[f"dims.{dim}.{precision}.bytes"] for dim in (8, 16, 32)] for precision in ("float32", "float16", "int8", "binary")}
     assert sizes == {"float32": [32, 64, 128], "float16": [16, 32, 64], "int8": [8, 16, 32], "binary": [1, 2, 4]}
-    assert all(results[f"dims.{dim}.float32.ndcg@10"] == results[f"dims.{dim}.ndcg@10"] for dim in (8, 16, 32))
+    assert all(0 <= results[f"dims.{dim}.{precision}.ndcg@10"] <= 1 for dim in (8, 16, 32) for precision in ("float16", "int8", "binary"))
     shown = capsys.readouterr().out
     assert "docs nDCG@10" in shown and "zh -> en Recall@20" in shown and f"{results['docs.ndcg@10']:.3f}" in shown
 
@@ -86,8 +86,8 @@ def test_fewer_bytes_cost_what_they_lose():
     documents = pairs.reshape(600, 64).astype(np.float32)
     documents /= np.linalg.norm(documents, axis=1, keepdims=True)
     results = evaluate.smaller(documents, documents, np.arange(600))
-    scores = [results[f"dims.64.{precision}.ndcg@10"] for precision in ("float32", "float16", "int8", "binary")]
-    assert scores[0] == scores[1] == 1 > scores[3] > 0.6 and scores[2] > 0.95
+    scores = [results[f"dims.64.{precision}.ndcg@10"] for precision in ("float16", "int8", "binary")]
+    assert scores[0] == 1 > scores[2] > 0.6 and scores[1] > 0.95
 
 
 def test_a_folder_without_a_run(tmp_path):
