@@ -158,6 +158,8 @@ class Config:
     out_dir: str = "runs/demo"  # the run: checkpoints, shards, metrics
     stages: list[str] = field(default_factory=lambda: list(STAGES))
     init_from: str = ""  # a run whose newest weights to start from, or a folder of transformers; it brings [model] and tokenizer. Empty: random weights
+    token_vectors: str = "spelling"  # ours: how a new token table starts: tokens spelled alike are alike; or "random"
+    token_weights: str = "rarity"  # ours: a token weighs in the mean as much as it is rare in the data, to begin with; or "equal"
     seed: int = 1
     device: str = "auto"  # "cuda" where there is one, else "cpu"
     tensor_parallel: int = 1  # ranks that share one copy of the model; neighbours, so that they are on one machine
@@ -369,6 +371,8 @@ def _check(config, where):
     require(lora.targets and set(lora.targets) <= set(matrices), "lora.targets", lora.targets, f"some of {', '.join(matrices)}")
     require(not lora.rank or config.init_from, "lora.rank", lora.rank, "0 without init_from: there are no weights to adapt")
     one_of("device", config.device, "auto", "cpu", "cuda")
+    one_of("token_vectors", config.token_vectors, "spelling", "random")
+    one_of("token_weights", config.token_weights, "rarity", "equal")
     one_of("recompute", config.recompute, "none", "block")
     one_of("precision", config.precision, "auto", "bfloat16", "float32")
     one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating")

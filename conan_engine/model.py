@@ -12,7 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from conan_engine.attention import Attention
 from conan_engine.cpu import multiplies_bfloat16
 from conan_engine.lm_head import linear_cross_entropy
+from conan_engine.rms_norm import rms_norm
 from conan_engine.tensor_parallel import TensorParallel
+
+STD = 0.02  # of a weight, as it is drawn
 
 
 class Block(nn.Module):
@@ -66,13 +69,13 @@ class Transformer(nn.Module):
         self.norm = nn.Parameter(torch.ones(config.width))
 
     def init_weights(self, seed):
-        """Normal(0, 0.02), and 0.02 / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers however
+        """Normal(0, STD), and STD / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers however
         many ranks share them."""
         generator = torch.Generator(self.embedding.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("_out.weight")
-                std = 0.02 / (2 * self.config.layers) ** 0.5 if residual else 0.02
+                std = STD / (2 * self.config.layers) ** 0.5 if residual else STD
                 shape = [sum(parameter.split_by.sections) if dim == parameter.split_by.dim else size for dim, size in enumerate(parameter.shape)]
                 whole = nn.init.normal_(parameter.new_empty(shape), std=std, generator=generator)
                 parameter.data.copy_(parameter.split_by.cut(whole, self.tensor.group))
@@ -118,10 +121,6 @@ class Transformer(nn.Module):
         hidden = self(tokens, cu_seqlens, alpha, mask)
         hidden = self.tensor.gather(hidden.bfloat16() if self.in_bfloat16() else hidden, len(tokens))
         return linear_cross_entropy(hidden, self.embedding if self.lm_head is None else self.lm_head, targets, group=self.tensor.group)[0]
-
-
-def rms_norm(x, weight, eps):
-    return F.rms_norm(x, weight.shape, weight.to(x.dtype), eps)
 
 
 def positions(cu_seqlens, total):

@@ -20,7 +20,7 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, checkpoint, errors, lock, lora, resuming
+from conan_engine import __version__, checkpoint, errors, initial, lock, lora, resuming
 from conan_engine.config import load, settings_with_comments
 from conan_engine.data import prepare
 from conan_engine.data.encoding import Encoders
@@ -97,6 +97,7 @@ def main():
         checkpoint.start_from(config.init_from, model, tokenizer, mesh)
     elif not found:
         model.init_weights(config.seed)
+        initial.start(model, tokenizer, shards.values(), config)
     if found:
         checkpoint.load_weights(*found, model, tokenizer, mesh)
     log = Log(run, mesh.rank == 0)

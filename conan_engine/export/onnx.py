@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conan_engine.export.sentence_transformers import write_tokenizer
-from conan_engine.model import rms_norm, turns
+from conan_engine.model import turns
 
 OPSET = 18
 INLINE = 10**9  # bytes of weights that stand in model.onnx itself; more, in model.onnx.data (protobuf ends at 2 GB)
@@ -23,18 +23,22 @@ class Padded(nn.Module):
 
     def forward(self, ids, mask):
         config = self.model.config
+
+        def rms_norm(x, weight):
+            return F.rms_norm(x, weight.shape, weight, config.norm_eps)
+
         cos, sin = turns(torch.arange(ids.shape[1]), config, torch.float32)  # [L, 1, D/2]
         own = mask.bool()
         # a text of no tokens looks at its padding, which nobody sees: looking at nothing would give NaN
         seen = (own | ~own.any(1, keepdim=True))[:, None, None, :]
         x = F.embedding(ids, self.model.embedding) * config.embedding_scale  # [B, L, C]
         for block in self.model.blocks:
-            q, k, v = block.project(rms_norm(x, block.attention_norm, config.norm_eps), cos, sin)  # [B, L, H or G, D]
+            q, k, v = block.project(rms_norm(x, block.attention_norm), cos, sin)  # [B, L, H or G, D]
             k, v = (y.repeat_interleave(config.heads // config.kv_heads, dim=2) for y in (k, v))
             out = F.scaled_dot_product_attention(*(y.transpose(1, 2) for y in (q, k, v)), attn_mask=seen)
             x = x + block.attention_out(out.transpose(1, 2).flatten(2))
-            x = x + block.feed_forward(rms_norm(x, block.ffn_norm, config.norm_eps))
-        hidden = rms_norm(x, self.model.norm, config.norm_eps)
+            x = x + block.feed_forward(rms_norm(x, block.ffn_norm))
+        hidden = rms_norm(x, self.model.norm)
         if config.pooling == "last":
             last = (torch.arange(ids.shape[1]) * mask).amax(1)[:, None, None].expand(-1, 1, hidden.shape[2])
             pooled = hidden.gather(1, last)[:, 0] * own.any(1)[:, None]
