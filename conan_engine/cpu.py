@@ -27,7 +27,7 @@ def settle_memory():
 
 @functools.cache
 def multiplies_bfloat16():
-    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX), with which a training step of the demo takes 0.61 s
+    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX), with which a training step of 2 layers of width 256 takes 0.61 s
     instead of 0.96. Without them torch computes in float32 all the same, and converts to and fro."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
