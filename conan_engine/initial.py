@@ -17,7 +17,8 @@ from conan_engine.model import STD
 NGRAMS = range(3, 6)  # characters
 SHARED = 0.7  # length of what a token shares with others, beside 1 of what its word has alone
 COLUMNS = 64  # of the table are made at a time
-TEXTS = 100_000  # of a source, at most, in which tokens are counted
+RECORDS, TOKENS = 100_000, 512  # of a source, and of a text, at most, in which tokens are counted
+AT_ONCE = 4096  # records
 RAREST, LEAST = 1e-5, 0.02  # a token in a smaller share of texts than the first weighs 1; the most frequent one the second
 
 
@@ -84,13 +85,16 @@ def rarity(shards, vocab_size):
     float32 [V]."""
     share = np.full(vocab_size, RAREST)
     for source in shards:
-        records = np.arange(0, len(source), -(-len(source) // TEXTS))
-        fields = source.field_counts(records)
-        record = np.repeat(records, fields)
-        field = np.arange(len(record)) - np.repeat(np.cumsum(fields) - fields, fields)
-        tokens, cu_seqlens = source.gather(record, field, 512)
-        text = np.repeat(np.arange(len(record)), np.diff(cu_seqlens))
-        once = np.unique(text * np.int64(vocab_size) + tokens)
-        texts = np.count_nonzero(np.diff(cu_seqlens))
-        share = np.maximum(share, np.bincount(once % vocab_size, minlength=vocab_size) / max(1, texts))
+        texts, have = 0, np.zeros(vocab_size, np.int64)
+        sample = np.arange(0, len(source), max(1, -(-len(source) // RECORDS)))
+        for first in range(0, len(sample), AT_ONCE):
+            records = sample[first : first + AT_ONCE]
+            fields = source.field_counts(records)
+            field = np.arange(fields.sum()) - np.repeat(np.cumsum(fields) - fields, fields)
+            tokens, cu_seqlens = source.gather(np.repeat(records, fields), field, TOKENS)
+            lengths = np.diff(cu_seqlens)
+            text = np.repeat(np.arange(len(lengths)), lengths)
+            have += np.bincount(np.unique(text * np.int64(vocab_size) + tokens) % vocab_size, minlength=vocab_size)
+            texts += np.count_nonzero(lengths)
+        share = np.maximum(share, have / max(1, texts))
     return torch.from_numpy(np.clip(np.log(share) / np.log(RAREST), LEAST, 1)).float()

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from ranked import on_ranks
 
-from conan_engine import initial
+from conan_engine import checkpoint, initial
 from conan_engine.config import Config, Model
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.model import Transformer
@@ -64,7 +64,8 @@ def test_rarity_is_counted_by_text_where_it_is_most_frequent(tmp_path):
 
 
 def test_a_large_source_is_sampled_evenly(tmp_path, monkeypatch):
-    monkeypatch.setattr(initial, "TEXTS", 10)
+    monkeypatch.setattr(initial, "RECORDS", 10)
+    monkeypatch.setattr(initial, "AT_ONCE", 3)
     texts = _shards(tmp_path / "a", "text", [([i % 2, 2 + i // 50],) for i in range(100)])
     found = initial.rarity([texts], SIZE)
     assert found[2] == found[3] == pytest.approx(math.log(0.5) / math.log(initial.RAREST))
@@ -97,6 +98,12 @@ def test_each_half_can_be_left_out(tmp_path, vectors, weights):
     assert model.norm[-1] == (weights == "equal")
     length = plain.embedding.square().mean().sqrt()
     assert 0.8 * length < model.embedding[: len(WORDS), :-1].square().mean().sqrt() < 1.2 * length
+
+
+def test_a_run_starts_so(whole):
+    model, *_ = checkpoint.load_model(whole)
+    table = model.embedding.detach().abs().mean(0)
+    assert table[-1] > 3 * table[:-1].max() and abs(model.norm[-1]) < 0.5 < abs(model.norm[:-1]).min()
 
 
 def _part(mesh, folder, path):
