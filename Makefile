@@ -1,6 +1,8 @@
 # `make demo` and `make test` do everything from a fresh clone: Python 3.11, gcc and git are all they need.
 PYTHON ?= python3
 BIN := .venv/bin
+# of which only the translations are read
+CATALOGUES := mercurial pretalx django-allauth django-cms horizon nova keystone glance jupyterlab-language-pack-ja-JP jupyterlab-language-pack-ko-KR
 
 demo: .venv/ready
 	$(BIN)/torchrun conan_engine/train.py
@@ -32,6 +34,7 @@ sanitize: .venv/ready
 	$(BIN)/pip install -q -c constraints.txt torch setuptools pybind11 ninja
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,demo,test]
 	$(BIN)/pip install -q -c constraints.txt --no-deps django wagtail sphinx plone.app.locales
+	$(BIN)/pip install -q -c constraints.txt --no-deps --no-compile $(CATALOGUES)
 	touch $@
 
 clean:

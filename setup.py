@@ -82,8 +82,8 @@ setup(
         "cpu": ["faiss-cpu"],
         "export": ["gguf", "onnx", "onnxscript"],
         "test": ["pytest", "hypothesis", "mteb", "pyarrow", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
-        # Text of the demo. It also reads Django, Wagtail, Sphinx and plone.app.locales, which are installed without their
-        # dependencies (pip install --no-deps): that an extra cannot say.
-        "demo": ["scipy", "scikit-learn", "pandas"],
+        # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot say:
+        # see the Makefile.
+        "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],
     },
 )

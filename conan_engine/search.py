@@ -47,7 +47,7 @@ def index(encoder, run):
         with np.load(path) as kept:
             return json.loads(kept["documents"].tobytes()), kept["vectors"]
     print(f"reading {len(files):,} files of documentation, once ...", flush=True)
-    docs = list(docstrings.read(packages))
+    docs = [doc for doc in docstrings.read(packages) if doc.rest]
     print(f"embedding {len(docs):,} documents, once ...", flush=True)
     vectors = encoder.encode([f"{doc.summary}\n{doc.rest}" for doc in docs])
     documents = [[doc.name, f"{doc.path}:{doc.line}", doc.summary[:100]] for doc in docs]

@@ -37,7 +37,8 @@ def test_no_held_out_text_is_trained_on(monkeypatch):
 
 
 def test_no_text_kept_for_validation_is_trained_on(monkeypatch):
-    docs = [Docstring("p", "p.m", f"p.m.f{i}", "f.py", i, f"Summary {i - i % 3}.", f"Text {i // 2}, which another has too.") for i in range(6000)]
+    docs = [Docstring("p", "p.m", f"p.m.f{i}", "f.py", i, f"Summary {i - i % 3}.", f"Text {i // 2}, which another has too.", f"def f{i}():\n" + "    pass\n" * 20) for i in range(6000)]
+    docs += [doc._replace(rest="", code=doc.code.replace("def ", "def g")) for doc in docs[::4]]
     monkeypatch.setattr(installed.docstrings, "read", lambda packages: docs)
     monkeypatch.setattr(installed, "_docs", installed._docs.__wrapped__)
     trained, validated = installed.docs(), installed.docs(validation=True)
@@ -46,6 +47,9 @@ def test_no_text_kept_for_validation_is_trained_on(monkeypatch):
     for kind in ("text", "instruction"):
         here, there = ({json.dumps(record) for record in installed.READERS[name, kind]()} for name in ("docstrings", "docstrings.validation"))
         assert here and there and not here & there
+    for name in ("docstrings.names", "docstrings.code"):
+        used = {text for record in installed.READERS[name, "pairs"]() for text in (record["query"], *record["pos"])}
+        assert len(used) > 3000 and not {doc.summary for doc in validated} & used and not any(doc.rest in text for doc in validated for text in used)
 
 
 @pytest.fixture
@@ -58,7 +62,7 @@ def few(monkeypatch):
     ]
     messages = list(catalogues.read(("sphinx",)))
     monkeypatch.setattr(evaluate.docstrings, "read", lambda packages: docs)
-    monkeypatch.setattr(evaluate.catalogues, "read", lambda: messages)
+    monkeypatch.setattr(evaluate.catalogues, "read", lambda packages: messages)
 
 
 def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, monkeypatch, capsys):

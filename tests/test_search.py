@@ -45,7 +45,7 @@ def ask(untrained_run, module, monkeypatch, capsys):
 
 def test_the_best_come_first_with_score_name_and_place(ask, module):
     out = ask("Roots of a polynomial.\nRoots of a polynomial. It takes 1 arguments.", "--count", "3").splitlines()[-6:]
-    assert out[0].split()[1:] == ["p.m.f1", f"{module}:6"] and out[1].strip() == "Roots of a polynomial."
+    assert out[0].split()[1:] == ["p.m.f1", f"{module}:5"] and out[1].strip() == "Roots of a polynomial."
     scores = [float(line.split()[0]) for line in out[::2]]
     assert scores[0] == pytest.approx(1.0, abs=2e-3) and scores == sorted(scores, reverse=True)
 

@@ -1,13 +1,15 @@
 """Where text comes from: installed documentation, catalogues, and a person's own files with every mistake in them."""
 
+import ast
 import gzip
 import json
+import py_compile
 import sysconfig
 from pathlib import Path
 
 import pytest
 
-from conan_engine.data.sources import catalogues, docstrings, files
+from conan_engine.data.sources import catalogues, docstrings, files, installed
 from conan_engine.errors import UserError
 
 
@@ -26,14 +28,95 @@ def write(path, text):
 
 def test_docstrings_are_split_into_first_paragraph_and_rest(packages):
     write(packages / "zoo/__init__.py", '"""The zoo.\n\nIt has animals."""\n')
-    write(packages / "zoo/cage.py", 'class Lion:\n    """One paragraph."""\n    def roar(self):\n        """Make a\n        noise.\n\n        Loud:\n            very\n        """\n')
+    write(packages / "zoo/cage.py", 'class Lion:\n    """One\n    paragraph."""\n    def roar(self):\n        """Make a\n        noise.\n\n        Loud:\n            very\n        """\n')
     write(packages / "zoo/tests/test_cage.py", '"""Not\n\ndocumentation."""')
     write(packages / "zoo/template.py", "def {{ broken }}")
     found = list(docstrings.read(["zoo"]))
     assert [(d.module, d.name, d.line, d.summary, d.rest) for d in found] == [
         ("zoo", "zoo", 1, "The zoo.", "It has animals."),
+        ("zoo.cage", "zoo.cage.Lion", 1, "One paragraph.", ""),
         ("zoo.cage", "zoo.cage.Lion.roar", 4, "Make a noise.", "Loud:\n    very"),
     ]
+
+
+CAGE = '''
+import functools
+
+@functools.cache
+def feed(animal, *, meat="beef"):
+    """Feed it."""
+    if not animal:
+
+        raise ValueError(animal)
+    return [meal(m) for m in meat]
+
+class Lion:
+    __doc__ = feed.__doc__
+    name = "Leo"
+    @property
+    async def mane(self):
+        """Hair.
+
+        Only some.
+        """
+
+        def comb():
+            """Comb it."""
+            return self
+
+        return comb  # often
+    def short(self): "Too short."; return 1
+after = 1
+'''
+
+
+def test_code_is_what_stands_behind_the_docstring(packages):
+    write(packages / "zoo/__init__.py", CAGE)
+    found = {d.name: d.code for d in docstrings.read(["zoo"])}
+    assert found == {
+        "zoo.feed": "def feed(animal, meat):\n    if not animal:\n\n        raise ValueError(animal)\n    return [meal(m) for m in meat]",
+        "zoo.Lion.mane": 'def mane(self):\n    def comb():\n        """Comb it."""\n        return self\n\n    return comb  # often',
+        "zoo.Lion.mane.comb": "def comb():\n    return self",
+        "zoo.Lion.short": "",
+    }
+
+
+def test_bytecode_says_what_the_source_says(packages):
+    path = write(packages / "zoo/__init__.py", CAGE)
+    compiled = list(docstrings.read(["zoo"]))
+    bytecode = Path(py_compile.compile(path))
+    assert list(docstrings.read(["zoo"])) == compiled
+    read_from = bytecode.read_bytes().replace(b"Feed it.", b"Food it.")
+    bytecode.write_bytes(read_from)
+    assert next(docstrings.read(["zoo"])).summary == "Food it.", "the bytecode that is there is not used"
+    write(path, CAGE.replace("Feed it.", "Feed all of it."))
+    assert next(docstrings.read(["zoo"])).summary == "Feed all of it.", "bytecode of what the source was"
+
+
+def test_every_docstring_is_found_that_the_syntax_tree_has():
+    """Of a package in which all sorts of code are documented."""
+    found = {(d.name, d.summary, d.rest) for d in docstrings.read(["sphinx"])}
+
+    def walk(node, name):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+            summary, _, rest = ast.get_docstring(node).strip().partition("\n\n")
+            yield name, " ".join(summary.split()), rest.strip()
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, f"{name}.{child.name}" if hasattr(child, "body") and hasattr(child, "name") and child.name else name)
+
+    expected = {doc for path, module in docstrings.modules("sphinx") for doc in walk(ast.parse(path.read_bytes()), module)}
+    assert len(expected) > 1000 and {doc[1:] for doc in expected} == {doc[1:] for doc in found} and found <= expected
+
+
+def test_names_and_code_are_pairs(monkeypatch):
+    docs = [
+        docstrings.Docstring("p", "p.m", "p.m.CSVReader2.read_all", "f.py", 1, "Read every row.", "Rows: all.", "def read_all(self):\n" + "    x\n" * 30),
+        docstrings.Docstring("p", "p.m", "p.m.f", "f.py", 1, "Read one row.", "", "def f():\n    return 1"),
+    ]
+    monkeypatch.setattr(installed, "_docs", lambda: docs)
+    monkeypatch.setattr(installed, "_kept", lambda text: False)
+    assert list(installed.READERS["docstrings.names", "pairs"]()) == [{"query": "CSV Reader 2 read all", "pos": ["Read every row.\nRows: all."]}]
+    assert list(installed.READERS["docstrings.code", "pairs"]()) == [{"query": "Read every row.", "pos": [docs[0].code]}]
 
 
 def test_documentation_added_from_outside_is_found(packages):
@@ -80,6 +163,7 @@ msgstr[1] "%d alte Dateien löschen"
 def test_source_catalogues_give_whole_checked_sentences(packages):
     write(packages / "django/locale/de_AT/LC_MESSAGES/django.po", PO)
     write(packages / "django/locale/en_GB/LC_MESSAGES/django.po", PO)
+    (packages / "django/locale/de_AT/LC_MESSAGES/django.mo").write_bytes(b"not read where there is a source")
     assert [tuple(m) for m in catalogues.read(["django"])] == [
         ("django", "de", "de_AT", 'The page "${title}" was moved.', 'Die Seite "${title}" wurde verschoben.'),
         ("django", "de", "de_AT", "Delete %d old file", "%d alte Datei löschen"),
@@ -89,7 +173,8 @@ def test_source_catalogues_give_whole_checked_sentences(packages):
 def test_the_installed_catalogues_are_read_whole():
     found = list(catalogues.read())
     english = {m.english for m in found}
-    assert len(found) > 100_000 and len(english) > 4000 and len({m.language for m in found}) > 90
+    assert len(found) > 200_000 and len(english) > 10_000 and len({m.language for m in found}) > 90
+    assert {m.package for m in found} == set(catalogues.FOLDERS)
     assert all(len(m.english.split()) >= 3 and m.foreign and m.language != "en" for m in found)
     assert 0.17 < sum(map(catalogues.held_out, english)) / len(english) < 0.23
 

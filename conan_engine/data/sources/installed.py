@@ -7,11 +7,19 @@ language (`catalogues.held_out`). Of the rest one fiftieth is for validation, un
 import functools
 import hashlib
 import random
+import re
 
 from conan_engine.data.sources import catalogues, docstrings
 
-TRAINING_PACKAGES = ("stdlib", "numpy", "torch", "django", "wagtail", "sphinx", "matplotlib", "scipy", "sklearn", "pandas")
+TRAINING_PACKAGES = (
+    "stdlib", "numpy", "torch", "django", "wagtail", "sphinx", "matplotlib", "scipy", "sklearn", "pandas",
+    "transformers", "polars", "huggingface_hub", "mteb", "datasets", "sentence_transformers", "pydantic",
+)  # fmt: skip
 HELD_OUT_PACKAGES = ("networkx", "sympy")
+
+SHORTEST_CODE = 120  # characters, its first line included; less says little
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of a name: readCSVFile2 has four
+NAMED = 500  # characters of what a name stands for
 
 # Per cent of the cross-lingual pairs, recipe section 5 (Conan-embedding-v2, section 3.3); English is the other side.
 LANGUAGE_SHARES = {
@@ -20,10 +28,10 @@ LANGUAGE_SHARES = {
 }  # fmt: skip
 
 
-@functools.cache  # several stages read them, and half a minute of parsing once is enough
+@functools.cache  # several stages read them
 def _docs():
-    """Each summary once: of two documents with one summary no search could tell which is meant."""
-    return list({doc.summary: doc for doc in docstrings.read(TRAINING_PACKAGES)}.values())
+    """Each summary once, with more behind it if any has: of two documents with one summary no search could tell which is meant."""
+    return list({doc.summary: doc for doc in sorted(docstrings.read(TRAINING_PACKAGES), key=lambda doc: doc.rest != "")}.values())
 
 
 @functools.cache
@@ -32,8 +40,17 @@ def _messages():
 
 
 def docs(validation=False):
-    """Docstrings to train on, or those kept for validation: all that have one text are on one side."""
-    return [doc for doc in _docs() if _kept(doc.rest) is validation]
+    """Docstrings of more than a summary, to train on or kept for validation: all that have one text are on one side."""
+    return [doc for doc in _all_docs(validation) if doc.rest]
+
+
+def functions(validation=False):
+    """Docstrings of functions, with or without more than a summary, to train on or kept for validation."""
+    return [doc for doc in _all_docs(validation) if len(doc.code) >= SHORTEST_CODE]
+
+
+def _all_docs(validation):
+    return [doc for doc in _docs() if _kept(doc.rest or doc.summary) is validation]
 
 
 def messages(validation=False):
@@ -53,6 +70,18 @@ def _doc_text(docs):
 def _doc_instructions(docs):
     for doc in docs:
         yield {"instruction": "", "input": doc.summary, "output": doc.rest}
+
+
+def _doc_names(docs):
+    """What is it that is called so? The last two parts of the dotted name, in words; each once."""
+    named = {" ".join(part for name in doc.name.split(".")[-2:] for part in WORD.findall(name)): doc for doc in docs}
+    for words, doc in named.items():
+        yield {"query": words, "pos": [f"{doc.summary}\n{doc.rest}"[:NAMED]]}
+
+
+def _doc_code(docs):
+    for doc in docs:
+        yield {"query": doc.summary, "pos": [doc.code]}
 
 
 def _doc_labels(docs):
@@ -132,6 +161,8 @@ READERS = {
     for source, kind, records, of in (
         ("docstrings", "text", _doc_text, docs),
         ("docstrings", "instruction", _doc_instructions, docs),
+        ("docstrings.names", "pairs", _doc_names, docs),
+        ("docstrings.code", "pairs", _doc_code, functions),
         ("docstrings.labels", "label", _doc_labels, docs),
         ("docstrings.sts", "sts", _doc_sts, docs),
         ("catalogues", "text", _message_text, messages),
