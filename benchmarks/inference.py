@@ -23,7 +23,7 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
 from conan_engine.encoder import Encoder
-from conan_engine.evaluate import docs_search
+from conan_engine.tasks import docs_search, held_out_docs
 from conan_engine.export import gguf, onnx, sentence_transformers
 
 BATCH = 32  # sentence-transformers' own; onnxruntime has none
@@ -98,7 +98,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
-    texts = docs_search().documents[: options.texts]
+    texts = docs_search(held_out_docs()).documents[: options.texts]
     ours = Encoder.load(options.run)
     forms = {"ours, float32": (ours.encode, 4 * sum(p.numel() for p in ours.model.parameters()))}
     with tempfile.TemporaryDirectory() as temporary:

@@ -1,7 +1,6 @@
-"""How well a run searches, beside BM25: `python -m conan_engine.evaluate RUN`. Writes RUN/results.json, prints a table.
+"""How well a run does, beside BM25 and what is not trained: `python -m conan_engine.evaluate RUN`. Writes RUN/results.json, prints a table.
 
-docs: the summary of a held-out docstring finds its text among all held-out texts. cross_lingual: a held-out message in
-a foreign language finds its English original among all English messages.
+The tasks are those of conan_engine/tasks.py. --beside shows another results.json in a column of its own.
 """
 
 import argparse
@@ -9,93 +8,47 @@ import json
 import os
 import time
 from pathlib import Path
-from typing import NamedTuple
 
-import bm25s
-import numpy as np
-
-from conan_engine import __version__, errors
-from conan_engine.data.sources import catalogues, docstrings
-from conan_engine.data.sources.installed import HELD_OUT_PACKAGES
-from conan_engine.encoder import Encoder, truncate
-from conan_engine.metrics import ndcg, ranks, recall
-from conan_engine.model import Transformer
+from conan_engine import __version__, checkpoint, errors, tasks
+from conan_engine.baselines import RandomProjection, bm25_ranks
+from conan_engine.data.sources import installed
+from conan_engine.encoder import Encoder
+from conan_engine.errors import UserError
+from conan_engine.metrics import ndcg, ranks
 from conan_engine.quantize import BITS, quantize, ranges_of, restore
 
 SMALLER = [precision for precision in BITS if precision != "float32"]
-CATALOGUES = ("django", "wagtail", "sphinx", "plone.app.locales")  # whose messages are searched; held out in all
-LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh")
-
-
-class Search(NamedTuple):
-    """A retrieval task: the document that answers queries[i] is documents[answer[i]]."""
-
-    queries: list
-    documents: list
-    answer: np.ndarray
-
-
-def docs_search():
-    """Held-out docstrings; of two with one summary or one text only the first is kept."""
-    queries, documents = {}, {}
-    for doc in docstrings.read(HELD_OUT_PACKAGES):
-        if doc.rest and doc.summary not in queries and doc.rest not in documents:
-            queries[doc.summary] = documents[doc.rest] = True
-    return Search(list(queries), list(documents), np.arange(len(documents)))
-
-
-def cross_lingual_searches():
-    """language -> Search, for LANGUAGES."""
-    english, foreign = {}, {language: {} for language in LANGUAGES}
-    for message in catalogues.read(CATALOGUES):
-        english.setdefault(message.english, len(english))
-        if message.language in foreign and catalogues.held_out(message.english):
-            foreign[message.language].setdefault(message.foreign, message.english)
-    documents = list(english)
-    return {
-        language: Search(list(pairs), documents, np.array([english[text] for text in pairs.values()]))
-        for language, pairs in foreign.items()
-    }
-
-
-def bm25_ranks(search):
-    """The ranks that BM25 gives (bm25s with its defaults)."""
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(search.documents, show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize(search.queries, return_ids=False, show_progress=False)
-    known = [[word for word in query if word in index.vocab_dict] for query in tokens]
-    scores = np.stack([index.get_scores(query) if query else np.zeros(len(search.documents)) for query in known])
-    own = scores[np.arange(len(search.answer)), search.answer]
-    return np.where(own > 0, ranks(scores, search.answer), len(search.documents))
+NAMES = {
+    "docs.ndcg@10": "docs nDCG@10",
+    **{f"cross_lingual.{language}.recall@20": f"{language} -> en Recall@20" for language in tasks.LANGUAGES},
+    "sts.docs.spearman": "STS docs Spearman",
+    "sts.messages.spearman": "STS messages Spearman",
+    "classification.accuracy": "classification accuracy",
+}
 
 
 def evaluate(encoder):
     """All the numbers of results.json but the seconds."""
-    dims = encoder.dims
+    dims, given = encoder.dims, tasks.load()
+    searches = {key: task for key, task in given.items() if isinstance(task, tasks.Search)}
     results = {"params": sum(p.numel() for p in encoder.model.parameters())}
-    docs = docs_search()
-    results["docs.queries"] = len(docs.queries)
-    results["docs.bm25.ndcg@10"] = ndcg(bm25_ranks(docs))
-    fresh = Transformer(encoder.model.config, encoder.tokenizer.vocab_size, encoder.model.precision).init_weights(seed=0)
-    untrained = Encoder(fresh, encoder.tokenizer, encoder.max_tokens, dims)
-    for key, one, sizes in (("docs.untrained.ndcg@10", untrained, [None]), ("docs.ndcg@10", encoder, [None, *dims])):
-        queries, documents = one.encode(docs.queries), one.encode(docs.documents)
-        for dim in sizes:
-            rank = ranks(truncate(queries, dim) @ truncate(documents, dim).T, docs.answer)
-            results[f"dims.{dim}.ndcg@10" if dim else key] = ndcg(rank)
+    results |= {f"{key.rpartition('.')[0]}.queries": len(search.queries) for key, search in searches.items()}
+    results |= {of("bm25", key): search.metric(bm25_ranks(search)) for key, search in searches.items()}
+    projection = RandomProjection(encoder.tokenizer, [f"{doc.summary}\n{doc.rest}" for doc in installed.docs()], encoder.model.config.width)
+    scores = tasks.measure(tasks.Embedded(projection.encode, given), given, dims)
+    results |= {of("random_projection", key): score for key, score in scores.items()}
+    embedded, docs = tasks.Embedded(encoder.encode, given), given["docs.ndcg@10"]
+    results |= tasks.measure(embedded, given, dims)
     for dim in dims:
-        results |= smaller(truncate(queries, dim), truncate(documents, dim), docs.answer)
-    searches = cross_lingual_searches()
-    documents = encoder.encode(next(iter(searches.values())).documents)  # the same for all languages
-    for language, search in searches.items():
-        queries = encoder.encode(search.queries)
-        results[f"cross_lingual.{language}.queries"] = len(search.queries)
-        results[f"cross_lingual.bm25.{language}.recall@20"] = recall(bm25_ranks(search))
-        results[f"cross_lingual.{language}.recall@20"] = recall(ranks(queries @ documents.T, search.answer))
-        for dim in dims:
-            rank = ranks(truncate(queries, dim) @ truncate(documents, dim).T, search.answer)
-            results[f"dims.{dim}.cross_lingual.{language}.recall@20"] = recall(rank)
+        results |= smaller(embedded(docs.queries, dim), embedded(docs.documents, dim), docs.answer)
     return results
+
+
+def of(name, key):
+    """The key of somebody else's score: docs.bm25.ndcg@10, dims.64.random_projection.ndcg@10."""
+    parts = key.split(".")
+    first = 2 if parts[0] == "dims" else 1
+    return ".".join([*parts[:first], name, *parts[first:]])
 
 
 def smaller(queries, documents, answer):
@@ -109,39 +62,67 @@ def smaller(queries, documents, answer):
     return results
 
 
-def table(results, dims):
-    """The results as lines of text."""
-    lines = ["", f"{'':28}{'this model':>12}{'BM25':>8}{'untrained':>11}" + "".join(f"{f'dim {d}':>10}" for d in dims)]
+def table(results, dims, other=None):
+    """The results as lines of text. other: (name, results) of another model, for a column of its own."""
+    columns = [("this model", lambda key: results.get(key)), ("BM25", lambda key: results.get(of("bm25", key)))]
+    columns += [("random", lambda key: results.get(of("random_projection", key)))]
+    if other:
+        columns += [(other[0], lambda key: other[1].get(key))]
+    lines = ["", f"{'':28}" + "".join(f"{name[:11]:>12}" for name, _ in columns) + "".join(f"{f'dim {d}':>9}" for d in dims)]
 
-    def line(name, key, bm25, by_dim, untrained=None):
-        cells = f"{results[key]:12.3f}{results[bm25]:8.3f}" + (f"{results[untrained]:11.3f}" if untrained else " " * 11)
-        lines.append(f"{name:28}{cells}" + "".join(f"{results[by_dim.format(d)]:10.3f}" for d in dims))
+    def by_dim(found, key):
+        return "".join(_cell(found.get(key.format(d)), 9) for d in dims)
 
-    line("docs nDCG@10", "docs.ndcg@10", "docs.bm25.ndcg@10", "dims.{}.ndcg@10", "docs.untrained.ndcg@10")
-    for precision in SMALLER:
-        name = f"  documents {precision}, 1/{BITS['float32'] // BITS[precision]}"
-        lines.append(f"{name:59}" + "".join(f"{results[f'dims.{d}.{precision}.ndcg@10']:10.3f}" for d in dims))
-    for language in LANGUAGES:
-        key = f"cross_lingual.{language}.recall@20"
-        line(f"{language} -> en Recall@20", key, f"cross_lingual.bm25.{language}.recall@20", f"dims.{{}}.{key}")
-    lines.append(f"\n{results['params'] / 1e6:.1f}M parameters, {results['docs.queries']:,} held-out docs, {results['seconds.total']:.0f} s")
-    return "\n".join(lines)
+    for key, name in NAMES.items():
+        dim_key = f"dims.{{}}.{key.removeprefix('docs.')}"
+        lines.append(f"{name:28}" + "".join(_cell(score(key), 12) for _, score in columns) + by_dim(results, dim_key))
+        if key == "docs.ndcg@10":
+            blank = " " * 12 * len(columns)
+            lines.append(f"{'  random projection':28}{blank}{by_dim(results, of('random_projection', dim_key))}")
+            if other:
+                lines.append(f"{f'  {other[0]}':28.28}{blank}{by_dim(other[1], dim_key)}")
+            for precision in SMALLER:
+                name = f"  documents {precision}, 1/{BITS['float32'] // BITS[precision]}"
+                lines.append(f"{name:28}{blank}{by_dim(results, f'dims.{{}}.{precision}.ndcg@10')}")
+    took = ", ".join(f"{results[f'seconds.{part}']:.0f} s {said}" for part, said in (("train", "of training"), ("evaluate", "of evaluation")))
+    return "\n".join([*lines, f"\n{results['params'] / 1e6:.1f}M parameters, {results['docs.queries']:,} held-out docs; {took}"])
+
+
+def _cell(score, width):
+    return " " * width if score is None else f"{score:{width}.3f}"
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
-    run = parser.parse_args().run
+    parser.add_argument("--beside", metavar="RESULTS.json", help="another model's results, for a column beside")
+    arguments = parser.parse_args()
+    other = arguments.beside and _read(arguments.beside)
     started = time.perf_counter()
-    encoder = Encoder.load(run)
+    encoder = Encoder.load(arguments.run)
     results = evaluate(encoder)
-    results["seconds.total"] = time.perf_counter() - started
-    path = Path(run, "results.json")
+    _, state = checkpoint.newest(arguments.run)
+    results["seconds.train"] = state.get("seconds", 0.0)
+    results["seconds.evaluate"] = time.perf_counter() - started
+    results["seconds.total"] = results["seconds.train"] + results["seconds.evaluate"]
+    path = Path(arguments.run, "results.json")
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=1))
     os.replace(partial, path)
-    print(table(results, encoder.dims))
+    print(table(results, encoder.dims, other))
+
+
+def _read(path):
+    """(name, results) of a results.json."""
+    try:
+        results = json.loads(Path(path).read_text())
+        scores = {key: value for key, value in results.items() if isinstance(value, (int, float))}
+        if not scores:
+            raise ValueError("it holds no scores")
+        return str(results.get("name") or Path(path).resolve().parent.name), scores
+    except (OSError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}: no results that can be read ({error}); give a results.json that the evaluation wrote") from None
 
 
 if __name__ == "__main__":

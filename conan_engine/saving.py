@@ -26,12 +26,13 @@ class Saver:
     .<stage>-<step>.partial. The folder is one that all machines share.
     """
 
-    def __init__(self, config, tokenizer, data, mesh, base=None):
+    def __init__(self, config, tokenizer, data, mesh, base=None, began=None):
         """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base: checkpoint.base_of
-        what the adapters belong to, where only these are trained."""
+        what the adapters belong to, where only these are trained; began: when training did (time.perf_counter), None: now."""
         self.config, self.mesh, self.folder = config, mesh, Path(config.out_dir, "checkpoints")
         self.always = {"tokenizer": tokenizer.hash, "data": data, "config": dataclasses.asdict(config), "base": base}
         self.thread, self.work, self.state = ThreadPoolExecutor(1), None, None
+        self.began = time.perf_counter() if began is None else began
         if mesh.rank == 0:
             for left in self.folder.glob(".*.partial"):  # by a kill
                 shutil.rmtree(left)
@@ -50,7 +51,7 @@ class Saver:
             torch.cuda.synchronize()
         every = self.mesh.gather_objects((self.mesh.tensor.rank, _rng_state()))
         rngs = [rng for place, rng in every if place == 0]  # tensor ranks draw the same numbers
-        state = {"stage": stage, "step": step, "counters": counters, **self.always, "rngs": rngs}
+        state = {"stage": stage, "step": step, "counters": counters, "seconds": time.perf_counter() - self.began, **self.always, "rngs": rngs}
         self.state = json.loads(json.dumps(state))  # a copy: what follows changes it
         self.name = f"{stage}-{step:08d}"
         self.work = self.thread.submit(self._write, files, stage_state)

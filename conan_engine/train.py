@@ -39,6 +39,7 @@ DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
 
 def main():
     # ---- settings and process group
+    began = time.perf_counter()
     arguments = sys.argv[1:]
     if {"--help", "-h", "--version"} & set(arguments):
         return answer(arguments)
@@ -110,7 +111,7 @@ def main():
         partial.replace(run / "config.json")
 
     # ---- the stages, each from the weights of the one before
-    saver = Saver(config, tokenizer, fingerprints, mesh, base)
+    saver = Saver(config, tokenizer, fingerprints, mesh, base, began - (found[1].get("seconds", 0) if found else 0))
     for name in todo:
         settings = getattr(config, name)
         first_step = 0

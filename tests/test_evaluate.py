@@ -1,4 +1,4 @@
-"""BM25's side of the table, and that what is held out was never trained on."""
+"""The table and its numbers, and that what is held out was never trained on."""
 
 import json
 import subprocess
@@ -7,22 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from conan_engine import evaluate
+from conan_engine import evaluate, tasks
 from conan_engine.data.sources import catalogues, installed
 from conan_engine.data.sources.docstrings import Docstring
 from conan_engine.encoder import truncate
-from conan_engine.evaluate import Search, bm25_ranks
 
 
 def test_truncation_keeps_the_first_numbers_at_unit_length():
     vectors = np.array([[3.0, 4.0, 12.0], [0.0, 0.0, 1.0]]) / [[13.0], [1.0]]
     np.testing.assert_allclose(truncate(vectors, 2), [[0.6, 0.8], [0.0, 0.0]])  # no direction is left of the second
-
-
-def test_bm25_finds_words_and_nothing_where_none_is_shared():
-    documents = ["a graph with weighted edges", "the roots of a polynomial", "matrix of zeros"]
-    search = Search(["polynomial roots", "weighted graph", "entirely elsewhere", "été"], documents, np.array([1, 0, 2, 2]))
-    assert bm25_ranks(search).tolist() == [1, 1, 3, 3]
 
 
 def test_no_held_out_text_is_trained_on(monkeypatch):
@@ -54,33 +47,52 @@ def test_no_text_kept_for_validation_is_trained_on(monkeypatch):
 
 @pytest.fixture
 def few(monkeypatch):
-    """Three docstrings and one package of messages, so that a test does not wait for all of them."""
+    """Some docstrings and one package of messages, so that a test does not wait for all of them."""
+    about = ["Shortest path between two nodes", "Roots of a polynomial", "Edges of a graph", "Area of a triangle"]
     docs = [
-        Docstring("p", "p.m", "p.m.f", "f.py", 1, "Shortest path between two nodes.", "Dijkstra's algorithm over weighted edges of the path."),
-        Docstring("p", "p.m", "p.m.g", "f.py", 9, "Roots of a polynomial.", "Every root of the polynomial, with multiplicity."),
-        Docstring("p", "p.m", "p.m.h", "f.py", 20, "Roots of a polynomial.", "Another function with the same summary."),
+        Docstring("p", f"p.{part}.m", f"p.{part}.m.f{i}", "f.py", i, f"{text} {i} of {part}.", f"It computes the {text.lower()}, number {i} of {part}.")
+        for part, text in zip("abcd", about)
+        for i in range(tasks.SMALLEST)
     ]
+    docs += [docs[0]._replace(rest="Another function with the same summary."), docs[1]._replace(summary="No more.", rest="")]
     messages = list(catalogues.read(("sphinx",)))
-    monkeypatch.setattr(evaluate.docstrings, "read", lambda packages: docs)
-    monkeypatch.setattr(evaluate.catalogues, "read", lambda packages: messages)
+    monkeypatch.setattr(tasks.docstrings, "read", lambda packages: docs)
+    monkeypatch.setattr(installed, "docs", lambda: docs)
+    monkeypatch.setattr(tasks.catalogues, "read", lambda packages: messages)
 
 
-def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["evaluate", str(untrained_run)])
+def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, monkeypatch, capsys, tmp_path):
+    beside = tmp_path / "other.json"
+    beside.write_text(json.dumps({"name": "static bag", "docs.ndcg@10": 0.4321, "dims.8.ndcg@10": 0.1234}))
+    monkeypatch.setattr(sys, "argv", ["evaluate", str(untrained_run), "--beside", str(beside)])
     evaluate.main()
     results = json.loads((untrained_run / "results.json").read_text())
-    assert results["docs.queries"] == 2 and results["docs.bm25.ndcg@10"] == 1.0
-    assert {"docs.ndcg@10", "seconds.total", "params", "dims.8.ndcg@10", "dims.32.ndcg@10"} <= set(results)
-    for language in evaluate.LANGUAGES:
-        assert results[f"cross_lingual.{language}.queries"] > 5
-        assert 0 <= results[f"cross_lingual.bm25.{language}.recall@20"] <= 1
-        assert 0 <= results[f"cross_lingual.{language}.recall@20"] <= 1
-    assert results["dims.32.ndcg@10"] == results["docs.ndcg@10"]  # 32 is this model's whole width
+    assert results["docs.queries"] == 4 * tasks.SMALLEST and results["docs.bm25.ndcg@10"] > 0.5
+    assert results["seconds.total"] == results["seconds.train"] + results["seconds.evaluate"] and results["seconds.train"] > 0
+    assert all(0 <= results[f"cross_lingual.bm25.{language}.recall@20"] <= 1 for language in tasks.LANGUAGES)
+    for key, name in evaluate.NAMES.items():
+        for dim in ("", "dims.8.", "dims.16.", "dims.32."):
+            own = dim + key.removeprefix("docs.") if dim else key
+            for found in (own, evaluate.of("random_projection", own)):
+                assert -1 <= results[found] <= 1, found
+        assert results[f"dims.32.{key.removeprefix('docs.')}"] == results[key]  # 32 is this model's whole width
     sizes = {precision: [results[f"dims.{dim}.{precision}.bytes"] for dim in (8, 16, 32)] for precision in ("float32", "float16", "int8", "binary")}
     assert sizes == {"float32": [32, 64, 128], "float16": [16, 32, 64], "int8": [8, 16, 32], "binary": [1, 2, 4]}
     assert all(0 <= results[f"dims.{dim}.{precision}.ndcg@10"] <= 1 for dim in (8, 16, 32) for precision in ("float16", "int8", "binary"))
-    shown = capsys.readouterr().out
-    assert "docs nDCG@10" in shown and "zh -> en Recall@20" in shown and f"{results['docs.ndcg@10']:.3f}" in shown
+    lines = {line[:28].strip(): line[28:].split() for line in capsys.readouterr().out.splitlines()}
+    shown = [f"{results[key]:.3f}" for key in ("docs.ndcg@10", "docs.bm25.ndcg@10", "docs.random_projection.ndcg@10")]
+    assert lines["docs nDCG@10"][:4] == [*shown, "0.432"] and lines["static bag"] == ["0.123"]
+    assert lines["random projection"] == [f"{results[f'dims.{dim}.random_projection.ndcg@10']:.3f}" for dim in (8, 16, 32)]
+    assert set(evaluate.NAMES.values()) <= set(lines)
+
+
+@pytest.mark.parametrize("content", [None, "[1]", "{", '{"docs.ndcg@10": "high"}', '{"docs.ndcg@10": null}'])
+def test_results_beside_that_cannot_be_read_are_named(untrained_run, tmp_path, content):
+    if content:
+        (tmp_path / "other.json").write_text(content)
+    command = [sys.executable, "-m", "conan_engine.evaluate", str(untrained_run), "--beside", str(tmp_path / "other.json")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "other.json: no results that can be read" in done.stderr
 
 
 def test_fewer_bytes_cost_what_they_lose():

@@ -1,6 +1,7 @@
 """The training script as a person runs it: resume, ranks, skipped steps, and what a mistake gets."""
 
 import contextlib
+import json
 import random
 import resource
 import shutil
@@ -61,8 +62,12 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whol
     damaged[random.randrange(len(damaged))] ^= 1
     weights.write_bytes(damaged)
     (run / "checkpoints/supervised-00000004/optimizer-00000-of-00001.safetensors").write_bytes(b"half")
+    for state in run.glob("checkpoints/*/state.json"):
+        state.write_text(json.dumps(json.loads(state.read_text()) | {"seconds": 1000.0}))
+    began = time.perf_counter()
     code, out, err = train(tiny, run)
     assert code == 0, err
+    assert 1000 < json.loads((run / "checkpoints/supervised-00000006/state.json").read_text())["seconds"] < 1000 + time.perf_counter() - began
     assert "supervised-00000006 is damaged" in out and "supervised-00000004 is damaged" in out
     assert losses(run) == losses(whole)
 

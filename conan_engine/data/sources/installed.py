@@ -59,7 +59,7 @@ def messages(validation=False):
 
 
 def _kept(text):
-    return _fraction(text) < 0.02
+    return fraction(text) < 0.02
 
 
 def _doc_text(docs):
@@ -90,7 +90,7 @@ def _doc_labels(docs):
         yield {"text": doc.summary, "label": " ".join(doc.module.split(".")[:2])}
 
 
-def _doc_sts(docs):
+def doc_sts(docs):
     """Graded by structure: a summary and its own text 1, another text of the same module 0.5, of the same package 0.25,
     of another package 0."""
     by_module, by_package = {}, {}
@@ -116,11 +116,11 @@ def _shared_out(messages):
     total = max(have[language] / share for language, share in LANGUAGE_SHARES.items() if share >= 5)
     for message in kept:
         wanted = total * LANGUAGE_SHARES[message.language] / have[message.language]
-        if _fraction(f"{message.locale}\n{message.foreign}\n{message.english}") < wanted:
+        if fraction(f"{message.locale}\n{message.foreign}\n{message.english}") < wanted:
             yield message
 
 
-def _fraction(text):
+def fraction(text):
     """Of the way from 0 to 1, by a hash."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") / 2**64
 
@@ -135,7 +135,7 @@ def _message_instructions(messages):
         yield {"instruction": "", "input": message.foreign, "output": message.english}
 
 
-def _message_sts(messages):
+def message_sts(messages):
     """A message in two languages 1; a message and another one of the same package 0.25; of another package 0."""
     messages = list(_shared_out(messages))
     by_english, by_package = {}, {}
@@ -164,9 +164,9 @@ READERS = {
         ("docstrings.names", "pairs", _doc_names, docs),
         ("docstrings.code", "pairs", _doc_code, functions),
         ("docstrings.labels", "label", _doc_labels, docs),
-        ("docstrings.sts", "sts", _doc_sts, docs),
+        ("docstrings.sts", "sts", doc_sts, docs),
         ("catalogues", "text", _message_text, messages),
         ("catalogues", "instruction", _message_instructions, messages),
-        ("catalogues.sts", "sts", _message_sts, messages),
+        ("catalogues.sts", "sts", message_sts, messages),
     )
 }

@@ -1,0 +1,40 @@
+"""What needs no training, to compare with: BM25, and tokens counted and projected at random."""
+
+import bm25s
+import numpy as np
+import torch
+
+from conan_engine.metrics import ranks
+
+
+def bm25_ranks(search):
+    """The ranks that BM25 gives (bm25s with its defaults)."""
+    index = bm25s.BM25()
+    index.index(bm25s.tokenize(search.documents, show_progress=False), show_progress=False)
+    tokens = bm25s.tokenize(search.queries, return_ids=False, show_progress=False)
+    known = [[word for word in query if word in index.vocab_dict] for query in tokens]
+    scores = np.stack([index.get_scores(query) if query else np.zeros(len(search.documents)) for query in known])
+    own = scores[np.arange(len(search.answer)), search.answer]
+    return np.where(own > 0, ranks(scores, search.answer), len(search.documents))
+
+
+class RandomProjection:
+    """(1 + log tf) x idf of a run's own tokens, times a Gaussian matrix, whose first `dim` columns are one of `dim`."""
+
+    def __init__(self, tokenizer, texts, width):
+        """texts: from which the idf is counted."""
+        self.tokenizer = tokenizer
+        have = np.zeros(tokenizer.vocab_size)
+        for ids in tokenizer.encode_batch(texts):
+            have[np.unique(np.asarray(ids, np.int64))] += 1
+        self.idf = np.log((1 + len(texts)) / (1 + have))
+        self.table = torch.randn(tokenizer.vocab_size, width, generator=torch.Generator().manual_seed(0))
+
+    def encode(self, texts):
+        """Unit vectors float32 [len(texts), width]; zero for an empty text."""
+        counted = [np.unique(np.asarray(ids, np.int64), return_counts=True) for ids in self.tokenizer.encode_batch(list(texts))]
+        ids, counts = (np.concatenate(part) for part in zip(*counted))
+        weights = torch.from_numpy((1 + np.log(counts)) * self.idf[ids]).float()
+        starts = torch.from_numpy(np.cumsum([0, *(len(of) for of, _ in counted[:-1])]))
+        bags = torch.nn.functional.embedding_bag(torch.from_numpy(ids), self.table, starts, mode="sum", per_sample_weights=weights)
+        return torch.nn.functional.normalize(bags, dim=1).numpy()
