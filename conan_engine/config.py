@@ -111,6 +111,7 @@ class Weak(Stage):
     temperature: float = 0.02  # ours: the paper writes none
     alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"
     mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
+    dims: list[int] = field(default_factory=list)  # ours: Matryoshka from this stage on; none: the whole vector alone, as in the paper
     teacher: str = ""  # "module:function" that scores (queries, documents); empty: the data's own "score" column
     min_score: float = 0.4  # pairs that the teacher scores below this are dropped
 
@@ -399,10 +400,12 @@ def _check(config, where):
     one_of("validation.metric", config.validation.metric, *METRICS)
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
-    dims = config.supervised.dims
-    require(dims and dims == sorted(set(dims)) and dims[0] > 0, "supervised.dims", dims, "increasing numbers")
+    for name in ("weak", "supervised"):
+        dims = getattr(config, name).dims
+        require(dims == sorted(set(dims)) and min(dims, default=1) > 0 and (dims or name == "weak"), f"{name}.dims", dims, "increasing numbers")
+        if name in config.stages and dims:
+            require(dims[-1] == model.width, f"{name}.dims", dims, f"the last to be model.width = {model.width}")
     if "supervised" in config.stages:
-        require(dims[-1] == model.width, "supervised.dims", dims, f"the last to be model.width = {model.width}")
         require(config.negatives.pool >= config.negatives.count >= 0, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
         require(config.supervised.sts_batch > 0, "supervised.sts_batch", config.supervised.sts_batch, "at least 1")
 

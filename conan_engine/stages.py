@@ -155,7 +155,7 @@ class Weak(Contrastive):
 
         def loss_of(embeddings):
             queries, documents = embeddings.chunk(2)
-            return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, known=known)
+            return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, self.settings.dims or None, known)
 
         loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, mask, loss_of, before_last)
         return {

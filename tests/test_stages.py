@@ -51,6 +51,17 @@ def test_the_weak_stage_starts_causal_and_ends_bidirectional(tiny, untrained_run
     assert {row["source"] for row in rows} == set(config.weak.data)
 
 
+def test_the_weak_loss_is_the_mean_over_its_dims(tiny, untrained_run):
+    stage, config, model = weak_stage(tiny, untrained_run, "--weak.dims=[8, 32]")
+    batch, found = stage.draw(), {}
+    for dims in ([], [8], [32], config.weak.dims):
+        stage.settings.dims = dims
+        found[tuple(dims)] = stage.backward(model, batch, 3)["loss"]
+    assert found[8, 32] == pytest.approx((found[8,] + found[32,]) / 2, rel=1e-4) and found[8,] != pytest.approx(found[32,], rel=1e-3)
+    assert found[32,] == pytest.approx(found[()], rel=1e-4)
+    stage.close()
+
+
 @pytest.fixture
 def instructions(tmp_path):
     """Records of (instruction, input, output); some parts are empty, as users' are."""
