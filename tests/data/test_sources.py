@@ -112,6 +112,7 @@ def test_names_and_code_are_pairs(monkeypatch):
     docs = [
         docstrings.Docstring("p", "p.m", "p.m.CSVReader2.read_all", "f.py", 1, "Read every row.", "Rows: all.", "def read_all(self):\n" + "    x\n" * 30),
         docstrings.Docstring("p", "p.m", "p.m.f", "f.py", 1, "Read one row.", "", "def f():\n    return 1"),
+        docstrings.Docstring("_", "_", "_.__", "f.py", 1, "Nameless.", "Nobody knows.", ""),
     ]
     monkeypatch.setattr(installed, "_docs", lambda: docs)
     monkeypatch.setattr(installed, "_kept", lambda text: False)

@@ -76,7 +76,8 @@ def _doc_names(docs):
     """What is it that is called so? The last two parts of the dotted name, in words; each once."""
     named = {" ".join(part for name in doc.name.split(".")[-2:] for part in WORD.findall(name)): doc for doc in docs}
     for words, doc in named.items():
-        yield {"query": words, "pos": [f"{doc.summary}\n{doc.rest}"[:NAMED]]}
+        if words:  # not so of "__"
+            yield {"query": words, "pos": [f"{doc.summary}\n{doc.rest}"[:NAMED]]}
 
 
 def _doc_code(docs):
