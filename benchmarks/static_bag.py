@@ -2,8 +2,8 @@
 
     python benchmarks/static_bag.py RUN [--seconds S] [--out runs/benchmarks]
 
-Tokens, pairs and dims are those of RUN's weak stage; S, unless given, what RUN's training took from reading to the end, which the bag
-spends on steps alone. A token's vector starts as random numbers times its idf. Needs `pip install accelerate`. Evaluates the bag as
+Tokens and sources are those of RUN's weak stage, as often as they have pairs; the dims are RUN's; S, unless given, is what RUN's
+training took from reading to the end, which the bag spends on steps alone. A token's vector starts as random numbers times its idf. Needs `pip install accelerate`. Evaluates the bag as
 `conan_engine.evaluate` does; prints the scores and writes static-bag.json, which that shows with --beside.
 """
 
