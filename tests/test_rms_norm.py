@@ -2,12 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conan_engine.rms_norm import rms_norm
+from conan_engine import rms_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("cached", [rms_norm.CACHED, 1, 100])  # numbers: all rows at once, one at a time, a few
 @pytest.mark.parametrize("shape", [(0, 8), (1, 1), (1, 512), (37, 24), (5, 3, 7)])
-def test_values_and_gradients_are_those_of_the_definition(shape, dtype):
+def test_values_and_gradients_are_those_of_the_definition(shape, dtype, cached, monkeypatch):
+    monkeypatch.setattr(rms_norm, "CACHED", cached)
     x = torch.randn(shape, dtype=dtype) * torch.logspace(-3, 3, max(1, shape[0]), dtype=dtype).view(-1, *[1] * (len(shape) - 1))[: shape[0]]
     weight, gradient, eps = torch.randn(shape[-1], dtype=dtype), torch.randn(shape, dtype=dtype), 1e-6
 
@@ -16,7 +18,7 @@ def test_values_and_gradients_are_those_of_the_definition(shape, dtype):
         out = norm(a, w)
         return (out, *torch.autograd.grad(out, (a, w), gradient.to(dtype)))
 
-    ours = run(lambda a, w: rms_norm(a, w, eps), dtype)
+    ours = run(lambda a, w: rms_norm.rms_norm(a, w, eps), dtype)
     theirs = run(lambda a, w: F.rms_norm(a, w.shape, w, eps), dtype)
     exact = run(lambda a, w: a * (a.square().mean(-1, keepdim=True) + eps).rsqrt() * w, torch.float64)
     eps_of = torch.finfo(dtype).eps
@@ -30,7 +32,7 @@ def test_values_and_gradients_are_those_of_the_definition(shape, dtype):
 
 def test_a_weight_of_another_dtype_gets_its_gradient():
     x, weight = torch.randn(3, 8), torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
-    out = rms_norm(x, weight, 1e-6)
+    out = rms_norm.rms_norm(x, weight, 1e-6)
     out.sum().backward()
     assert out.dtype == torch.float32 and weight.grad.dtype == torch.bfloat16
     torch.testing.assert_close(weight.grad.float(), F.rms_norm(x, (8,), None, 1e-6).sum(0), rtol=1e-2, atol=1e-2)
