@@ -109,7 +109,7 @@ class Sft(Stage):
 class Weak(Stage):
     batch_tokens: int = 0  # above 0: as many queries a step as so many tokens hold, all ranks together, instead of `batch`
     temperature: float = 0.02  # ours: the paper writes none
-    alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"
+    alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"; or not at all: "open", "closed"
     mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
     dims: list[int] = field(default_factory=list)  # ours: Matryoshka from this stage on; none: the whole vector alone, as in the paper
     teacher: str = ""  # "module:function" that scores (queries, documents); empty: the data's own "score" column
@@ -125,6 +125,7 @@ class Supervised(Stage):
     sts_batch: int = 32
     sts_temperature: float = 0.05  # the usual CoSENT scale of 20
     beta: float = 0.8  # L = L_InfoNCE + beta * L_CoSENT (Conan-embedding-v1)
+    balance: str = "together"  # ours: both in each step, as in the paper, or "alternating", CoSENT alone in every other one
 
 
 @dataclass
@@ -138,8 +139,9 @@ class Lora:
 class Negatives:
     count: int = 7  # hard negatives in use a query
     pool: int = 32  # ours: candidates mined a query, best first
-    index: str = "Flat"  # ours: faiss index factory string
+    index: str = "Flat"  # ours: faiss index factory string; or "random": no search, any documents
     max_ratio: float = 0.95  # ours: a candidate scoring above this share of the positive is a false negative
+    bounds: str = "cosine"  # what low and bound are: cosines, or "quantile" (ours), the share of the negatives mined first whose cosine is lower
     low: float = 0.4  # dynamic replacement: replace if S_0 < low, or ...
     factor: float = 1.2  # ... if factor * S_i < S_0 and S_i < bound
     bound: float = 0.7
@@ -276,7 +278,8 @@ def _assign(node, tree, prefix, where):
                 raise UserError(f"{where}: {name} is {value!r}; expected a table of source = weight")
             # an override of one source (--weak.data.docstrings=2) keeps the others; a file's table replaces the default
             sources = {source: _source(about, f"{where}: {name}[{source!r}]") for source, about in value.items()}
-            setattr(node, key, {**(current if where.startswith("argument") else {}), **sources})
+            merged = {**(current if where.startswith("argument") else {}), **sources}
+            setattr(node, key, {source: about for source, about in merged.items() if about.weight})
         elif isinstance(hint, types.GenericAlias):
             item = hint.__args__[0]
             if not isinstance(value, list) or not all(type(v) is item for v in value):
@@ -296,8 +299,8 @@ def _source(about, where):
     columns = dict(about.pop("columns", {}))  # as a saved run has them
     columns |= {key: about.pop(key) for key in list(about) if key in COLUMNS}
     weight = about.pop("weight", 1.0)
-    if type(weight) not in (int, float) or not 0 < weight < float("inf"):
-        raise UserError(f"{where}: the weight is {weight!r}; expected a table of source = weight, weights above 0")
+    if type(weight) not in (int, float) or not 0 <= weight < float("inf"):
+        raise UserError(f"{where}: the weight is {weight!r}; expected a table of source = weight, weights above 0, or 0 to leave a source out")
     source = Source(float(weight), columns)
     for key, value in about.items():
         if key not in ("in_batch_negatives", "hard_negatives"):
@@ -376,7 +379,7 @@ def _check(config, where):
     one_of("token_weights", config.token_weights, "rarity", "equal")
     one_of("recompute", config.recompute, "none", "block")
     one_of("precision", config.precision, "auto", "bfloat16", "float32")
-    one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating")
+    one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating", "open", "closed")
     one_of("weak.mask", config.weak.mask, "column", "row", "uniform")
     require(0 <= config.max_bad_share < 1, "max_bad_share", config.max_bad_share, "from 0 to below 1")
     in_order = [name for name in STAGES if name in config.stages]
@@ -407,6 +410,11 @@ def _check(config, where):
             require(dims[-1] == model.width, f"{name}.dims", dims, f"the last to be model.width = {model.width}")
     if "supervised" in config.stages:
         require(config.negatives.pool >= config.negatives.count >= 0, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
+        one_of("supervised.balance", config.supervised.balance, "together", "alternating")
+        one_of("negatives.bounds", config.negatives.bounds, "cosine", "quantile")
+        if config.negatives.bounds == "quantile":
+            for key in ("low", "bound"):
+                require(0 <= getattr(config.negatives, key) <= 1, f"negatives.{key}", getattr(config.negatives, key), "a share from 0 to 1, since negatives.bounds is 'quantile'")
         require(config.supervised.sts_batch > 0, "supervised.sts_batch", config.supervised.sts_batch, "at least 1")
 
 

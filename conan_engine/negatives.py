@@ -1,5 +1,7 @@
 """Hard negatives: pools mined by nearest-neighbour search, and their dynamic replacement while training (recipe section 4)."""
 
+import dataclasses
+
 import numpy as np
 
 from conan_engine.data.known import ranges
@@ -13,9 +15,18 @@ def should_replace(first, now, rule):
     """Dynamic hard negative mining (arXiv 2509.12892 section 3.4): which negatives have become too easy.
 
     first: cosine when the negative came into use (S_0); now: its current one (S_i); arrays of one shape -> bool array.
-    Replace if S_0 < low, or if factor * S_i < S_0 and S_i < bound.
+    Replace if S_0 < low, or if factor * S_i < S_0 and S_i < bound. How large the cosines of hard negatives are is a model's own: where
+    those of the paper's are above 0.4, others' are all below, and each is replaced by an easier one at every use. `by_quantile` is for these.
     """
     return (first < rule.low) | ((rule.factor * now < first) & (now < rule.bound))
+
+
+def by_quantile(rule, scores):
+    """The rule with bounds that are cosines, where they are shares of `scores`, the cosines of the negatives mined first."""
+    if rule.bounds == "cosine" or not len(scores):
+        return rule
+    low, bound = np.quantile(scores, (rule.low, rule.bound)).tolist()
+    return dataclasses.replace(rule, bounds="cosine", low=low, bound=bound)
 
 
 class Corpus:
@@ -73,10 +84,14 @@ class Pools:
         self.replaced += int(due.sum())
 
     def state(self):
-        return {"queries": self.queries, "candidates": self.candidates, "slot": self.slot, "first": self.first}
+        bounds = np.array((self.rule.low, self.rule.bound))
+        return {"queries": self.queries, "candidates": self.candidates, "slot": self.slot, "first": self.first, "bounds": bounds}
 
     @classmethod
     def from_state(cls, corpus, state, rule):
+        if rule.bounds == "quantile":
+            low, bound = state["bounds"].tolist()
+            rule = dataclasses.replace(rule, bounds="cosine", low=low, bound=bound)
         pools = cls(corpus, state["queries"], state["candidates"], rule)
         pools.slot, pools.first = state["slot"], state["first"]
         return pools
@@ -89,24 +104,17 @@ def mine(shards, known, queries, embed, rule, seed, source):
     rule.max_ratio of the positive, as likely false negatives. A record's given negatives come first; a pool that the
     search does not fill is filled with random documents. None is of a group that is right for the query.
     """
-    import faiss  # slow to import, and only this stage needs it
-
     corpus = Corpus(shards, known)
     if len(corpus) <= rule.pool:
         raise UserError(
             f"{source}: {len(corpus)} distinct documents cannot fill pools of negatives.pool = {rule.pool}; "
             f"give more data or set negatives.pool below {len(corpus)}"
         )
-    documents = embed(corpus.record, corpus.field)
-    asked = embed(queries, np.zeros(len(queries), np.int64))
-    positive = np.einsum("qe,qe->q", asked, embed(queries, np.ones(len(queries), np.int64)))
-    index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
-    if not index.is_trained:
-        index.train(documents)
-    index.add(documents)
-    blocks = [index.search(block, min(2 * rule.pool, len(corpus))) for block in np.split(asked, range(SEARCH, len(asked), SEARCH))]
-    scores, found = map(np.concatenate, zip(*blocks))
-    good = (found >= 0) & (scores <= rule.max_ratio * positive[:, None])
+    if rule.index == "random":
+        nothing = np.empty((len(queries), 0))
+        scores, found, good = nothing, nothing.astype(np.int64), nothing.astype(bool)
+    else:
+        scores, found, good = _nearest(corpus, queries, embed, rule)
     candidates = np.empty((len(queries), rule.pool), dtype=np.int32)
     for row, record in enumerate(queries):
         given = np.arange(corpus.given_start[record], corpus.given_start[record + 1])
@@ -122,7 +130,23 @@ def mine(shards, known, queries, embed, rule, seed, source):
             )
         distinct = best[np.sort(np.unique(best, return_index=True)[1])]
         candidates[row] = np.resize(distinct, rule.pool)  # repeats only where the corpus has no more to give
-    return Pools(corpus, queries, candidates, rule)
+    return Pools(corpus, queries, candidates, by_quantile(rule, scores[good & (good.cumsum(axis=1) <= rule.count)]))
+
+
+def _nearest(corpus, queries, embed, rule):
+    """The documents nearest to each query: (cosines float32, places in the corpus, whether each will do as a negative), [Q, n] each."""
+    import faiss  # slow to import, and only this stage needs it
+
+    documents = embed(corpus.record, corpus.field)
+    asked = embed(queries, np.zeros(len(queries), np.int64))
+    positive = np.einsum("qe,qe->q", asked, embed(queries, np.ones(len(queries), np.int64)))
+    index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
+    if not index.is_trained:
+        index.train(documents)
+    index.add(documents)
+    blocks = [index.search(block, min(2 * rule.pool, len(corpus))) for block in np.split(asked, range(SEARCH, len(asked), SEARCH))]
+    scores, found = map(np.concatenate, zip(*blocks))
+    return scores, found, (found >= 0) & (scores <= rule.max_ratio * positive[:, None])
 
 
 def _without(groups, corpus, documents):

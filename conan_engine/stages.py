@@ -23,6 +23,8 @@ ALPHA = {  # how far the soft mask has opened at progress t / tau in [0, 1] (arX
     "linear": lambda progress: progress,
     "accelerating": lambda progress: progress**2,
     "decelerating": lambda progress: 1 - (1 - progress) ** 2,
+    "open": lambda progress: 1.0,  # bidirectional from the first step
+    "closed": lambda progress: 0.0,  # causal to the last
 }
 
 
@@ -51,10 +53,16 @@ def packed(batch):
     return Packed(batch.tokens, batch.cu_seqlens)
 
 
+def nothing(batch):
+    """A batch of the same source without records."""
+    return batch._replace(tokens=batch.tokens[:0], cu_seqlens=batch.cu_seqlens[:1], records=batch.records[:0], groups=batch.groups[:0])
+
+
 def concatenate(*parts):
-    cu_seqlens = [parts[0].cu_seqlens]
+    cu_seqlens, end = [parts[0].cu_seqlens], parts[0].cu_seqlens[-1]
     for part in parts[1:]:
-        cu_seqlens.append(part.cu_seqlens[1:] + cu_seqlens[-1][-1])
+        cu_seqlens.append(part.cu_seqlens[1:] + end)
+        end = end + part.cu_seqlens[-1]
     return Packed(torch.cat([part.tokens for part in parts]), torch.cat(cu_seqlens))
 
 
@@ -205,7 +213,10 @@ class Supervised(Contrastive):
 
     def backward(self, model, batch, step, before_last=lambda: None):
         batch, sts = batch
+        if sts and self.settings.balance == "alternating":
+            batch, sts = (nothing(batch), sts) if step % 2 else (batch, None)
         device, pools, n = self.group.device, self.pools.get(batch.source), len(batch.records)
+        count = self.rules[batch.source].count
         # The negatives are drawn here, not ahead of time: the step before may have replaced them.
         hard_record, hard_field, hard_group = pools.draw(batch.records) if pools else np.empty((3, 0), np.int64)
         tokens, cu_seqlens = self.shards[batch.source].gather(hard_record, hard_field, self.settings.max_tokens)
@@ -220,7 +231,7 @@ class Supervised(Contrastive):
 
         def loss_of(embeddings):
             queries, documents, pairs = embeddings.split((n, len(document_group), len(embeddings) - n - len(document_group)))
-            hard = documents[n:].view(n, len(hard_group) // n, documents.shape[1])
+            hard = documents[n:].view(n, count, documents.shape[1])
             if in_batch:
                 loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known)
             else:

@@ -29,6 +29,7 @@ def test_a_file_overrides_the_default_and_an_argument_the_file():
     config = load(CONFIGS / "demo.toml", ["--weak.lr=0.5", "--out_dir=elsewhere", "--weak.data.docstrings=7", "--stages=['sft']"])
     assert (config.weak.lr, config.out_dir, config.stages) == (0.5, "elsewhere", ["sft"])
     assert config.weak.data["docstrings"].weight == 7 and "catalogues" in config.weak.data
+    assert "catalogues" not in load(CONFIGS / "demo.toml", ["--weak.data.catalogues=0"]).weak.data
 
 
 @pytest.mark.parametrize("path", ["my/pairs.jsonl", "a=b/x=1.jsonl", "../a b.parquet", "x.y.z", "C:\\pairs.csv", "x=1"])
@@ -71,7 +72,7 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         ("tensor_parallel = 4\n[model]\nffn = 1002", "model.ffn is 1002; expected a multiple of tensor_parallel = 4"),
         ("tensor_parallel = 4\n[tokenizer]\nvocab_size = 1002", "tokenizer.vocab_size is 1002; expected a multiple of tensor_parallel = 4"),
         ("weak = 3", "weak is a section"),
-        ("[weak]\ndata = { a = -1 }", "weights above 0"),
+        ("[weak]\ndata = { a = -1 }", "weights above 0, or 0 to leave a source out"),
         ("[weak]\ndata = { a = '1' }", "the weight is '1'"),
         ("[weak]\ndata = { a = nan }", "weights above 0"),
         ("[weak]\ndata = 'a.jsonl'", "weak.data is 'a.jsonl'; expected a table of source = weight"),

@@ -8,7 +8,7 @@ import pytest
 from conan_engine.config import Negatives
 from conan_engine.errors import UserError
 from conan_engine.data.known import find
-from conan_engine.negatives import Corpus, Pools, mine, should_replace
+from conan_engine.negatives import Corpus, Pools, by_quantile, mine, should_replace
 
 RULE = Negatives(count=2, pool=4)
 
@@ -111,6 +111,29 @@ def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives():
     assert all(len(set(row)) == 8 for row in found.candidates)
     cosine = (text[groups][:, None] * text[own]).sum(-1)
     assert (np.diff(cosine[:, :4], axis=1) <= 1e-6).all(), "best first"
+
+
+def test_bounds_by_quantile_are_cosines_of_what_was_mined_first(tmp_path):
+    vectors = np.random.default_rng().normal(size=(60, 8)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    groups = np.arange(60)
+    rule = Negatives(count=3, pool=8, bounds="quantile", low=0.25, bound=0.75, max_ratio=2.0)
+    found = mine(FakeShards(groups, np.zeros(60)), known_of(groups), groups, lambda r, f: vectors[r], rule, seed=1, source="test")
+    first = np.einsum("qe,qke->qk", vectors, vectors[found.corpus.group[found.candidates[:, :3]]])
+    # the search finds the query's own document first, which no pool has: of the three that count, two are in use
+    assert found.rule.low == pytest.approx(np.quantile(np.c_[np.ones(60), first[:, :2]], 0.25), abs=1e-5)
+    assert 0.2 < (first[:, :2] < found.rule.low).mean() < 0.5 and found.rule.low < found.rule.bound <= 1.00001
+    again = Pools.from_state(found.corpus, found.state(), rule)
+    assert (again.rule.low, again.rule.bound) == (found.rule.low, found.rule.bound)
+    assert by_quantile(Negatives(), first.ravel()) == Negatives()
+
+
+def test_random_negatives_are_no_ones_neighbours_and_never_the_querys_own():
+    groups = np.arange(200)
+    found = mine(FakeShards(groups, np.zeros(200)), known_of(groups), groups, None, Negatives(count=7, pool=8, index="random"), seed=1, source="test")
+    documents = found.corpus.group[found.candidates]
+    assert all(len(set(row)) == 8 for row in documents) and not (documents == groups[:, None]).any()
+    assert len(np.unique(documents)) > 190
 
 
 def test_given_negatives_come_first():

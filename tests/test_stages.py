@@ -1,5 +1,7 @@
 """What each stage takes from a record, and how far the soft mask is open when."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -24,6 +26,11 @@ from conan_engine.stages import Packed, embed_and_backward
 def test_soft_mask_schedules(schedule, quarter, half):
     alpha = stages.ALPHA[schedule]
     assert (alpha(0.0), alpha(0.25), alpha(0.5), alpha(1.0)) == (0.0, quarter, half, 1.0)
+
+
+@pytest.mark.parametrize(("schedule", "alpha"), [("open", 1.0), ("closed", 0.0)])
+def test_a_mask_that_does_not_open(schedule, alpha):
+    assert [stages.ALPHA[schedule](progress) for progress in (0.0, 0.3, 1.0)] == [alpha] * 3
 
 
 def weak_stage(tiny, run, *overrides):
@@ -119,6 +126,8 @@ def test_splitting_keeps_every_sequence_and_every_row_whole(chunk, rows, units):
 def test_parts_stand_one_after_another():
     first, second = (stages.Packed(torch.arange(sum(n)), torch.tensor([0, *np.cumsum(n)], dtype=torch.int32)) for n in ([2, 0, 3], [1, 4]))
     whole = stages.concatenate(first, second, first)
+    empty = stages.Packed(first.tokens[:0], first.cu_seqlens[:1])
+    assert [x.tolist() for x in stages.concatenate(empty, first, empty)] == [x.tolist() for x in first]
     assert whole.tokens.tolist() == [0, 1, 2, 3, 4] * 3 and whole.cu_seqlens.diff().tolist() == [2, 0, 3, 1, 4, 2, 0, 3]
 
 
@@ -210,6 +219,31 @@ def test_a_source_has_as_many_negatives_as_it_asks_for(several, in_batch, count)
     again = stages.Supervised(config, shards, {}, Mesh("cpu"))
     again.load_state(stage.state())
     assert again.pools.keys() == stage.pools.keys() == ({name} if count else set())
+
+
+def test_retrieval_and_sts_together_or_by_turns(several, tiny):
+    make, _ = several
+    config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]", "--negatives.low=-1", "--negatives.bound=-1")
+    (source,) = config.supervised.sts
+    with Encoders(tokenizer, 1) as encoders:
+        sts = {source: prepare.make_shards(source, "sts", config.supervised, encoders, Path(config.out_dir, "data"))}
+    stage = stages.Supervised(config, shards, sts, Mesh("cpu"))
+    stage.mine(model)
+    batch = stage.draw()
+
+    def step(balance, number):
+        config.supervised.balance = balance
+        model.zero_grad()
+        row = stage.backward(model, batch, number)
+        return row, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    (whole, of_whole), (retrieval, of_retrieval), (similarity, of_similarity) = step("together", 1), step("alternating", 0), step("alternating", 1)
+    assert retrieval["info_nce"] == pytest.approx(whole["info_nce"], rel=1e-4) and retrieval["cosent"] == 0
+    assert similarity["cosent"] == pytest.approx(whole["cosent"], rel=1e-4) and similarity["info_nce"] == 0
+    assert whole["loss"] == pytest.approx(retrieval["loss"] + similarity["loss"], rel=1e-4)
+    torch.testing.assert_close(of_whole, of_retrieval + of_similarity, rtol=1e-3, atol=1e-5)
+    assert similarity["tokens"] + retrieval["tokens"] == whole["tokens"]
+    stage.close()
 
 
 def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
