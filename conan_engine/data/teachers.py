@@ -3,8 +3,8 @@ weak.teacher = "module:function"."""
 
 
 def plausible(queries, documents):
-    """Whether a pair can be a text and its counterpart at all, from its form alone: 0 for a copy or for fewer than two
-    words on a side, else the shorter length over the longer, where a document may be up to 20 times the query."""
+    """Whether a pair can be a text and its counterpart at all, from its form alone: 0 for a copy or for fewer than four
+    characters on a side, else the shorter length over the longer, where a document may be up to 20 times the query."""
     return [_score(query.strip(), document.strip()) for query, document in zip(queries, documents)]
 
 
