@@ -1,6 +1,6 @@
 """Does each of the paper's ideas help? Train with and without it, on several seeds, and compare seed by seed.
 
-    python benchmarks/recipe.py [--seeds 5] [--hours H] [--out benchmarks/results/recipe.json]
+    python benchmarks/recipe.py [--seeds 5] [--hours H] [--arm ARM ...] [--out benchmarks/results/recipe.json]
 
 An arm is benchmarks/recipe.toml with some settings changed; the arms of a seed share its language-modelling stages. Each
 run's row goes to --out as it comes; after --hours no new run begins, and the same command goes on behind the rows that are
@@ -35,9 +35,9 @@ NO_SOFT_MASK = ["--weak.alpha=open"]
 NO_CROSS_LINGUAL = ["--weak.data.catalogues=0", f"--supervised.data.{WORK}/catalogues.jsonl=0", "--supervised.sts.catalogues.sts=0"]
 NO_DHNM = ["--negatives.low=-1", "--negatives.bound=-1"]  # no cosine is below: the first 7 for ever
 
+FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, False), repeat=3)}
 ARMS = {
-    recipe_report.name_of(*on): [change for idea, has in zip((NO_SOFT_MASK, NO_CROSS_LINGUAL, NO_DHNM), on) if not has for change in idea]
-    for on in itertools.product((True, False), repeat=3)
+    arm: [change for idea, has in zip((NO_SOFT_MASK, NO_CROSS_LINGUAL, NO_DHNM), on) if not has for change in idea] for arm, on in FACTORS.items()
 } | {
     "accelerating": ["--weak.alpha=accelerating"],
     "decelerating": ["--weak.alpha=decelerating"],
@@ -94,16 +94,20 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hours", type=float, default=float("inf"))
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/recipe.json")
+    parser.add_argument("--arm", action="append", choices=ARMS, help="only this one; may be given several times")
     arguments = parser.parse_args()
+    arguments.out = arguments.out.resolve()
+    os.chdir(ROOT)
     began, given = time.monotonic(), None
     rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     done = {(row["arm"], row["seed"]) for row in rows}
     commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
     (WORK / "data").mkdir(parents=True, exist_ok=True)
     some_pairs()
-    for seed, (arm, changes) in itertools.product(range(1, arguments.seeds + 1), ARMS.items()):
+    for seed, arm in itertools.product(range(1, arguments.seeds + 1), arguments.arm or ARMS):
         if (arm, seed) in done:
             continue
+        changes = ARMS[arm]
         if time.monotonic() - began > arguments.hours * 3600:
             break
         weights = [change for change in changes if change.startswith("--token_weights")]
@@ -118,9 +122,10 @@ def main():
         whose.write_text(arm)
         train(run, "--stages=['weak', 'supervised']", f"--init_from={start}", f"--seed={seed}", *changes)
         given = given or tasks.load()
-        factors = dict(zip(("soft_mask", "cross_lingual", "dhnm"), (idea[0] not in changes for idea in (NO_SOFT_MASK, NO_CROSS_LINGUAL, NO_DHNM))))
+        factors = dict(zip(("soft_mask", "cross_lingual", "dhnm"), FACTORS.get(arm, ())))
         _, state = checkpoint.newest(run)
-        rows.append({"arm": arm, **factors, "seed": seed, **scores(run, given), "seconds": round(state["seconds"], 1), "commit": commit, "machine": platform.processor() or platform.machine()})
+        made = {"changes": changes, "seconds": round(state["seconds"], 1), "commit": commit, "machine": platform.processor() or platform.machine()}
+        rows.append({"arm": arm, **factors, "seed": seed, **scores(run, given), **made})
         recipe_report.write(rows, arguments.out)
         print(f"{arm}, seed {seed}: docs {rows[-1]['docs.ndcg@10']:.4f}, cross-lingual {rows[-1]['cross_lingual.recall@20']:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)
         shutil.rmtree(run)

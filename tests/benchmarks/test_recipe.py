@@ -25,7 +25,7 @@ def test_an_arm_is_the_recipe_with_something_changed(arm):
     whole, changed = (load(recipe.ROOT / "benchmarks/recipe.toml", changes) for changes in ([], recipe.ARMS[arm]))
     assert (changed == whole) == (arm == recipe_report.ALL)
     assert changed.weak.data and changed.supervised.data
-    if "CLR" not in arm and arm in map(recipe_report.name_of, *zip(*itertools.product((True, False), repeat=3))):
+    if arm in recipe.FACTORS and "CLR" not in arm:
         assert not any("catalogues" in source for stage in (changed.weak, changed.supervised) for source in stage.data)
 
 
@@ -59,6 +59,40 @@ def test_a_seed_of_several_pairs_counts_once():
 ])  # fmt: skip
 def test_a_verdict(found, papers, said):
     assert recipe_report.verdict(found, papers) == said
+
+
+def test_it_goes_on_behind_the_rows_that_are_there(tmp_path, monkeypatch):
+    trained, out = [], tmp_path / "recipe.json"
+
+    def train(run, *settings):
+        assert not (run / "left over").exists()
+        (run / "left over").parent.mkdir(parents=True, exist_ok=True)
+        (run / "left over").touch()
+        trained.append((run.name, settings))
+        if stop and len(trained) == stop:
+            raise KeyboardInterrupt
+
+    scores = {key: value for key, value in rows_of(["x"], [1])[0].items() if key not in ("arm", "seed", "seconds")}
+    for name, instead in (("WORK", tmp_path), ("train", train), ("some_pairs", lambda: None), ("scores", lambda run, given: dict(scores))):
+        monkeypatch.setattr(recipe, name, instead)
+    monkeypatch.setattr(recipe.checkpoint, "newest", lambda run: (run, {"seconds": 1.0}))
+    monkeypatch.setattr(recipe.tasks, "load", lambda: None)
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--seeds", "2", "--arm", "SM + CLR", "--arm", "equal weights", "--out", str(out)])
+    monkeypatch.chdir(tmp_path)
+    stop = 2  # the first seed's language model, then in its first arm
+    with pytest.raises(KeyboardInterrupt):
+        recipe.main()
+    assert not out.exists()
+    (tmp_path / "arm-1" / "left over").unlink()
+    stop = 0
+    recipe.main()
+    assert [name for name, _ in trained] == ["lm-1", "arm-1", "arm-1", "lm-1-equal", "arm-1", "lm-2", "arm-2", "lm-2-equal", "arm-2"]
+    assert trained[1] == trained[2] and "--seed=2" in trained[-1][1] and "--token_weights=equal" in trained[-1][1]
+    rows = json.loads(out.read_text())["rows"]
+    assert [(row["arm"], row["seed"]) for row in rows] == [("SM + CLR", 1), ("equal weights", 1), ("SM + CLR", 2), ("equal weights", 2)]
+    assert (rows[0]["soft_mask"], rows[0]["cross_lingual"], rows[0]["dhnm"]) == (True, True, False) and "dhnm" not in rows[1]
+    recipe.main()
+    assert len(trained) == 9
 
 
 def test_rows_table_and_figure_are_written_whatever_is_there_yet(tmp_path):
