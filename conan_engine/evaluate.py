@@ -1,6 +1,9 @@
 """How well a run does, beside BM25 and what is not trained: `python -m conan_engine.evaluate RUN`. Writes RUN/results.json, prints a table.
 
 The tasks are those of conan_engine/tasks.py. --beside shows another results.json in a column of its own.
+
+Your own search, in BEIR's files (conan_engine/retrieval.py): `python -m conan_engine.evaluate RUN --queries Q.jsonl --corpus C.jsonl`. Writes
+RUN/retrieval-Q.json.
 """
 
 import argparse
@@ -9,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from conan_engine import __version__, checkpoint, errors, tasks
+from conan_engine import __version__, checkpoint, errors, retrieval, tasks
 from conan_engine.baselines import RandomProjection, bm25_ranks
 from conan_engine.data.sources import installed
 from conan_engine.encoder import Encoder
@@ -97,7 +100,14 @@ def main():
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
     parser.add_argument("--beside", metavar="RESULTS.json", help="another model's results, for a column beside")
+    parser.add_argument("--queries", metavar="Q.jsonl", help="your own: {\"_id\", \"text\"} a line, and \"language\"")
+    parser.add_argument("--corpus", metavar="C.jsonl", help="what they search: {\"_id\", \"text\"} a line, and \"title\"")
+    parser.add_argument("--qrels", metavar="R.tsv", help="what is right: query-id, corpus-id, score (default: qrels/test.tsv beside the corpus)")
+    parser.add_argument("--dim", type=int, help="of --queries: Matryoshka, only the first DIM numbers (default: all)")
+    parser.add_argument("--instruction", default="", help="of --queries: what queries were trained behind")
     arguments = parser.parse_args()
+    if arguments.queries or arguments.corpus:
+        return own_search(arguments)
     other = arguments.beside and _read(arguments.beside)
     started = time.perf_counter()
     encoder = Encoder.load(arguments.run)
@@ -106,11 +116,30 @@ def main():
     results["seconds.train"] = state.get("seconds", 0.0)
     results["seconds.evaluate"] = time.perf_counter() - started
     results["seconds.total"] = results["seconds.train"] + results["seconds.evaluate"]
-    path = Path(arguments.run, "results.json")
+    _write(Path(arguments.run, "results.json"), results)
+    print(table(results, encoder.dims, other))
+
+
+def own_search(arguments):
+    """Of --queries and --corpus."""
+    if not (arguments.queries and arguments.corpus):
+        raise UserError(f"--{'corpus' if arguments.queries else 'queries'} is missing: a search needs queries and a corpus")
+    encoder = Encoder.load(arguments.run)
+    width = encoder.model.config.width
+    if arguments.dim is not None and not 1 <= arguments.dim <= width:
+        raise UserError(f"--dim is {arguments.dim}; this model has 1 to {width}")
+    started = time.perf_counter()
+    results = retrieval.evaluate(encoder, arguments.queries, arguments.corpus, arguments.qrels, arguments.dim, arguments.instruction)
+    results["seconds.evaluate"] = time.perf_counter() - started
+    path = Path(arguments.run, f"retrieval-{Path(arguments.queries).name.partition('.')[0]}.json")
+    _write(path, results)
+    print(retrieval.table(results), f"\n{results['queries']:,} queries, {results['documents']:,} documents; written to {path}", sep="\n")
+
+
+def _write(path, results):
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(results, indent=1))
     os.replace(partial, path)
-    print(table(results, encoder.dims, other))
 
 
 def _read(path):

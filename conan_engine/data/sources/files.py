@@ -31,6 +31,19 @@ def read(path, columns=None, reject=None):
     return _records(path, _rows(path, ending), columns or {}, ending not in ("csv", "tsv"), reject)
 
 
+def rows(path, ending=""):
+    """Yield (place, dict) for each row of a file, whatever its keys, or for each line of text of what has the ending ".txt", streaming.
+    Raises UserError as `read` does."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; check the path")
+    ending = ending or path.name.lower().removesuffix(".gz")
+    for place, row in _rows(path, ending.rpartition(".")[2]):
+        if isinstance(row, Bad):
+            raise UserError(f"{path}: {place}: {row}")
+        yield place, row
+
+
 def read_standard_input():
     """As `read`, of standard input: JSON Lines if its first character is a brace, else a text a line."""
     stream, name = sys.stdin.buffer, "standard input"
