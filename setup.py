@@ -81,7 +81,8 @@ setup(
         "gpu": ["triton>=3.6", "faiss-gpu", "mteb", "tensorboard"],
         "cpu": ["faiss-cpu"],
         "export": ["gguf", "onnx", "onnxscript"],
-        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
+        "zstd": ["zstandard"],
+        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "zstandard", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
         # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot say:
         # see the Makefile.
         "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],

@@ -11,7 +11,7 @@ import numpy as np
 
 from conan_engine import __version__, errors
 from conan_engine.data.encoding import join
-from conan_engine.data.sources import files
+from conan_engine.data.sources import files, paths
 from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError
 from conan_engine.quantize import BITS, quantize, ranges_of
@@ -30,7 +30,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
-    parser.add_argument("file", help=f"{files.ENDINGS}; - for standard input, JSON Lines or a text a line")
+    parser.add_argument("file", help=f"{paths.ENDINGS}, a folder or pattern of these; - for standard input, JSON Lines or a text a line")
     parser.add_argument("out", help="a .npy file: [records, dim], unit vectors")
     parser.add_argument("--dim", type=int, help="Matryoshka: only the first DIM numbers (default: all)")
     parser.add_argument("--instruction", default="", help="what queries were trained behind: each text becomes INSTRUCTION, a new line, the text")

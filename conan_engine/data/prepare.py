@@ -12,7 +12,7 @@ from conan_engine.config import Source
 from conan_engine.data import encoding, known
 from conan_engine.data.rejects import Rejects
 from conan_engine.data.shards import Shards, ShardWriter
-from conan_engine.data.sources import files, installed
+from conan_engine.data.sources import files, installed, paths
 from conan_engine.data.sources.forms import Bad
 from conan_engine.data.tokenizer import Tokenizer, train
 from conan_engine.errors import UserError
@@ -150,8 +150,9 @@ def _instruction_pairs(records, source, rejects):
 def _key(source, use, stage, about, tokenizer):
     """A new folder for anything that would change what is written in it."""
     facts = [source, use, stage.max_tokens, tokenizer.hash, getattr(stage, "teacher", ""), getattr(stage, "min_score", 0), about.columns]
-    if Path(source).is_file():
-        facts += [Path(source).stat().st_size, Path(source).stat().st_mtime_ns]
+    if not any(source == name for name, _ in installed.READERS):
+        about_files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]
+        facts += about_files[0][1:] if about_files[0][0] == source else about_files
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
 

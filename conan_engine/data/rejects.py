@@ -13,7 +13,8 @@ ENOUGH = 10_000  # records after which the share of bad ones is known well enoug
 
 
 class Rejects:
-    """Of one source for one use, in folder/rejected.jsonl: a JSON object a record, of use, file, line (or row) and reason.
+    """Of one source for one use, in folder/rejected.jsonl: a JSON object a record, of use, source where it has several files, file, line (or
+    row) and reason.
 
     What an earlier start wrote there of this source and use is taken out first. Call it with a place and the forms.Bad of
     each record that is left out.
@@ -35,12 +36,14 @@ class Rejects:
             row = json.loads(line)
         except ValueError:
             return True  # cut off when an earlier start was killed
-        return (row.get("use"), row.get("file")) == (self.use, self.source)
+        return (row.get("use"), row.get("source", row.get("file"))) == (self.use, self.source)
 
     def __call__(self, place, bad):
         self.reasons[bad.reason] += 1
+        file, _, place = place.rpartition(": ")  # of a source of several files
         kind, _, number = place.partition(" ")
-        self._file.write(json.dumps({"use": self.use, "file": self.source, kind: int(number), "reason": str(bad)}, ensure_ascii=False) + "\n")
+        where = {"source": self.source, "file": file} if file else {"file": self.source}
+        self._file.write(json.dumps({"use": self.use, **where, kind: int(number), "reason": str(bad)}, ensure_ascii=False) + "\n")
         if self.kept + self.reasons.total() >= ENOUGH:
             self._judge()
 

@@ -1,34 +1,54 @@
-"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz, and Parquet where pyarrow is installed. One
-kind of record a file."""
+"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz or .zst, and Parquet where pyarrow is installed. One
+kind of record a source."""
 
 import codecs
 import csv
 import gzip
+import io
 import json
 import sys
 import zlib
 from pathlib import Path
 
+from conan_engine.data.sources import paths
 from conan_engine.data.sources.forms import Bad, record
 from conan_engine.errors import UserError
 
-ENDINGS = ".jsonl, .csv, .tsv, .txt (each also with .gz) or .parquet"
 MAKE_LINES = "python -c 'import json,sys; [print(json.dumps(r)) for r in json.load(sys.stdin)]'"
 
 
-def read(path, columns=None, reject=None):
-    """Yield (kind, record) for the records of a file, streaming: dicts of only the keys of their kind, as forms.record gives.
+def read(source, columns=None, reject=None):
+    """Yield (kind, record) for the records of the files of a source (paths.of), one after another, streaming: dicts of only the keys of their
+    kind, as forms.record gives.
 
     columns: {the engine's key: the file's}, where the file's own names are none that forms.FORMS knows. reject: called with
-    the place ("line 3") and the Bad of each record that cannot be used, which is then left out; None: it raises UserError, naming
-    file and line (or row). Raises UserError too for a missing file, one that is not what its ending says, and one without a
-    record.
+    the place ("line 3", of several files "web/b.jsonl: line 3") and the Bad of each record that cannot be used, which is then left out; None: it
+    raises UserError, naming file and line (or row). Raises UserError too for a missing file, one that is not what its ending says, files of
+    different kinds, and a source without a record.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: no such file, nor the name of a built-in source; check the path")
-    ending = path.name.lower().removesuffix(".gz").rpartition(".")[2]
-    return _records(path, _rows(path, ending), columns or {}, ending not in ("csv", "tsv"), reject)
+    return _some(source, _of_files(paths.of(source), columns or {}, reject))
+
+
+def _of_files(found, columns, reject):
+    expected = None
+    for path in found:
+        ending = paths.unpacked(path)
+        inside = None if reject is None else reject if len(found) == 1 else lambda place, bad, path=path: reject(f"{path}: {place}", bad)
+        for kind, one in _records(path, _rows(path, ending), columns, ending not in ("csv", "tsv"), inside):
+            expected = expected or (kind, path)
+            if kind != expected[0]:
+                raise UserError(f"{path}: holds {kind} records, and {expected[1]} {expected[0]} records; make each kind a source of its own")
+            yield kind, one
+
+
+def _some(name, records):
+    """The same, of which there must be one."""
+    none = True
+    for one in records:
+        none = False
+        yield one
+    if none:
+        raise UserError(f"{name}: holds no records that can be used; give at least one line such as {{\"text\": \"...\"}}")
 
 
 def rows(path, ending=""):
@@ -37,8 +57,7 @@ def rows(path, ending=""):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
-    ending = ending or path.name.lower().removesuffix(".gz")
-    for place, row in _rows(path, ending.rpartition(".")[2]):
+    for place, row in _rows(path, ending.removeprefix(".") or paths.unpacked(path)):
         if isinstance(row, Bad):
             raise UserError(f"{path}: {place}: {row}")
         yield place, row
@@ -49,7 +68,7 @@ def read_standard_input():
     stream, name = sys.stdin.buffer, "standard input"
     lines = _decoded(stream)
     rows = _json_lines(lines) if stream.peek(4).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{" else _text(lines)
-    return _records(name, rows, {}, True, None)
+    return _some(name, _records(name, rows, {}, True, None))
 
 
 def _records(path, rows, columns, typed, reject):
@@ -69,8 +88,6 @@ def _records(path, rows, columns, typed, reject):
             continue
         expected = kind
         yield kind, found
-    if expected is None:
-        raise UserError(f"{path}: holds no records that can be used; give at least one line such as {{\"text\": \"...\"}}")
 
 
 def _rows(path, ending):
@@ -89,12 +106,63 @@ def _rows(path, ending):
 def _lines(path):
     """(place, text or Bad) for each line, decoded; a byte-order mark is left out."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        with _opened(path) as file:
             yield from _decoded(file)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged or cut-off gzip file ({error}); compress it again") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
+
+
+def _opened(path):
+    """A file as bytes, unpacked."""
+    if path.suffix == ".gz":
+        return gzip.open(path, "rb")
+    return io.BufferedReader(_Zstd(path), 1 << 20) if path.suffix == ".zst" else open(path, "rb")
+
+
+class _Zstd(io.RawIOBase):
+    """A .zst file of any number of frames, unpacked as it is read. Raises UserError where it is damaged or cut off, which zstandard's own reader
+    does not see."""
+
+    def __init__(self, path):
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(f"{path}: reading .zst needs zstandard, which is not installed; pip install zstandard") from None
+        self.path, self.file, self.error = path, open(path, "rb"), zstandard.ZstdError
+        self.frame = lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
+        self.unpacking, self.packed, self.ready = None, b"", b""
+
+    def readable(self):
+        return True
+
+    def readinto(self, buffer):
+        while not self.ready:
+            self.packed = self.packed or self.file.read(1 << 16)
+            if not self.packed:
+                if self.unpacking:
+                    self.damaged("the file ends within a frame")
+                return 0
+            self.unpacking = self.unpacking or self.frame()
+            try:
+                self.ready = memoryview(self.unpacking.decompress(self.packed))
+            except self.error as error:
+                self.damaged(error)
+            self.packed = b""
+            if self.unpacking.eof:
+                self.packed, self.unpacking = self.unpacking.unused_data, None
+        count = min(len(buffer), len(self.ready))
+        buffer[:count], self.ready = self.ready[:count], self.ready[count:]
+        return count
+
+    def damaged(self, error):
+        raise UserError(f"{self.path}: damaged or cut-off zstd file ({error}); compress it again")
+
+    def close(self):
+        if not self.closed:
+            self.file.close()
+        super().close()
 
 
 def _decoded(file):
@@ -209,6 +277,6 @@ def _what(path):
             magic = file.read(4)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
-    name = {b"PAR1": "a Parquet file; rename it to end in .parquet", b"PK\x03\x04": "a zip archive or a spreadsheet; save it as .csv", b"\x28\xb5\x2f\xfd": "a zstd archive; unpack it with zstd -d"}
+    name = {b"PAR1": "a Parquet file; rename it to end in .parquet", b"PK\x03\x04": "a zip archive or a spreadsheet; save it as .csv", b"\x28\xb5\x2f\xfd": "compressed by zstd; rename it to end in .jsonl.zst"}
     known = name.get(magic, "compressed by gzip; rename it to end in .jsonl.gz" if magic[:2] == b"\x1f\x8b" else "of an unknown kind; turn it into JSON Lines, one object such as {\"text\": \"...\"} a line")
-    return f"{known}. Read are {ENDINGS}"
+    return f"{known}. Read are {paths.ENDINGS}"

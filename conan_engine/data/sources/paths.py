@@ -1,0 +1,61 @@
+"""The files that a source names: one, a folder, a pattern, or a list of these; always in the same order."""
+
+import glob
+from pathlib import Path
+
+from conan_engine.errors import UserError
+
+FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt")
+PACKED = (".gz", ".zst")
+LIST = ".list"
+ENDINGS = f".jsonl, .csv, .tsv, .txt (each also with {' or '.join(PACKED)}) or .parquet"
+
+
+def unpacked(path):
+    """The ending that says what a file holds, without a dot: "jsonl" of "a.jsonl.zst"."""
+    name = Path(path).name.lower()
+    return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name).rpartition(".")[2]
+
+
+def of(source):
+    """The files of a source, sorted by name, not as the file system has them.
+
+    source: a file; a folder, of which and below which all files count whose ending is one of ENDINGS and whose name begins with neither a
+    dot nor an underscore; a pattern of files with * ? [] and ** for any folders; or a file that ends in .list, with one of these a line, from the
+    list's own folder on, in the list's order. Raises UserError where there is none.
+    """
+    path = Path(source)
+    if path.is_file():
+        return _listed(path) if path.suffix == LIST else [path]
+    if path.is_dir():
+        found = [file for file in path.rglob("*") if _counts(file.relative_to(path)) and file.is_file()]
+        missing = f"this folder has no file that ends in {ENDINGS}; name another"
+    else:
+        found = [file for file in map(Path, glob.glob(str(source), recursive=True)) if file.is_file()] if glob.has_magic(str(source)) else []
+        missing = "no file matches this pattern; check it" if glob.has_magic(str(source)) else "no such file, nor the name of a built-in source; check the path"
+    if not found:
+        raise UserError(f"{source}: {missing}")
+    return sorted(found, key=lambda file: file.as_posix())
+
+
+def _counts(path):
+    return not any(part.startswith((".", "_")) for part in path.parts) and (unpacked(path) in FORMATS or path.suffix.lower() == ".parquet")
+
+
+def _listed(path):
+    found = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a list of files ({error}); write one path a line, in UTF-8") from None
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith("#"):
+            try:
+                found += of(path.parent / line.strip())
+            except UserError as error:
+                raise UserError(f"{path}: line {number}: {error}") from None
+            except RecursionError:
+                raise UserError(f"{path}: line {number}: lists that name each other; name files") from None
+    if not found:
+        raise UserError(f"{path}: names no file; write one path a line")
+    return found
