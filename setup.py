@@ -82,7 +82,8 @@ setup(
         "cpu": ["faiss-cpu"],
         "export": ["gguf", "onnx", "onnxscript"],
         "zstd": ["zstandard"],
-        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "zstandard", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
+        "translate": ["httpx"],
+        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "zstandard", "httpx", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
         # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot say:
         # see the Makefile.
         "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],

@@ -10,6 +10,7 @@ import random
 import re
 
 from conan_engine.data.sources import catalogues, docstrings
+from conan_engine.languages import PAPER
 
 TRAINING_PACKAGES = (
     "stdlib", "numpy", "torch", "django", "wagtail", "sphinx", "matplotlib", "scipy", "sklearn", "pandas",
@@ -21,11 +22,8 @@ SHORTEST_CODE = 120  # characters, its first line included; less says little
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of a name: readCSVFile2 has four
 NAMED = 500  # characters of what a name stands for
 
-# Per cent of the cross-lingual pairs, recipe section 5 (Conan-embedding-v2, section 3.3); English is the other side.
-LANGUAGE_SHARES = {
-    "zh": 12, "es": 8, "fr": 6, "ja": 6, "de": 5, "ru": 5, "it": 4, "pt": 4, "ar": 3, "ko": 3, "bn": 2, "da": 2, "sv": 2,
-    "th": 2, "ms": 2, "tr": 2, "vi": 2, "nl": 2, "pl": 2, "hi": 2, "km": 1, "fi": 1, "he": 1, "hu": 1, "no": 1,
-}  # fmt: skip
+# English is the other side.
+LANGUAGE_SHARES = {language: share for language, share in PAPER.items() if language != "en"}
 
 
 @functools.cache  # several stages read them

@@ -1,0 +1,219 @@
+"""The translator against a real HTTP server on this machine, which answers from installed catalogues and misbehaves as real ones do."""
+
+import collections
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from runs import ROOT, write_lines
+
+from conan_engine import languages, translate
+from conan_engine.data.sources import catalogues, files
+
+SHARES = "en = 2\nde = 3\nfr = 2\nja = 2\nru = 1\n"
+
+
+@pytest.fixture(scope="module")
+def messages():
+    """{English: {language: foreign}} of messages that all these languages have and that no check doubts."""
+    found = {}
+    for m in catalogues.read(("django", "wagtail")):
+        if m.language in ("de", "fr", "ja", "ru") and not languages.problem(m.foreign, m.english, m.language):
+            found.setdefault(m.english, {})[m.language] = m.foreign
+    return {english: by for english, by in found.items() if len(by) == 4}
+
+
+class Server(ThreadingHTTPServer):
+    daemon_threads, request_queue_size = True, 128
+
+    def __init__(self, messages):
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.messages, self.lock = messages, threading.Lock()
+        self.first, self.always, self.delay = {}, {}, 0.0  # query -> how it misbehaves, once or whenever asked
+        self.asked, self.answered, self.keys, self.now, self.most = collections.Counter(), collections.Counter(), set(), 0, 0
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{self.server_port}/v1"
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def send(self, status, body, headers=(), cut=0):
+        data = body.encode()
+        self.send_response(status)
+        for name, value in (("Content-Length", str(len(data))), *headers):
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(data[: len(data) - cut])
+        if cut:
+            self.close_connection = True
+
+    def do_POST(self):
+        server, body = self.server, json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        system, user = (message["content"] for message in body["messages"])
+        with server.lock:
+            server.keys.add(self.headers.get("Authorization"))
+            server.asked[user] += 1
+            how = server.always.get(user) or server.first.pop(user, None)
+            server.now += 1
+            server.most = max(server.most, server.now)
+        try:
+            time.sleep(server.delay)
+            assert self.path == "/v1/chat/completions" and body["model"] == "mine"
+            self.answer(how, user, next(code for code, name in languages.NAMES.items() if f" into {name}," in system))
+        finally:
+            with server.lock:
+                server.now -= 1
+
+    def answer(self, how, user, language):
+        if how in ("429", "500"):
+            return self.send(int(how), '{"error": "later"}', [("Retry-After", "0.1")] if how == "429" else [])
+        if how == "401":
+            return self.send(401, '{"error": "no such key"}')
+        if how == "html":
+            return self.send(200, "<html>gateway</html>")
+        if how == "slow":
+            time.sleep(3)
+        said = json.dumps({"translation": self.server.messages[user][language]}, ensure_ascii=random.random() < 0.5)
+        content = {
+            "polite": f"Sure! Here is {{your}} translation:\n```json\n{said}\n```\nAnything else?", "garbage": "I cannot translate this.", "empty": '{"translation": " "}',
+            "copy": json.dumps({"translation": user}), "script": json.dumps({"translation": "भाषा बदलें और पुनः प्रयास करें"}), "null": None,
+        }.get(how, said)  # fmt: skip
+        answer = {"choices": [{"message": {"content": content}, "finish_reason": "length" if how == "cut off" else "stop"}], "usage": {"prompt_tokens": 50, "completion_tokens": 7}}
+        with self.server.lock:
+            self.server.answered[user] += how != "broken"
+        self.send(200, json.dumps(answer), cut=20 if how == "broken" else 0)
+
+
+@pytest.fixture
+def server(messages):
+    server = Server(messages)
+    yield server
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def asked(tmp_path, messages):
+    """Records of queries that the server knows."""
+    records = [{"query": english, "pos": [f"document {i}"], "neg": [f"other {i}"]} for i, english in enumerate(random.sample(sorted(messages), 120))]
+    write_lines(tmp_path / "queries.jsonl", records)
+    (tmp_path / "shares.toml").write_text(SHARES)
+    return records
+
+
+def command(folder, server, *more):
+    return [sys.executable, "-m", "conan_engine.translate", f"{folder}/queries.jsonl", f"{folder}/out.jsonl", "--endpoint", server.url, "--model", "mine", "--shares", f"{folder}/shares.toml", *more]
+
+
+def run(folder, server, *more, key="secret-key"):
+    return subprocess.run(command(folder, server, *more), capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OPENAI_API_KEY": key}, timeout=120)
+
+
+def chosen(records, seed=1):
+    shares = {"en": 0.2, "de": 0.3, "fr": 0.2, "ja": 0.2, "ru": 0.1}
+    return [translate.language_of(i, record["query"], seed, shares) for i, record in enumerate(records)]
+
+
+def expected(records, messages):
+    return [{**r, "query": r["query"] if language == "en" else messages[r["query"]][language], "language": language} for r, language in zip(records, chosen(records))]
+
+
+def test_true_translations_whatever_the_server_does_first(tmp_path, server, asked, messages):
+    foreign = [record["query"] for record, language in zip(asked, chosen(asked)) if language != "en"]
+    ways = ("429", "500", "slow", "broken", "html", "polite")
+    server.first = dict(zip(foreign, ways * 4))
+    done = run(tmp_path, server, "--timeout=1", "--requests=8")
+    assert done.returncode == 0, done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert lines == expected(asked, messages)
+    assert server.asked.keys() == set(foreign) and server.asked.total() == len(foreign) + 20  # all but the polite ones twice
+    assert 1 < server.most <= 8 and server.keys == {"Bearer secret-key"}
+    for text in (done.stdout, done.stderr, *(path.read_text() for path in tmp_path.iterdir())):
+        assert "secret-key" not in text
+    assert f"{50 * len(foreign):,} prompt and {7 * len(foreign):,} completion tokens" in done.stdout
+    assert {kind for kind, _ in files.read(tmp_path / "out.jsonl")} == {"pairs"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.rejected.jsonl", "queries.jsonl", "shares.toml"]
+    again = run(tmp_path, server)
+    assert again.returncode == 2 and again.stderr.strip().endswith("out.jsonl: is there already; remove it, or name another")
+
+
+def test_what_is_no_translation_is_rejected_with_its_reason(tmp_path, server, asked, messages):
+    foreign = [(record["query"], language) for record, language in zip(asked, chosen(asked)) if language != "en"]
+    ways = {"garbage": "no JSON", "empty": "empty", "copy": "a copy of the source", "script": "another script", "cut off": "cut off", "null": "no JSON"}
+    server.always = {query: way for (query, _), way in zip(foreign, ways)}
+    done = run(tmp_path, server)
+    assert done.returncode == 0, done.stderr
+    rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
+    assert {row["query"]: row["reason"] for row in rejected} == {query: ways[way] for query, way in server.always.items()}
+    assert "6 rejected: 1 a copy of the source, 1 another script, 1 cut off, 1 empty, 2 no JSON" in done.stdout
+    kept = [one for record, one in zip(asked, expected(asked, messages)) if record["query"] not in server.always]
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == kept
+
+
+def test_killed_again_and_again_it_pays_for_nothing_twice(tmp_path, server, asked, messages):
+    server.delay, kills = 0.02, 0
+    while kills < 4:
+        process = subprocess.Popen(command(tmp_path, server, "--requests=4"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        until = server.answered.total() + random.randint(3, 20)
+        while server.answered.total() < until and process.poll() is None:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        kills += 1
+    with open(tmp_path / "out.journal", "ab") as file:
+        file.write(b'{"number": 3, "langu')  # as a kill in the midst of a write leaves it
+    assert not (tmp_path / "out.jsonl").exists()
+    done = run(tmp_path, server, "--requests=4")
+    assert done.returncode == 0, done.stderr
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == expected(asked, messages)
+    foreign = sum(language != "en" for language in chosen(asked))
+    assert server.asked.total() <= foreign + kills * 4, "only what was under way at a kill is asked for again"
+
+
+@pytest.mark.parametrize(("way", "said"), [("401", "HTTP 401 {\"error\": \"no such key\"}; "), ("500", "2 tries failed; the last: HTTP 500")])
+def test_an_endpoint_that_does_not_answer_ends_it_and_keeps_the_rest(tmp_path, server, asked, messages, way, said):
+    foreign = [record["query"] for record, language in zip(asked, chosen(asked)) if language != "en"]
+    server.always = {foreign[40]: way}
+    done = run(tmp_path, server, "--tries=2", "--requests=2")
+    assert done.returncode == 2 and said in done.stderr.splitlines()[-1] and "queries are answered: the same command goes on" in done.stderr and "Traceback" not in done.stderr
+    first = server.asked.copy()
+    other = run(tmp_path, server, "--seed=2")
+    assert other.returncode == 2 and "out.journal: of another command (seed was 1, is 2)" in other.stderr
+    server.always = {}
+    assert run(tmp_path, server).returncode == 0
+    assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == expected(asked, messages)
+    assert {query for query in first if server.asked[query] > first[query]} <= {foreign[40]}
+
+
+def test_nobody_there_is_one_line(tmp_path, asked, messages):
+    server = Server(messages)
+    server.shutdown()
+    server.server_close()
+    done = run(tmp_path, server, "--tries=1", key="")
+    assert done.returncode == 2 and f"error: {server.url}/chat/completions: 1 tries failed; the last: " in done.stderr.splitlines()[-1]
+
+
+def test_languages_are_shared_out_by_seed(asked):
+    many = [{"query": f"query {i}"} for i in range(20_000)]
+    one, two = chosen(many), chosen(many, seed=2)
+    assert one == chosen(many) and one != two
+    for language, share in (("en", 0.2), ("de", 0.3), ("ru", 0.1)):
+        assert one.count(language) / len(many) == pytest.approx(share, abs=0.02)
+
+
+@pytest.mark.parametrize(("answer", "found"), [
+    ('{"translation": "a"}', "a"), ('{"x": {"translation": "b"}}', "b"), ('so { "translation" : "c \\" {d}" } and {"translation": "e"}', 'c " {d}'), ('{"translation": 3}', None), ("", None), ("{{{", None),
+])  # fmt: skip
+def test_a_translation_is_found_in_what_is_around_it(answer, found):
+    assert translate.translation_in(answer) == found
