@@ -53,6 +53,8 @@ def problem(text, source, language):
     """What speaks against `text` as the translation of `source`, an English text, into a language: a few words, or None."""
     if not text.strip():
         return "empty"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "half a character"
     if text.split() == source.split():
         return "a copy of the source"
     least, most = LENGTHS.get(language, LENGTH)

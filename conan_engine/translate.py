@@ -9,6 +9,7 @@ kill -9, the same command goes on: what was answered is in OUT.journal and is no
 import argparse
 import asyncio
 import email.utils
+import fcntl
 import hashlib
 import json
 import os
@@ -128,22 +129,25 @@ class Journal:
     def __init__(self, path, facts):
         """Raises UserError where the journal of another command is there."""
         self.path, self.places, self.counts = Path(path), {}, Counter()
-        if self.path.exists():
-            with open(self.path, "rb+") as file:
-                whole = 0
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break  # cut off by a kill
-                    row = json.loads(line)
-                    if whole == 0 and row != facts:
-                        different = ", ".join(f"{key} was {row.get(key)!r}, is {facts[key]!r}" for key in facts if row.get(key) != facts[key])
-                        raise UserError(f"{self.path}: of another command ({different}); finish that one, or remove the file and pay again")
-                    if whole:
-                        self._note(row, whole)
-                    whole += len(line)
-                file.truncate(whole)
-        self.file = open(self.path, "ab")
-        if not self.file.tell():
+        self.file = open(self.path, "ab+")
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise UserError(f"{self.path}: another process is writing here; wait for its end") from None
+        self.file.seek(0)
+        whole = 0
+        for line in self.file:
+            if not line.endswith(b"\n"):
+                break  # cut off by a kill
+            row = json.loads(line)
+            if whole:
+                self._note(row, whole)
+            elif row != facts:
+                different = ", ".join(f"{key} was {row.get(key)!r}, is {facts[key]!r}" for key in facts if row.get(key) != facts[key])
+                raise UserError(f"{self.path}: of another command ({different}); finish that one, or remove the file and pay again")
+            whole += len(line)
+        self.file.truncate(whole)
+        if not whole:
             self._write(facts)
 
     def add(self, row):
@@ -157,7 +161,7 @@ class Journal:
             self.counts[key] += row[key]
 
     def _write(self, row):
-        self.file.write(json.dumps(row, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
+        self.file.write(_line(row))
         self.file.flush()
 
     def read(self, number):
@@ -209,6 +213,14 @@ async def ask_for_all(path, seed, shares, endpoint, journal, at_once):
         raise UserError(f"{failures[0]}; {len(journal.places):,} queries are answered: the same command goes on behind them")
 
 
+def _line(row):
+    """JSON that a person can read, unless it holds half of a character, which UTF-8 cannot say."""
+    try:
+        return json.dumps(row, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:
+        return json.dumps(row).encode() + b"\n"
+
+
 def _tokens(journal):
     return f"{journal.counts['prompt']:,} prompt and {journal.counts['completion']:,} completion tokens"
 
@@ -217,14 +229,14 @@ def write(path, out, seed, shares, journal):
     """OUT and OUT.rejected.jsonl, in the order of the queries; returns {language: so many}."""
     rejected, by_language = out.with_suffix(".rejected.jsonl"), Counter()
     partial = [Path(f"{name}.partial") for name in (out, rejected)]
-    with open(partial[0], "w", encoding="utf-8") as good, open(partial[1], "w", encoding="utf-8") as bad:
+    with open(partial[0], "wb") as good, open(partial[1], "wb") as bad:
         for number, record in queries(path):
             language = language_of(number, record["query"], seed, shares)
             row = {"query": record["query"]} if language == "en" else journal.read(number)
             if "reason" in row:
-                bad.write(json.dumps({"query": record["query"], "language": language, "answer": row["answer"], "reason": row["reason"]}, ensure_ascii=False) + "\n")
+                bad.write(_line({"query": record["query"], "language": language, "answer": row["answer"], "reason": row["reason"]}))
             else:
-                good.write(json.dumps({**record, "query": row["query"], "language": language}, ensure_ascii=False) + "\n")
+                good.write(_line({**record, "query": row["query"], "language": language}))
                 by_language[language] += 1
     for name, ready in zip(partial, (out, rejected)):
         os.replace(name, ready)

@@ -30,7 +30,7 @@ def test_true_translations_are_accepted():
     ("Ja", "how do I find the shortest path between two nodes of a graph", "de", "too short"),
     ("图", "how do I find the shortest path between two nodes of a graph", "zh", "too short"),
     ("Ein Graph ist eine Menge von Knoten und Kanten. " * 4, "what is a graph", "de", "too long"),
-    ("42", "42 0x2A", "de", None),
+    ("42", "42 0x2A", "de", None), ("Was ist ein Graph \ud83d", "what is a graph", "de", "half a character"),
 ])  # fmt: skip
 def test_what_cannot_be_one(text, source, language, said):
     assert languages.problem(text, source, language) == said

@@ -16,6 +16,7 @@ from runs import ROOT, write_lines
 
 from conan_engine import languages, translate
 from conan_engine.data.sources import catalogues, files
+from conan_engine.errors import UserError
 
 SHARES = "en = 2\nde = 3\nfr = 2\nja = 2\nru = 1\n"
 
@@ -87,7 +88,7 @@ class Handler(BaseHTTPRequestHandler):
         said = json.dumps({"translation": self.server.messages[user][language]}, ensure_ascii=random.random() < 0.5)
         content = {
             "polite": f"Sure! Here is {{your}} translation:\n```json\n{said}\n```\nAnything else?", "garbage": "I cannot translate this.", "empty": '{"translation": " "}',
-            "copy": json.dumps({"translation": user}), "script": json.dumps({"translation": "भाषा बदलें और पुनः प्रयास करें"}), "null": None,
+            "copy": json.dumps({"translation": user}), "script": json.dumps({"translation": "भाषा बदलें और पुनः प्रयास करें"}), "null": None, "half": json.dumps({"translation": f"{user}ä \ud83d"}),
         }.get(how, said)  # fmt: skip
         answer = {"choices": [{"message": {"content": content}, "finish_reason": "length" if how == "cut off" else "stop"}], "usage": {"prompt_tokens": 50, "completion_tokens": 7}}
         with self.server.lock:
@@ -150,13 +151,13 @@ def test_true_translations_whatever_the_server_does_first(tmp_path, server, aske
 
 def test_what_is_no_translation_is_rejected_with_its_reason(tmp_path, server, asked, messages):
     foreign = [(record["query"], language) for record, language in zip(asked, chosen(asked)) if language != "en"]
-    ways = {"garbage": "no JSON", "empty": "empty", "copy": "a copy of the source", "script": "another script", "cut off": "cut off", "null": "no JSON"}
+    ways = {"garbage": "no JSON", "empty": "empty", "copy": "a copy of the source", "script": "another script", "cut off": "cut off", "null": "no JSON", "half": "half a character"}
     server.always = {query: way for (query, _), way in zip(foreign, ways)}
     done = run(tmp_path, server)
     assert done.returncode == 0, done.stderr
     rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
     assert {row["query"]: row["reason"] for row in rejected} == {query: ways[way] for query, way in server.always.items()}
-    assert "6 rejected: 1 a copy of the source, 1 another script, 1 cut off, 1 empty, 2 no JSON" in done.stdout
+    assert "7 rejected: 1 a copy of the source, 1 another script, 1 cut off, 1 empty, 1 half a character, 2 no JSON" in done.stdout
     kept = [one for record, one in zip(asked, expected(asked, messages)) if record["query"] not in server.always]
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == kept
 
@@ -217,3 +218,12 @@ def test_languages_are_shared_out_by_seed(asked):
 ])  # fmt: skip
 def test_a_translation_is_found_in_what_is_around_it(answer, found):
     assert translate.translation_in(answer) == found
+
+
+def test_two_at_once_do_not_write_one_journal(tmp_path):
+    facts = {"queries": "q", "bytes": 1, "model": "m", "seed": 1, "shares": {"de": 1.0}}
+    first = translate.Journal(tmp_path / "x.journal", facts)
+    with pytest.raises(UserError, match="x.journal: another process is writing here"):
+        translate.Journal(tmp_path / "x.journal", facts)
+    first.file.close()
+    assert translate.Journal(tmp_path / "x.journal", facts).places == {}
