@@ -147,6 +147,7 @@ class Journal:
                 raise UserError(f"{self.path}: of another command ({different}); finish that one, or remove the file and pay again")
             whole += len(line)
         self.file.truncate(whole)
+        self.file.seek(whole)
         if not whole:
             self._write(facts)
 
