@@ -96,7 +96,7 @@ def table(rows):
     lines = ["| the first, less the second | " + " | ".join(METRICS.values()) + " | paper: Eng, Multi | docs | cross-lingual |", "|---" * (len(METRICS) + 4) + "|"]
     for one in COMPARISONS:
         found = {metric: difference(rows, one, metric) for metric in METRICS}
-        cells = ["" if f is None else f"{f[0]:+.4f} ± {f[1]:.4f}" for f in found.values()]
+        cells = ["" if f is None else f"{f[0]:+.4f}" + ("" if np.isnan(f[1]) else f" ± {f[1]:.4f}") for f in found.values()]
         paper = one.said if one.english is None else f"{one.english:+.2f}, {one.multi:+.2f} points"
         sign = 1 if one.said else None  # each is said of the first
         words = [verdict(found[ENGLISH], one.english or sign), verdict(found[MULTI], one.multi or sign)]
