@@ -37,7 +37,7 @@ def said(err):
 
 
 @pytest.mark.parametrize(("moment", "how"), [
-    pytest.param("preparing", "SIGTERM", marks=pytest.mark.slow), ("step", "SIGUSR1"), ("saving", "SIGTERM"), pytest.param("mining", "SIGUSR1", marks=pytest.mark.slow),
+    pytest.param("preparing", "SIGTERM", marks=pytest.mark.slow), ("step", "SIGUSR1"), pytest.param("saving", "SIGTERM", marks=pytest.mark.slow), pytest.param("mining", "SIGUSR1", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_one_rank_stopped_goes_on_bit_for_bit(tiny, whole, tmp_path, moment, how):
     run, (place, where) = tmp_path / "run", MOMENTS[moment]
@@ -86,6 +86,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_step(tiny, whole, tmp_path):
     assert (run / "checkpoints/weak-00000001/state.json").exists()
 
 
+@pytest.mark.slow
 def test_stopped_at_random_moments_it_gets_to_the_same_end(tiny, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole / "data", run / "data")

@@ -26,6 +26,7 @@ def assert_same_losses(run, other):
     assert [x[2] for x in losses(run)] == pytest.approx([x[2] for x in losses(other)], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_four_ranks_have_the_losses_of_one(tiny, whole, tmp_path):
     on_mesh(tiny, tmp_path / "run", (2, 2), "--recompute=block")
     assert_same_losses(tmp_path / "run", whole)

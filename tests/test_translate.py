@@ -164,7 +164,7 @@ def test_what_is_no_translation_is_rejected_with_its_reason(tmp_path, server, as
 
 def test_killed_again_and_again_it_pays_for_nothing_twice(tmp_path, server, asked, messages):
     server.delay, kills = 0.02, 0
-    while kills < 4:
+    while kills < 2:
         process = subprocess.Popen(command(tmp_path, server, "--requests=4"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
         until = server.answered.total() + random.randint(3, 20)
         while server.answered.total() < until and process.poll() is None:

@@ -143,7 +143,7 @@ def test_one_bad_row_of_a_table_is_left_out_alone(tmp_path):
         ("x.json", json.dumps({"data": [{"text": "a"}]}, indent=1).encode(), "JSON of one object over several lines"),
         ("x.data", b'{"text": "a"}\n', "JSON Lines by its first line; rename it to x.jsonl"),
         ("x.xlsx", b"PK\x03\x04rest", "a zip archive or a spreadsheet; save it as .csv"),
-        ("x.jsonl.zst", b"\x28\xb5\x2f\xfdrest", "a zstd archive"),
+        ("x", b"\x28\xb5\x2f\xfdrest", "compressed by zstd; rename it to end in .jsonl.zst"),
         ("x", b"\x1f\x8brest", "compressed by gzip"),
         ("x.md", b"# Title\n", "of an unknown kind; turn it into JSON Lines"),
         ("x.dat", b"PAR1rest", "a Parquet file; rename it"),

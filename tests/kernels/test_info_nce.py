@@ -63,9 +63,9 @@ def test_equals_textbook(info_nce, N, M, E, K, dims):
 @pytest.mark.parametrize(("groups", "dtype"), [(False, torch.bfloat16), (True, torch.float32)])
 def test_known_positives_are_no_negatives(info_nce, groups, dtype):
     arguments = batch(70, 80, 48, K=3, groups=groups, known=True, dtype=dtype)
-    assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS)
-    with_all = info_nce(**{name: value for name, value in arguments.items() if name != "known"}, dims=DIMS)
-    assert info_nce(**arguments, dims=DIMS).loss < with_all.loss
+    assert_as_exact_as_textbook(info_nce, arguments, dims=(7, 44))
+    with_all = info_nce(**{name: value for name, value in arguments.items() if name != "known"}, dims=(7, 44))
+    assert info_nce(**arguments, dims=(7, 44)).loss < with_all.loss
 
 
 def test_a_query_with_eight_positives_has_nothing_to_tell_apart(info_nce):
