@@ -27,7 +27,7 @@ from conan_engine.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = Path("runs/recipe")
-DIMS = [32, 64, 128, 256]
+DIMS = list(recipe_report.DIMS)
 PAIRS = 1500  # of a source, that the supervised stage trains on
 
 # what to change for an arm without the idea

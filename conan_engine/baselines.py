@@ -7,13 +7,18 @@ import torch
 from conan_engine.metrics import ranks
 
 
-def bm25_ranks(search):
-    """The ranks that BM25 gives (bm25s with its defaults)."""
+def bm25_scores(queries, documents):
+    """Of each query, what BM25 gives all documents (bm25s with its defaults): [M], one query after another; 0 without a common word."""
     index = bm25s.BM25()
-    index.index(bm25s.tokenize(search.documents, show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize(search.queries, return_ids=False, show_progress=False)
-    known = [[word for word in query if word in index.vocab_dict] for query in tokens]
-    scores = np.stack([index.get_scores(query) if query else np.zeros(len(search.documents)) for query in known])
+    index.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
+    for query in bm25s.tokenize(queries, return_ids=False, show_progress=False):
+        known = [word for word in query if word in index.vocab_dict]
+        yield index.get_scores(known) if known else np.zeros(len(documents))
+
+
+def bm25_ranks(search):
+    """The ranks that BM25 gives."""
+    scores = np.stack(list(bm25_scores(search.queries, search.documents)))
     own = scores[np.arange(len(search.answer)), search.answer]
     return np.where(own > 0, ranks(scores, search.answer), len(search.documents))
 

@@ -106,7 +106,7 @@ def main():
     parser.add_argument("--dim", type=int, help="of --queries: Matryoshka, only the first DIM numbers (default: all)")
     parser.add_argument("--instruction", default="", help="of --queries: what queries were trained behind")
     arguments = parser.parse_args()
-    if arguments.queries or arguments.corpus:
+    if any((arguments.queries, arguments.corpus, arguments.qrels, arguments.dim is not None, arguments.instruction)):
         return own_search(arguments)
     other = arguments.beside and _read(arguments.beside)
     started = time.perf_counter()
@@ -123,7 +123,9 @@ def main():
 def own_search(arguments):
     """Of --queries and --corpus."""
     if not (arguments.queries and arguments.corpus):
-        raise UserError(f"--{'corpus' if arguments.queries else 'queries'} is missing: a search needs queries and a corpus")
+        raise UserError(f"--{'corpus' if arguments.queries else 'queries'} is missing: a search of your own needs queries and a corpus")
+    if arguments.beside:
+        raise UserError("--beside is for what the demo holds out; with --queries leave it out")
     encoder = Encoder.load(arguments.run)
     width = encoder.model.config.width
     if arguments.dim is not None and not 1 <= arguments.dim <= width:

@@ -8,13 +8,14 @@ import itertools
 from pathlib import Path
 from typing import NamedTuple
 
-import bm25s
 import numpy as np
 import torch
 
+from conan_engine.baselines import bm25_scores
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files
 from conan_engine.errors import UserError
+from conan_engine.metrics import gain
 
 BLOCK = 8192  # documents embedded at a time
 QUERIES = 4096  # searched at a time
@@ -95,15 +96,10 @@ def search(vectors, blocks, device="cpu"):
 
 
 def bm25(queries, documents):
-    """As `search`, by BM25 (bm25s with its defaults): queries, texts; documents: (id, text) each. What has no word of the query is not found."""
+    """As `search`, by BM25: queries, texts; documents: (id, text) each. What has no word of the query is not found."""
     ids, texts = zip(*documents)
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(list(texts), show_progress=False), show_progress=False)
-    tokens = bm25s.tokenize(queries, return_ids=False, show_progress=False)
     found = []
-    for words in tokens:
-        words = [word for word in words if word in index.vocab_dict]
-        scores = index.get_scores(words) if words else np.zeros(len(ids))
+    for scores in bm25_scores(queries, list(texts)):
         first = np.argpartition(-scores, min(DEPTH, len(ids) - 1))[:DEPTH]
         found.append(_in_order((ids[i], float(scores[i])) for i in first if scores[i] > 0))
     return found
@@ -116,7 +112,7 @@ def _in_order(found):
 def measure(found, right):
     """{metric: score} of one query: found, documents as `search` gives them; right: {document id: score above 0}. Recall is of the right
     documents; a document gains its score, discounted by log2(1 + rank)."""
-    discount = 1 / np.log2(np.arange(2, 12))
+    discount = gain(np.arange(1, 11))
     gains = np.array([right.get(document, 0) for document, _ in found[:10]], float)
     ideal = np.sort(np.array(list(right.values()), float))[::-1][:10]
     hits = np.array([document in right for document, _ in found], bool)

@@ -113,7 +113,7 @@ def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives():
     assert (np.diff(cosine[:, :4], axis=1) <= 1e-6).all(), "best first"
 
 
-def test_bounds_by_quantile_are_cosines_of_what_was_mined_first(tmp_path):
+def test_bounds_by_quantile_are_cosines_of_what_was_mined_first():
     vectors = np.random.default_rng().normal(size=(60, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     groups = np.arange(60)

@@ -88,6 +88,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(mine, untrained_run, file
         retrieval.evaluate(evaluate.Encoder.load(untrained_run), mine / "queries.jsonl", mine / "corpus.jsonl")
 
 
-def test_a_corpus_without_queries_is_one_line_and_exit_code_2(untrained_run):
-    done = subprocess.run([sys.executable, "-m", "conan_engine.evaluate", str(untrained_run), "--corpus", "c.jsonl"], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and done.stderr.strip() == "error: --queries is missing: a search needs queries and a corpus"
+@pytest.mark.parametrize("options", [["--corpus", "c.jsonl"], ["--dim", "8"]])
+def test_a_search_without_queries_is_one_line_and_exit_code_2(untrained_run, options):
+    done = subprocess.run([sys.executable, "-m", "conan_engine.evaluate", str(untrained_run), *options], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 2 and done.stderr.strip() == "error: --queries is missing: a search of your own needs queries and a corpus"
