@@ -22,13 +22,12 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
 
 from conan_engine import __version__, checkpoint, errors, initial, lock, lora, resuming
 from conan_engine.config import load, settings_with_comments
-from conan_engine.data import prepare
-from conan_engine.data.encoding import Encoders
 from conan_engine.errors import UserError
 from conan_engine.interrupts import Interrupts
 from conan_engine.log import Log
 from conan_engine.model import Transformer, count_parameters, memory_per_device
 from conan_engine.parallel import Mesh
+from conan_engine.prepare import prepare_data
 from conan_engine.saving import Saver
 from conan_engine.sharded_adamw import ShardedAdamW
 from conan_engine.stages import LanguageModelling, Supervised, Weak
@@ -233,28 +232,6 @@ def report_plan(config, mesh):
             f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has {has / 2**30:.1f} GiB; "
             f"use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a smaller [model]"
         )
-
-
-def prepare_data(config):
-    """The tokenizer; the shards to train on by (stage, source), where "sts" stands for the supervised stage's scored pairs; and
-    those held out, {stage: {source: Shards}}."""
-    uses = [(source, name, getattr(config, name), about) for name in config.stages for source, about in getattr(config, name).data.items()]
-    if "supervised" in config.stages:
-        uses += [(source, "sts", config.supervised, about) for source, about in config.supervised.sts.items()]
-    sources = [(source, use, about) for source, use, _, about in uses]
-    tokenizer = prepare.make_tokenizer(config.tokenizer, sources, config.out_dir, config.skip_bad_records)
-    folder = Path(config.out_dir, "data")
-    max_bad_share = config.max_bad_share if config.skip_bad_records else None
-    every_use = [*config.stages, *["sts"] * ("supervised" in config.stages)]
-    held_out = {}
-    with Encoders(tokenizer, config.tokenizer.processes) as encoders:
-        shards = {(use, s): prepare.make_shards(s, use, stage, encoders, folder, max_bad_share) for s, use, stage, _ in uses}
-        for source, about in config.validation.data.items():
-            for use in prepare.fits(source, about, every_use, config.skip_bad_records):
-                name = "supervised" if use == "sts" else use
-                stage = dataclasses.replace(getattr(config, name), **{"sts" if use == "sts" else "data": {source: about}})
-                held_out.setdefault(name, {})[source] = prepare.make_shards(source, use, stage, encoders, folder, max_bad_share)
-    return tokenizer, shards, held_out
 
 
 def make_stage(name, config, shards, group):

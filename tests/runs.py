@@ -71,6 +71,12 @@ def small_tokenizer(folder):
     return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder)
 
 
+def shards_of(source, use, stage, tokenizer, folder, max_bad_share=None):
+    """Of one source for one use, made by this process."""
+    job = prepare.make_job(str(source), use, stage, tokenizer, folder, max_bad_share)
+    return prepare.make_shards([job], tokenizer, 1)[job.folder]
+
+
 LINGER = """
 import importlib, sys, time
 place = sys.argv.pop(1)

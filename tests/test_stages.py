@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import torch
 from ranked import on_ranks
-from runs import small_tokenizer, write_lines
+from runs import shards_of, small_tokenizer, write_lines
 
 from conan_engine import losses, stages
 from conan_engine.config import Config, Model, Sft, Source, load
 from conan_engine.data import prepare
-from conan_engine.data.encoding import Encoders
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.model import Transformer
 from conan_engine.parallel import Mesh
@@ -37,8 +36,7 @@ def weak_stage(tiny, run, *overrides):
     """The stage, its config, and a model for it."""
     config = load(tiny, [f"--out_dir={run}", *overrides])
     tokenizer = prepare.make_tokenizer(config.tokenizer, [], run)
-    with Encoders(tokenizer, 1) as encoders:
-        shards = {s: prepare.make_shards(s, "weak", config.weak, encoders, run / "data") for s in config.weak.data}
+    shards = {source: shards_of(source, "weak", config.weak, tokenizer, run / "data") for source in config.weak.data}
     return stages.Weak(config, shards, Mesh("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
 
 
@@ -157,8 +155,7 @@ def several(tiny, tmp_path):
         getattr(config, name).data = {str(path): Source()}
         tokenizer = small_tokenizer(tmp_path)
         model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
-        with Encoders(tokenizer, 1) as encoders:
-            shards = {str(path): prepare.make_shards(str(path), name, getattr(config, name), encoders, tmp_path / "data")}
+        shards = {str(path): shards_of(path, name, getattr(config, name), tokenizer, tmp_path / "data")}
         return config, tokenizer, model, shards
 
     def mask(queries, documents):
@@ -225,8 +222,7 @@ def test_retrieval_and_sts_together_or_by_turns(several, tiny):
     make, _ = several
     config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]", "--negatives.low=-1", "--negatives.bound=-1")
     (source,) = config.supervised.sts
-    with Encoders(tokenizer, 1) as encoders:
-        sts = {source: prepare.make_shards(source, "sts", config.supervised, encoders, Path(config.out_dir, "data"))}
+    sts = {source: shards_of(source, "sts", config.supervised, tokenizer, Path(config.out_dir, "data"))}
     stage = stages.Supervised(config, shards, sts, Mesh("cpu"))
     stage.mine(model)
     batch = stage.draw()

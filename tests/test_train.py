@@ -148,7 +148,7 @@ def test_a_damaged_shard_is_named(tiny, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole / "data", run / "data")
     shutil.copy(whole / "tokenizer.model", run)
-    shard = next(run.glob("data/pretrain-*/*[!n]"))
+    shard = next(run.glob("data/pretrain-*/unit-*/*.tokens"))
     damaged = bytearray(shard.read_bytes())
     damaged[len(damaged) // 3] ^= 16
     shard.write_bytes(damaged)

@@ -9,12 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ranked import on_ranks
-from runs import losses, one_line, train, write_lines
+from runs import losses, one_line, shards_of, train, write_lines
 
 from conan_engine import checkpoint, validation
 from conan_engine.config import load
-from conan_engine.data import prepare
-from conan_engine.data.encoding import Encoders
 from conan_engine.errors import UserError
 from conan_engine.parallel import Mesh
 
@@ -88,8 +86,7 @@ def _set(tiny, run, use, source, options=()):
         shutil.copy(source, path)
     config = load(tiny, [f"--out_dir={run}", f"--validation.data.{path}=1", *options])
     _, tokenizer, *_ = checkpoint.load_model(run)
-    with Encoders(tokenizer, 1) as encoders:
-        return config, {str(path): prepare.make_shards(str(path), use, getattr(config, "supervised" if use == "sts" else use), encoders, run / "data")}
+    return config, {str(path): shards_of(path, use, getattr(config, "supervised" if use == "sts" else use), tokenizer, run / "data")}
 
 
 def _numbers(group, tiny, run, use, source):

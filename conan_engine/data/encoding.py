@@ -1,4 +1,4 @@
-"""Records to token ids, as a shard writer takes them: here, or on processes of their own."""
+"""Records to token ids, as a shard writer takes them."""
 
 import hashlib
 import itertools
@@ -6,7 +6,6 @@ import math
 
 import numpy as np
 
-from conan_engine.data.processes import Pool
 from conan_engine.data.shards import Records
 
 BATCH = (1024, 2**20)  # a batch ends at so many records, or at so many characters
@@ -25,21 +24,6 @@ def batches(records):
         yield batch
 
 
-def count(batch, shape):
-    """How many records of a shard a batch becomes: of pairs, one a positive."""
-    return sum(len(record["pos"]) for record in batch) if shape == "pairs" else len(batch)
-
-
-def behind(batches, shape, done):
-    """What comes behind the first `done` records: how many of those are in the first batch left, and an iterator of batches."""
-    for batch in batches:
-        records = count(batch, shape)
-        if records > done:
-            return done, itertools.chain([batch], batches)
-        done -= records
-    return 0, iter(())
-
-
 def encode(tokenizer, shape, batch, max_tokens):
     """A batch of dicts as Records of that shape, a key of shards.FIELDS."""
     records = list(_ENCODE[shape](tokenizer, batch, max_tokens))
@@ -51,36 +35,6 @@ def encode(tokenizer, shape, batch, max_tokens):
         np.array([score for _, score, _ in records], np.float32),
         np.array([group for _, _, group in records], np.int64),
     )
-
-
-class Encoders:
-    """Processes that encode; they are started by the first source of more than one batch, and close() ends them."""
-
-    def __init__(self, tokenizer, processes):
-        self.tokenizer = tokenizer
-        self._pool = Pool(processes, _set_tokenizer, tokenizer)
-
-    def encode(self, shape, batches, max_tokens):
-        """Records for each of an iterator of batches, in order. Raises what encoding a batch raised, and UserError if a
-        process is killed."""
-        for batch in itertools.islice(batches, 1):
-            yield encode(self.tokenizer, shape, batch, max_tokens)
-        yield from self._pool.map(_encode, ((shape, batch, max_tokens) for batch in batches))
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self._pool.close()
-
-
-def _set_tokenizer(tokenizer):
-    global _tokenizer  # of one of the processes
-    _tokenizer = tokenizer
-
-
-def _encode(job):
-    return encode(_tokenizer, *job)
 
 
 def join(instruction, text):

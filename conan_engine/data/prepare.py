@@ -1,26 +1,41 @@
-"""From the sources that a config names to token shards on disk: the tokenizer trained, each source written once."""
+"""From the sources that a config names to token shards on disk: the tokenizer trained, each source written once, unit by unit, by as
+many processes as there are."""
 
+import contextlib
+import functools
 import hashlib
-import importlib
 import itertools
 import json
+import os
+import socket
+import struct
+import sys
 from pathlib import Path
 
 from tqdm import tqdm
 
 from conan_engine.config import Source
-from conan_engine.data import encoding, known
-from conan_engine.data.rejects import Rejects
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data import units
+from conan_engine.data.processes import Pool
+from conan_engine.data.rejects import NAME, TooMany
 from conan_engine.data.sources import files, installed, paths
-from conan_engine.data.sources.forms import Bad
 from conan_engine.data.tokenizer import Tokenizer, train
+from conan_engine.data.units import TAKES, Job
 from conan_engine.errors import UserError
 
 GOLDEN = (5**0.5 - 1) / 2
+# Of a source, the tokenizer is trained on what stands at the heads of at most so many units, so many bytes of files each.
+HEADS, HEAD = 64, 8 * 2**20
 
-# What a stage trains on, and the kinds of record that can be turned into it.
-TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": ("pairs", "instruction"), "supervised": ("pairs", "label", "instruction"), "sts": ("sts",)}  # fmt: skip
+
+def built_in(source, use):
+    """The kind of records that a built-in source gives a use, or None for a path. Raises UserError where it gives none."""
+    kinds = [kind for name, kind in installed.READERS if name == source]
+    for kind in TAKES[use] if kinds else ():
+        if kind in kinds:
+            return kind
+    if kinds:
+        raise UserError(f"{source}: holds {' or '.join(kinds)} records; {use} takes {' or '.join(TAKES[use])}")
 
 
 def fits(source, about, uses, skip=False):
@@ -28,7 +43,7 @@ def fits(source, about, uses, skip=False):
     cannot be used."""
     kinds = [kind for name, kind in installed.READERS if name == source]
     if not kinds:
-        kind, _ = next(files.read(source, about.columns, (lambda place, bad: None) if skip else None))
+        kind, _ = next(files.read(source, about.columns, _nothing if skip else None))
         kinds = [kind]
     found = [use for use in uses if set(TAKES[use]) & set(kinds)]
     if not found:
@@ -36,35 +51,51 @@ def fits(source, about, uses, skip=False):
     return found
 
 
-def read(source, use, about=None, reject=None):
+def _nothing(*_):
+    """What is left out is said later."""
+
+
+def read(source, use, about=None):
     """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
 
-    about: the config's Source. reject: as files.read takes it. Returns (kind, iterator). Raises UserError if the source is
-    unknown or its records do not fit the use.
+    about: the config's Source. Returns (kind, iterator). Raises UserError if the source is unknown or its records do not fit the use.
     """
-    built_in = [(name, kind) for name, kind in installed.READERS if name == source]
-    if built_in:
-        for kind in TAKES[use]:
-            if (source, kind) in built_in:
-                return kind, installed.READERS[source, kind]()
-        found = " or ".join(kind for _, kind in built_in)
-    else:
-        records = files.read(source, about and about.columns, reject)
-        found, first = next(records)
-        if found in TAKES[use]:
-            return found, itertools.chain([first], (record for _, record in records))
-    raise UserError(f"{source}: holds {found} records; {use} takes {' or '.join(TAKES[use])}")
+    kind = built_in(source, use)
+    if kind:
+        return kind, installed.READERS[source, kind]()
+    records = files.read(source, about and about.columns)
+    kind, first = next(records)
+    if kind not in TAKES[use]:
+        raise UserError(f"{source}: holds {kind} records; {use} takes {' or '.join(TAKES[use])}")
+    return kind, itertools.chain([first], (record for _, record in records))
 
 
 def texts(source, use, about=None, skip=False):
-    """Every text of a source, for the tokenizer; `skip`: without the records that cannot be used."""
-    _, records = read(source, use, about, (lambda place, bad: None) if skip else None)
-    for record in records:
+    """Every text of a source for the tokenizer, or of the heads of some units where there are many; `skip`: without the records that cannot
+    be used."""
+    for record in _to_learn_from(source, use, about, skip):
         for value in record.values():
             if isinstance(value, str):
                 yield value
             elif isinstance(value, list):
                 yield from value
+
+
+def _to_learn_from(source, use, about, skip):
+    kind = built_in(source, use)
+    if kind:
+        yield from installed.READERS[source, kind]()
+        return
+    cut, none = paths.cut(source), True
+    for i in range(min(len(cut), HEADS)):
+        reader = files.Reader(cut[i * len(cut) // min(len(cut), HEADS)], about and about.columns, _nothing if skip else None)
+        for _, record in reader:
+            yield record
+            none = False
+            if reader.behind > HEAD:
+                break
+    if none:
+        raise files.nothing_in(source)
 
 
 def make_tokenizer(settings, sources, run, skip=False):
@@ -92,102 +123,140 @@ def make_tokenizer(settings, sources, run, skip=False):
     return Tokenizer.load(path)
 
 
-def make_shards(source, use, stage, encoders, folder, max_bad_share=None):
-    """The token shards of a source for a use, written under `folder` unless they stand there already: a Shards. What an
-    earlier run finished before it was stopped is kept: its records are read again, but neither encoded nor written.
-
-    stage: that stage's settings (the source's columns, max_tokens; for "weak" teacher and min_score). encoders:
-    encoding.Encoders. max_bad_share: records of the source that cannot be used are left out, counted and listed in
-    `folder`, up to this share; None: the first of them raises UserError.
-    """
-    tokenizer = encoders.tokenizer
+def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
+    """The units.Job of a source for a use, its shards in a folder of their own under `folder`."""
     about = (stage.sts if use == "sts" else stage.data).get(source) or Source()
-    path = Path(folder) / f"{use}-{_key(source, use, stage, about, tokenizer)}"
-    if not (path / "manifest.json").exists():
-        shape = {"pretrain": "text", "sft": "instruction", "sts": "sts"}.get(use, "pairs")
-        rejects = None if max_bad_share is None else Rejects(folder, source, use, max_bad_share)
-        records = _records(source, use, stage, about, shape, rejects)
-        with ShardWriter(path, kind=shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, resume=True) as writer:
-            bar = tqdm(records, desc=f"{source} for {use}", unit=" records", leave=False, mininterval=1)
-            done, batches = encoding.behind(encoding.batches(bar), shape, writer.resumed)
-            for encoded in encoders.encode(shape, batches, stage.max_tokens):
-                writer.add_records(encoded.after(done))
-                done = 0
-            if rejects:
-                rejects.close()  # here, so that with too many left out the folder stays unfinished
-    shards = Shards(path, tokenizer.hash)
-    if shards.kind == "pairs":
-        known.make(shards)
-    return shards
-
-
-def _records(source, use, stage, about, shape, rejects):
-    """The records of a source as a use takes them."""
-    kind, records = read(source, use, about, rejects)
-    if kind == "label":
-        records = _label_pairs(records)
-    elif kind == "instruction" and shape == "pairs":
-        records = _instruction_pairs(records, source, rejects)
-    if rejects:
-        records = rejects.counting(records)
-    if use == "weak":
-        records = _taught(records, source, stage.teacher, stage.min_score)
-    return records
-
-
-def _instruction_pairs(records, source, rejects):
-    for number, record in enumerate(records, 1):
-        query = encoding.join(record["instruction"], record["input"])
-        if query.strip() and record["output"].strip():
-            yield {"query": query, "pos": [record["output"]]}
-            continue
-        bad = Bad("empty text", f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
-        if not rejects:
-            raise UserError(f"{source}: record {number}: {bad}")
-        rejects(f"record {number}", bad)
+    kind = built_in(source, use)
+    reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
+    return Job(source, use, stage, about, Path(folder, f"{use}-{_key(source, use, stage, about, tokenizer)}"), reads, kind, max_bad_share)
 
 
 def _key(source, use, stage, about, tokenizer):
     """A new folder for anything that would change what is written in it."""
     facts = [source, use, stage.max_tokens, tokenizer.hash, getattr(stage, "teacher", ""), getattr(stage, "min_score", 0), about.columns]
-    if not any(source == name for name, _ in installed.READERS):
+    if not built_in(source, use):
         about_files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]
         facts += about_files[0][1:] if about_files[0][0] == source else about_files
+        facts += [paths.UNIT, paths.MOST_UNITS, paths.MOST_STRIPES]
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
 
-def _taught(records, source, teacher, min_score):
-    """Drop the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays. A teacher
-    scores a query with each of its positives."""
-    score, kept = None, 0
-    if teacher:
-        module, _, name = teacher.partition(":")
-        try:
-            score = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"weak.teacher: cannot load {teacher!r} ({error}); expected \"module:function\"") from None
-        records = ({**r, "pos": [positive]} for r in records for positive in r["pos"])
-    for batch in encoding.batches(records):
-        if score:
-            scores = score([r["query"] for r in batch], [r["pos"][0] for r in batch])
-            if len(scores) != len(batch):
-                raise UserError(f"weak.teacher: {teacher} gave {len(scores)} scores for {len(batch)} pairs; it must score each")
+def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
+    """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are whole.
+
+    processes: so many, 0 for one a core. part: (i, k), to do the i-th of k parts of all work; the others are for other starts.
+    elsewhere(function, items, look): does them in place of processes here, as Pool.unordered does. What a start that was stopped has finished is
+    kept. A unit that fails is said at once, the others are finished, and then UserError is raised.
+    """
+    jobs = list({job.folder: job for job in jobs}.values())
+    planned, counts, todo = [], {}, []
+    for job in jobs:
+        cut = job.units()
+        counts[job.folder] = len(cut)
+        planned += [(job, number, pieces) for number, pieces in enumerate(cut)]
+    for i, (job, number, _) in enumerate(planned):
+        if i % part[1] == part[0] - 1 and not job.finished() and not job.finished(number):
+            todo.append(planned[i])
+    found, news = {}, not all(job.finished() for job in jobs)
+    try:
+        _work(todo, tokenizer, processes, elsewhere)
+        for job in jobs:
+            if job.finished() or all(job.finished(number) for number in range(counts[job.folder])):
+                found[job.folder] = units.finish(job, counts[job.folder])
+    finally:
+        if news:
+            _list_rejected(jobs)
+    if news and len(found) == len(jobs):
+        for path in {Path(job.reads) for job in jobs if job.reads != job.source}:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _work(todo, tokenizer, processes, elsewhere):
+    """Make these units, whatever fails among them; then raise what failed first, in their order."""
+    failed, stopped = {}, False
+    with Progress(todo) as progress:
+        if elsewhere:
+            results = elsewhere(functools.partial(_attempt, tokenizer=tokenizer, progress=progress.path), [(i, *task) for i, task in enumerate(todo)], progress.look)
+        elif len(todo) == 1 or processes == 1:
+            results = ((i, _attempt((i, *task), tokenizer, progress.path, progress.look)) for i, task in enumerate(todo))
         else:
-            scores = [r.get("score", min_score) for r in batch]
-        for record, value in zip(batch, scores):
-            if value >= min_score:
-                kept += 1
-                yield {**record, "score": value}
-    if not kept:
-        judge = f"weak.teacher {teacher!r}" if teacher else "its own \"score\""
-        raise UserError(f"{source}: {judge} puts every pair below weak.min_score = {min_score}; lower it, or give other data")
+            results = _on_processes(todo, tokenizer, processes, progress)
+        with contextlib.closing(results):
+            for i, result in results:
+                if result:
+                    failed[i], stopped = result
+                    if stopped:
+                        break
+                    if len(todo) > 1:
+                        tqdm.write(f"{failed[i]}\n  the others go on", file=sys.stderr)
+    if failed:
+        raise UserError(failed[min(failed)] + (f" ({len(failed)} of {len(todo)} units failed; the others are finished)" if len(failed) > 1 and not stopped else ""))
 
 
-def _label_pairs(records):
-    """Classification as InfoNCE: a text's positive is its label's text, or every other time the class's last text; its
-    group is the class, so that no other member counts as a negative."""
-    last = {}
-    for i, record in enumerate(records):
-        text, label = record["text"], record["label"]
-        yield {"query": text, "pos": [last[label] if i % 2 and label in last else label], "group": label}
-        last[label] = text
+def _on_processes(todo, tokenizer, processes, progress):
+    with Pool(min(processes or len(os.sched_getaffinity(0)), len(todo)), _set_up, tokenizer, progress.path) as pool:
+        yield from pool.unordered(_attempt, ((i, *task) for i, task in enumerate(todo)), progress.look)
+
+
+def _set_up(*shared):
+    global _shared  # of one of the processes
+    _shared = shared
+
+
+def _attempt(task, tokenizer=None, progress=None, look=lambda: None):
+    """Make a unit; returns None, or what is wrong with it and whether that ends all work."""
+    slot, job, number, pieces = task
+    tokenizer, progress = (tokenizer, progress) if tokenizer else _shared
+    handle = os.open(progress, os.O_WRONLY)
+
+    def report(read, tokens):
+        os.pwrite(handle, struct.pack("qq", read, tokens), 16 * slot)
+        look()
+
+    try:
+        units.make(job, number, pieces, tokenizer, report)
+    except UserError as error:
+        return str(error), isinstance(error, TooMany)
+    finally:
+        os.close(handle)
+
+
+class Progress:
+    """A bar over the bytes of all units: each has two numbers in a file, what it has read and the tokens that it gave."""
+
+    def __init__(self, todo):
+        self.sizes = [sum(piece.bytes for piece in pieces) for _, _, pieces in todo]
+        self.bar, self.path = None, todo and todo[0][0].folder.parent / f".progress-{socket.gethostname()}-{os.getpid()}"
+
+    def look(self):
+        numbers = struct.unpack(f"{2 * len(self.sizes)}q", self.path.read_bytes())
+        read = sum(min(size, read) for size, read in zip(self.sizes, numbers[::2]))
+        self.bar.set_postfix_str(f"{sum(numbers[1::2]):,} tokens", refresh=False)
+        self.bar.update(read - self.bar.n)
+
+    def __enter__(self):
+        if self.sizes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(bytes(16 * len(self.sizes)))
+            self.bar = tqdm(desc="preparing data", total=sum(self.sizes), unit="B", unit_scale=True, leave=False, mininterval=1)
+        return self
+
+    def __exit__(self, *_):
+        if self.sizes:
+            self.bar.close()
+            self.path.unlink(missing_ok=True)
+
+
+def _list_rejected(jobs):
+    """What is left out of all of them, in one file beside their folders."""
+    path = jobs[0].folder.parent / NAME if jobs else None
+    listed = [file for job in jobs for file in units.rejected(job)]
+    if listed:
+        partial = path.with_name(f"{NAME}.{os.getpid()}.partial")
+        with open(partial, "wb") as whole:
+            for file in listed:
+                whole.write(file.read_bytes())
+        partial.replace(path)
+    elif path:
+        path.unlink(missing_ok=True)

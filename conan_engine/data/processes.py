@@ -1,10 +1,13 @@
-"""Work on several processes, its results in order."""
+"""Work on several processes."""
 
 import collections
+import contextlib
+import itertools
 import os
 import signal
 import threading
 import time
+from concurrent.futures import FIRST_COMPLETED, wait
 
 import loky  # whose processes, other than multiprocessing's, need not import the main module and with it torch
 from loky.process_executor import TerminatedWorkerError
@@ -24,18 +27,27 @@ class Pool:
         """function(item) for each item, in order; at most twice as many as processes are under way. Raises what the
         function raises, and UserError if a process is killed."""
         waiting = collections.deque()
-        try:
+        with _told(self.processes):
             for item in items:
                 waiting.append(self._executor.submit(function, item))
                 if len(waiting) == 2 * self.processes:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
-        except TerminatedWorkerError:
-            raise UserError(
-                f"one of {self.processes} processes that prepare data was killed; if memory ran out, lower tokenizer.processes. "
-                f"Run again: it goes on after the last finished shard"
-            ) from None
+
+    def unordered(self, function, items, look):
+        """(i, function(item)) for item i, as each is done; look() is called every second. Raises as `map` does."""
+        items, waiting = enumerate(items), {}
+        with _told(self.processes):
+            while True:
+                for i, item in itertools.islice(items, 2 * self.processes - len(waiting)):
+                    waiting[self._executor.submit(function, item)] = i
+                if not waiting:
+                    return
+                done, _ = wait(waiting, 1, FIRST_COMPLETED)
+                look()
+                for future in done:
+                    yield waiting.pop(future), future.result()
 
     def close(self):
         self._executor.shutdown(kill_workers=True)
@@ -45,6 +57,18 @@ class Pool:
 
     def __exit__(self, *_):
         self.close()
+
+
+@contextlib.contextmanager
+def _told(processes):
+    """A killed process is said in one line."""
+    try:
+        yield
+    except TerminatedWorkerError:
+        raise UserError(
+            f"one of {processes} processes that prepare data was killed; if memory ran out, take fewer (tokenizer.processes). "
+            f"Run again: it goes on behind what is finished"
+        ) from None
 
 
 def _begin(set_up, arguments):

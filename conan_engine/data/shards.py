@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,8 +20,8 @@ FIELDS = {
     "sts": ("sentence1", "sentence2"),
 }
 MANIFEST = "manifest.json"
-PROGRESS = "progress.json"  # the manifest so far of an unfinished folder
 FORMAT_VERSION = 1
+NAME = re.compile(r"([\w-]+/)?shard-\d{5}\.tokens")  # of a shard, as a manifest has it
 
 
 class Records(NamedTuple):
@@ -43,31 +44,28 @@ class ShardWriter:
     """Writes a folder of shards; `close`, or the end of a `with` block, makes it whole. After an exception it stays
     unfinished: there is no manifest, and Shards refuses it.
 
-    directory: made if missing; leftovers of an unfinished writer in it are deleted, or with resume gone on from: its finished
-    shards are kept, `resumed` says how many records they hold, and the caller goes on with the next.
+    directory: made if missing; leftovers of an unfinished writer in it are deleted. may_be_empty: close writes a manifest without a
+    shard where no record was added, for `join`; Shards refuses it.
     kind: a key of FIELDS. tokenizer_hash: SHA-256 of the tokenizer's file, in hex. vocab_size: 1 to 2^24.
     shard_bytes: a file grows to at most this size, unless a single record is larger.
     Raises ValueError for bad arguments, UserError if the folder is finished already or cannot be written.
     """
 
-    def __init__(self, directory, *, kind, tokenizer_hash, vocab_size, shard_bytes=256 * 2**20, resume=False):
+    def __init__(self, directory, *, kind, tokenizer_hash, vocab_size, shard_bytes=256 * 2**20, may_be_empty=False):
         if kind not in FIELDS:
             raise ValueError(f"kind: expected one of {', '.join(FIELDS)}, got {kind!r}")
         self.directory = Path(directory)
-        self.kind, self.vocab_size, self.shard_bytes = kind, vocab_size, shard_bytes
+        self.kind, self.vocab_size, self.shard_bytes, self.may_be_empty = kind, vocab_size, shard_bytes, may_be_empty
         self._tokenizer = bytes.fromhex(tokenizer_hash)
         if (self.directory / MANIFEST).exists():
             raise UserError(f"{self.directory}: already holds finished shards; delete it or choose another folder")
         try:
             self.directory.mkdir(parents=True, exist_ok=True)
-            self._finished = self._already_finished() if resume else []
-            kept = {shard["name"] for shard in self._finished}
             for leftover in self.directory.glob("shard-*"):
-                if leftover.name not in kept:
-                    leftover.unlink()
+                leftover.unlink()
         except OSError as error:
             raise UserError(f"{self.directory}: cannot write here: {error.strerror}; choose another folder") from None
-        self.resumed = sum(shard["records"] for shard in self._finished)
+        self._finished = []
         self._shard = self._open()
 
     def add(self, fields, score=float("nan"), group=0):
@@ -95,13 +93,13 @@ class ShardWriter:
             return
         if self._shard.records:
             self._finish()
-        elif not self._finished:
+        elif self.may_be_empty and not self._finished:
+            Path(f"{self.directory / _name(0)}.partial").unlink()
+        else:
             raise UserError(f"{self.directory}: the source gave no records, nothing was written; check the source")
-        else:  # stopped between the last shard and the manifest
-            Path(f"{self.directory / _name(len(self._finished))}.partial").unlink()
         self._shard = None
-        self._write_json(MANIFEST)
-        (self.directory / PROGRESS).unlink()
+        about = {"version": FORMAT_VERSION, "kind": self.kind, "tokenizer": self._tokenizer.hex(), "vocab_size": self.vocab_size}
+        _write_manifest(self.directory, about, self._finished)
 
     def __enter__(self):
         return self
@@ -118,45 +116,38 @@ class ShardWriter:
         bytes_, records, tokens = self._shard.bytes_with(0, 0, 0), self._shard.records, self._shard.tokens
         crc = self._shard.finish()
         self._finished.append({"name": _name(len(self._finished)), "bytes": bytes_, "records": records, "tokens": tokens, "crc32c": crc})
-        self._write_json(PROGRESS)
 
-    def _about(self):
-        return {"version": FORMAT_VERSION, "kind": self.kind, "tokenizer": self._tokenizer.hex(), "vocab_size": self.vocab_size}
 
-    def _write_json(self, name):
-        """The manifest of the shards finished so far, beside and renamed."""
-        totals = {key: sum(shard[key] for shard in self._finished) for key in ("records", "tokens")}
-        partial = self.directory / f"{name}.partial"
-        try:
-            with open(partial, "w", encoding="utf-8") as file:
-                json.dump({**self._about(), **totals, "shards": self._finished}, file, indent=1)
-                file.flush()
-                os.fsync(file.fileno())
-            _sync(self.directory)  # the shards' names are on disk before the manifest that counts on them
-            partial.rename(self.directory / name)
-            _sync(self.directory)
-        except OSError as error:
-            raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+def join(directory, parts):
+    """Make a folder of finished folders in it, of one kind and tokenizer, the data set of their shards one after another. parts: their
+    names. Returns how many records it has; with none there is no manifest. Raises UserError where it cannot be written."""
+    directory, shards = Path(directory), []
+    for part in parts:
+        about = json.loads((directory / part / MANIFEST).read_text(encoding="utf-8"))
+        shards += [{**shard, "name": f"{part}/{shard['name']}"} for shard in about["shards"]]
+    if shards:
+        _write_manifest(directory, {key: about[key] for key in ("version", "kind", "tokenizer", "vocab_size")}, shards)
+    return sum(shard["records"] for shard in shards)
 
-    def _already_finished(self):
-        """The manifest's lines of an unfinished folder, up to the first shard that is not what its line says."""
-        try:
-            progress = json.loads((self.directory / PROGRESS).read_text(encoding="utf-8"))
-            shards = progress.pop("shards")
-            if {key: progress.get(key) for key in self._about()} != self._about():
-                return []
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return []
-        kept = []
-        for listed in shards:
-            try:
-                found = _loader.ShardSet([str(self.directory / _name(len(kept)))]).describe()[0]
-            except UserError:
-                break
-            if {"name": _name(len(kept)), **{key: found[key] for key in ("bytes", "records", "tokens", "crc32c")}} != listed:
-                break
-            kept.append(listed)
-        return kept
+
+def _write_manifest(directory, about, shards):
+    totals = {key: sum(shard[key] for shard in shards) for key in ("records", "tokens")}
+    write_json(directory / MANIFEST, {**about, **totals, "shards": shards})
+
+
+def write_json(path, content):
+    """Beside and renamed; the names in its folder are on disk first, and then its own. Raises UserError where it cannot be written."""
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            json.dump(content, file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        _sync(path.parent)
+        partial.rename(path)
+        _sync(path.parent)
+    except OSError as error:
+        raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
 
 
 class Shards:
@@ -177,7 +168,7 @@ class Shards:
                 f"{self.directory}: written with tokenizer {manifest['tokenizer'][:12]}, but the one in use is {tokenizer_hash[:12].lower()}; "
                 "use that tokenizer, or delete the folder and run again: it is rebuilt from the source"
             )
-        self.mapped = _loader.ShardSet([str(self.directory / _name(i)) for i in range(len(manifest["shards"]))])
+        self.mapped = _loader.ShardSet([str(self.directory / shard["name"]) for shard in manifest["shards"]])
         self._compare(manifest, self.mapped.describe())
         self.kind, self.vocab_size, self.tokens = manifest["kind"], manifest["vocab_size"], manifest["tokens"]
         facts = json.dumps(manifest, sort_keys=True).encode()  # among them each shard's checksum
@@ -215,14 +206,14 @@ class Shards:
         return self.mapped.groups(records)
 
     def _manifest(self):
-        """The manifest as written, its keys and names in order but its facts not yet held against the shards."""
+        """The manifest as written, its keys and names as they have to be but its facts not yet held against the shards."""
         path = self.directory / MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["version"] != FORMAT_VERSION:
                 self._rebuild(path, f"is of format version {manifest['version']!r}, this program reads {FORMAT_VERSION}")
             names = [shard["name"] for shard in manifest["shards"]]
-            if manifest["kind"] not in FIELDS or not isinstance(manifest["tokenizer"], str) or names != [_name(i) for i in range(len(names))]:
+            if manifest["kind"] not in FIELDS or not isinstance(manifest["tokenizer"], str) or names != sorted(set(names)) or not all(map(NAME.fullmatch, names)):
                 raise ValueError
         except FileNotFoundError:
             self._rebuild(path, "is missing, so the shards are unfinished")
@@ -234,10 +225,10 @@ class Shards:
 
     def _compare(self, manifest, shards):
         """Every fact in the manifest is said by the shards too; shards of two data sets are not mixed."""
-        for i, (listed, shard) in enumerate(zip(manifest["shards"], shards)):
+        for listed, shard in zip(manifest["shards"], shards):
             shared = {"kind": shard.pop("kind").decode("latin-1"), "tokenizer": shard.pop("tokenizer").hex(), "vocab_size": shard.pop("vocab_size")}
-            if {**shard, "name": _name(i)} != listed or any(manifest.get(key) != value for key, value in shared.items()):
-                self._rebuild(self.directory / _name(i), f"is not the shard that {MANIFEST} describes")
+            if {**shard, "name": listed["name"]} != listed or any(manifest.get(key) != value for key, value in shared.items()):
+                self._rebuild(self.directory / listed["name"], f"is not the shard that {MANIFEST} describes")
         totals = {key: sum(shard[key] for shard in shards) for key in ("records", "tokens")}
         if not shards or any(manifest.get(key) != value for key, value in totals.items()):
             self._rebuild(self.directory / MANIFEST, "is damaged: its totals are not those of its shards")

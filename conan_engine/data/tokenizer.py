@@ -75,8 +75,9 @@ class Tokenizer:
 
 
 def escape(text):
-    text = re.sub("[\x1a\u2581\x00]", lambda match: ESCAPES[match.group()], text)
-    return re.sub("[\ud800-\udfff]", "\ufffd", text)
+    if any(character in text for character in ESCAPES):  # a search for one character is many times faster than an expression's
+        text = re.sub("[\x1a\u2581\x00]", lambda match: ESCAPES[match.group()], text)
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def train(texts, path, vocab_size):

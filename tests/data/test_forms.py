@@ -90,7 +90,7 @@ def test_what_is_wrong_is_named_by_line_and_counted_by_reason(tmp_path, line, re
     assert "\n" not in str(raised.value) and len(str(raised.value)) < 500
     left_out = []
     with pytest.raises(UserError, match="no records that can be used"):
-        list(files.read(path, reject=lambda place, bad: left_out.append((place, bad.reason))))
+        list(files.read(path, reject=lambda path, place, bad: left_out.append((place, bad.reason))))
     assert left_out == [("line 2", reason)]
 
 
@@ -131,7 +131,7 @@ def test_a_mistake_in_a_table_is_named_by_line(tmp_path, data, said):
 def test_one_bad_row_of_a_table_is_left_out_alone(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"text\na\n\xff\nb,b\nc\n")
     left_out = []
-    found = list(files.read(tmp_path / "x.csv", reject=lambda place, bad: left_out.append((place, bad.reason))))
+    found = list(files.read(tmp_path / "x.csv", reject=lambda path, place, bad: left_out.append((place, bad.reason))))
     assert [r["text"] for _, r in found] == ["a", "c"]
     assert left_out == [("line 3", "not UTF-8"), ("line 4", "broken CSV")]
 

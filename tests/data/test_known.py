@@ -4,11 +4,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from runs import small_tokenizer, write_lines
+from runs import shards_of, small_tokenizer, write_lines
 
 from conan_engine.config import Supervised
-from conan_engine.data import known, prepare
-from conan_engine.data.encoding import Encoders
+from conan_engine.data import known
 from conan_engine.errors import UserError
 
 HASH = st.sampled_from([-(2**63), -7, 0, 3, 4, 5, 2**63 - 1])  # few, so that queries meet
@@ -61,8 +60,7 @@ def shards(tmp_path):
     path = write_lines(tmp_path / "pairs.jsonl", records)
 
     def make():
-        with Encoders(tokenizer, 1) as encoders:
-            return prepare.make_shards(str(path), "supervised", Supervised(), encoders, tmp_path / "data")
+        return shards_of(path, "supervised", Supervised(), tokenizer, tmp_path / "data")
 
     return make
 

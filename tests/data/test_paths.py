@@ -9,10 +9,9 @@ import zstandard
 
 from conan_engine.config import Pretrain, Source
 from conan_engine.data import prepare
-from conan_engine.data.rejects import Rejects
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
-from runs import small_tokenizer, write_lines
+from runs import shards_of, small_tokenizer, write_lines
 
 
 @pytest.fixture
@@ -107,12 +106,10 @@ def test_zstd_in_several_frames_of_any_size_is_read_whole(tmp_path):
 def test_what_is_left_out_is_listed_by_file(tmp_path):
     (tmp_path / "web").mkdir()
     for name in ("a", "b"):
-        (tmp_path / f"web/{name}.jsonl").write_text('{"text": "fine"}\n{broken\n' + '{"text": "fine"}\n' * 9)
+        (tmp_path / f"web/{name}.jsonl").write_text('{"text": "question"}\n{broken\n' + '{"text": "answer"}\n' * 9)
     for _ in range(2):  # what the first start wrote is not there twice
-        rejects = Rejects(tmp_path, str(tmp_path / "web"), "pretrain", 0.2)
-        assert len(list(rejects.counting(files.read(tmp_path / "web", reject=rejects)))) == 20
-        rejects.close()
-    rows = [json.loads(line) for line in (tmp_path / "rejected.jsonl").read_text().splitlines()]
+        assert len(shards_of(tmp_path / "web", "pretrain", Pretrain(), small_tokenizer(tmp_path), tmp_path / "data", 0.2)) == 20
+    rows = [json.loads(line) for line in (tmp_path / "data/rejected.jsonl").read_text().splitlines()]
     assert [(row["source"], row["file"], row["line"]) for row in rows] == [(f"{tmp_path}/web", f"{tmp_path}/web/{name}.jsonl", 2) for name in ("a", "b")]
 
 

@@ -1,23 +1,16 @@
 """From records to shards: which kinds fit a stage, the teacher's filter, labels as pairs, and what is reused."""
 
-import functools
-import itertools
-import json
-import shutil
 import sys
 import types
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import runs
 from runs import small_tokenizer, write_lines
 
 from conan_engine.config import Pretrain, Sft, Supervised, Weak
 from conan_engine.config import Tokenizer as TokenizerSettings
-from conan_engine.data import prepare
-from conan_engine.data.encoding import Encoders
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data import prepare, units
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 
@@ -35,8 +28,7 @@ def tokenizer(folder):
 
 
 def shards_of(path, use, settings, tokenizer):
-    with Encoders(tokenizer, 2) as encoders:
-        return prepare.make_shards(str(path), use, settings, encoders, path.parent / "data")
+    return runs.shards_of(path, use, settings, tokenizer, path.parent / "data")
 
 
 def texts_of(shards, tokenizer, field):
@@ -64,7 +56,7 @@ def test_instruction_and_input_make_the_query(tmp_path, tokenizer):
 @pytest.mark.parametrize(("record", "said"), [({"instruction": "", "input": "", "output": "a"}, "instruction and input"), ({"instruction": "a", "input": "", "output": ""}, "output")])
 def test_an_instruction_that_leaves_nothing_to_embed_is_named(tmp_path, tokenizer, record, said):
     path = write_lines(tmp_path / "i.jsonl", [{"instruction": "a", "input": "b", "output": "c"}, record])
-    with pytest.raises(UserError, match=f"i.jsonl: record 2: its {said} is empty"):
+    with pytest.raises(UserError, match=f"i.jsonl: line 2: its {said} is empty"):
         shards_of(path, "weak", Weak(), tokenizer)
 
 
@@ -100,7 +92,7 @@ def test_a_teacher_that_drops_all_or_miscounts_is_named(tmp_path, tokenizer, mon
     for _ in range(2):  # what the first try left half written is no shard of the second
         with pytest.raises(UserError, match=said):
             shards_of(path, "weak", Weak(teacher="own_teacher:score"), tokenizer)
-    assert not list(tmp_path.rglob("manifest.json"))
+    assert not list(tmp_path.glob("data/*/manifest.json"))
 
 
 def test_the_datas_own_score_filters_where_there_is_no_teacher(tmp_path, tokenizer):
@@ -143,120 +135,10 @@ def test_shards_that_stand_are_reused_and_a_changed_file_is_read_again(tmp_path,
     path = write_lines(tmp_path / "pairs.jsonl", PAIRS)
     first = shards_of(path, "weak", Weak(), tokenizer)
     with monkeypatch.context() as patch:
-        patch.setattr(prepare, "ShardWriter", None)  # writing again would fail
+        patch.setattr(units, "ShardWriter", None)  # writing again would fail
         assert len(shards_of(path, "weak", Weak(), tokenizer)) == len(first)
     write_lines(path, PAIRS[:4])
     assert len(shards_of(path, "weak", Weak(), tokenizer)) == 8
-
-
-def files_of(path):
-    return {file.name: file.read_bytes() for file in path.iterdir()}
-
-
-MANY = [{"query": f"question {i}", "pos": [f"answer {i} {'label ' * (i % 9)}"] * (1 + i % 3), "neg": ["wrong"] * (i % 2)} for i in range(3000)]
-
-
-@pytest.mark.parametrize("stop", [1, 1024, 1300, 2049, 2999])
-def test_a_run_that_is_stopped_goes_on_after_the_last_finished_shard(tmp_path, tokenizer, monkeypatch, stop):
-    monkeypatch.setattr(prepare, "ShardWriter", functools.partial(prepare.ShardWriter, shard_bytes=5000))
-    monkeypatch.setattr(prepare, "_key", lambda *_: "key")
-    source = write_lines(tmp_path / "many.jsonl", MANY)
-    read = prepare.read
-
-    def stopped(*arguments):
-        kind, records = read(*arguments)
-
-        def until():
-            yield from itertools.islice(records, stop)
-            raise KeyboardInterrupt
-
-        return kind, until()
-
-    shards_of(source, "supervised", Supervised(), tokenizer)
-    folder = tmp_path / "data" / "supervised-key"
-    whole = files_of(folder)
-    assert len(whole) > 20 and "progress.json" not in whole
-    shutil.rmtree(folder)
-    monkeypatch.setattr(prepare, "read", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        shards_of(source, "supervised", Supervised(), tokenizer)
-    finished = {name: data for name, data in files_of(folder).items() if name.endswith(".tokens")}
-    assert (stop < 1024) == (not finished) and finished.items() <= whole.items()
-    monkeypatch.setattr(prepare, "read", read)
-    encoded = []
-
-    def watched(batches):
-        for batch in batches:
-            encoded.extend(batch)
-            yield batch
-
-    monkeypatch.setattr(Encoders, "encode", lambda self, shape, batches, limit, encode=Encoders.encode: encode(self, shape, watched(batches), limit))
-    shards_of(source, "supervised", Supervised(), tokenizer)
-    assert files_of(folder) == whole
-    # batches of 1,024 that were finished are not encoded again; when it was stopped, a few were under way
-    assert encoded == MANY[max(0, stop // 1024 - 1) * 1024 :][: len(encoded)] or len(encoded) == len(MANY)
-
-
-@given(data=st.data(), kill=st.integers(0, 40))
-@settings(deadline=None, max_examples=40)
-def test_a_writer_resumes_behind_what_is_whole_whatever_else_lies_there(tmp_path_factory, data, kill):
-    records = [[[i, i + 1, i + 2] * (i % 4)] for i in range(40)]
-    options = {"kind": "text", "tokenizer_hash": "ab" * 32, "vocab_size": 1000, "shard_bytes": 220}
-    whole, folder = (tmp_path_factory.mktemp(name) for name in ("whole", "stopped"))
-    with ShardWriter(whole, **options) as writer:
-        for record in records:
-            writer.add(record)
-    writer = ShardWriter(folder, **options)
-    for record in records[:kill]:
-        writer.add(record)
-    del writer  # killed: neither close nor the end of a with block
-    damage = data.draw(st.sampled_from(["none", "shard", "progress", "missing", "kind"]))
-    victims = sorted(folder.glob("progress.json" if damage == "progress" else "shard-*.tokens"))
-    victim = data.draw(st.sampled_from(victims)) if victims else None
-    if victim and damage in ("shard", "progress"):
-        bytes_ = victim.read_bytes()
-        victim.write_bytes(bytes_[: data.draw(st.integers(0, len(bytes_) - 1))])
-    elif victim and damage == "missing":
-        victim.unlink()
-    elif damage == "kind":
-        with ShardWriter(folder, **{**options, "kind": "sts"}, resume=True) as other:
-            assert other.resumed == 0
-            other.add([[1], [2]])
-        (folder / "manifest.json").unlink()
-    with ShardWriter(folder, **options, resume=True) as writer:
-        assert writer.resumed <= kill
-        if damage == "none":
-            assert writer.resumed == sum(s["records"] for s in json.loads((folder / "progress.json").read_text())["shards"]) if victims else writer.resumed == 0
-        elif damage == "shard" and victim:
-            assert writer.resumed == sum(s["records"] for s in json.loads((whole / "manifest.json").read_text())["shards"][: int(victim.name[6:11])])
-        for record in records[writer.resumed :]:
-            writer.add(record)
-    assert files_of(folder) == files_of(whole)
-
-
-def test_a_shard_that_is_whole_but_another_is_written_again(tmp_path):
-    options = {"kind": "text", "tokenizer_hash": "ab" * 32, "vocab_size": 1000, "shard_bytes": 1}  # a record a shard
-    writer = ShardWriter(tmp_path, **options)
-    for i in range(4):
-        writer.add([[i]])
-    del writer
-    shutil.copyfile(tmp_path / "shard-00000.tokens", tmp_path / "shard-00001.tokens")
-    with ShardWriter(tmp_path, **options, resume=True) as writer:
-        assert writer.resumed == 1
-        for i in range(1, 4):
-            writer.add([[i]])
-    assert Shards(tmp_path).gather(range(4), 0)[0].tolist() == [0, 1, 2, 3]
-
-
-def test_a_writer_stopped_before_the_manifest_has_nothing_left_to_write(tmp_path):
-    options = {"kind": "text", "tokenizer_hash": "ab" * 32, "vocab_size": 1000}
-    with ShardWriter(tmp_path, **options) as writer:
-        writer.add([[1, 2]])
-    whole = files_of(tmp_path)
-    (tmp_path / "manifest.json").rename(tmp_path / "progress.json")
-    with ShardWriter(tmp_path, **options, resume=True) as writer:
-        assert writer.resumed == 1
-    assert files_of(tmp_path) == whole
 
 
 def test_a_source_that_does_not_fit_the_stage_is_named(tmp_path, tokenizer):

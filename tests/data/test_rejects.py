@@ -3,11 +3,11 @@
 import json
 
 import pytest
+import runs
 from runs import small_tokenizer
 
 from conan_engine.config import Source, Supervised, Weak
-from conan_engine.data import prepare, rejects
-from conan_engine.data.encoding import Encoders
+from conan_engine.data import rejects
 from conan_engine.errors import UserError
 
 GOOD = [json.dumps({"query": f"question {i}", "pos": [f"answer {i}"]}) for i in range(300)]
@@ -19,8 +19,7 @@ def tokenizer(tmp_path_factory):
 
 
 def shards_of(path, tokenizer, share=0.01, use="weak", stage=None):
-    with Encoders(tokenizer, 1) as encoders:
-        return prepare.make_shards(str(path), use, stage or Weak(data={str(path): Source()}), encoders, path.parent / "data", share)
+    return runs.shards_of(path, use, stage or Weak(data={str(path): Source()}), tokenizer, path.parent / "data", share)
 
 
 def rows_of(path):
@@ -72,7 +71,7 @@ def test_an_instruction_without_a_text_is_left_out_too(tmp_path, tokenizer):
     path.write_text("\n".join(map(json.dumps, records)))
     stage = Supervised(data={str(path): Source()})
     assert len(shards_of(path, tokenizer, use="supervised", stage=stage)) == 199
-    assert [(row["record"], row["reason"].partition(";")[0]) for row in rows_of(path)] == [(1, "its output is empty")]
+    assert [(row["line"], row["reason"].partition(";")[0]) for row in rows_of(path)] == [(1, "its output is empty")]
 
 
 def test_columns_named_in_the_config_are_read(tmp_path, tokenizer):

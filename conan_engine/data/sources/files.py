@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import sys
 import zlib
 from pathlib import Path
@@ -21,24 +22,50 @@ def read(source, columns=None, reject=None):
     """Yield (kind, record) for the records of the files of a source (paths.of), one after another, streaming: dicts of only the keys of their
     kind, as forms.record gives.
 
-    columns: {the engine's key: the file's}, where the file's own names are none that forms.FORMS knows. reject: called with
-    the place ("line 3", of several files "web/b.jsonl: line 3") and the Bad of each record that cannot be used, which is then left out; None: it
-    raises UserError, naming file and line (or row). Raises UserError too for a missing file, one that is not what its ending says, files of
-    different kinds, and a source without a record.
+    columns: {the engine's key: the file's}, where the file's own names are none that forms.FORMS knows. reject: called with the path, the
+    place ("line 3") and the Bad of each record that cannot be used, which is then left out; None: it raises UserError, naming file and line (or
+    row). Raises UserError too for a missing file, one that is not what its ending says, files of different kinds, and a source without a record.
     """
-    return _some(source, _of_files(paths.of(source), columns or {}, reject))
+    return _some(source, Reader([paths.Piece(path) for path in paths.of(source)], columns, reject))
 
 
-def _of_files(found, columns, reject):
-    expected = None
-    for path in found:
-        ending = paths.unpacked(path)
-        inside = None if reject is None else reject if len(found) == 1 else lambda place, bad, path=path: reject(f"{path}: {place}", bad)
-        for kind, one in _records(path, _rows(path, ending), columns, ending not in ("csv", "tsv"), inside):
-            expected = expected or (kind, path)
-            if kind != expected[0]:
-                raise UserError(f"{path}: holds {kind} records, and {expected[1]} {expected[0]} records; make each kind a source of its own")
-            yield kind, one
+class Reader:
+    """The records of Pieces of files, as `read` gives them, which may be none. While they are read: `where` is the (path, place) of the last
+    one, `behind` the bytes of the pieces that are behind it, about."""
+
+    def __init__(self, pieces, columns=None, reject=None):
+        self.pieces, self.columns, self.reject = pieces, columns or {}, reject
+        self._file, self._place, self._before = None, "", 0
+
+    def __iter__(self):
+        first = None
+        for piece in self.pieces:
+            self._file = _File(piece)
+            for kind, record in _records(self._file.path, self._places(), self.columns, self._file.ending not in ("csv", "tsv"), self._left_out):
+                first = first or (kind, piece.path)
+                if kind != first[0]:
+                    raise UserError(f"{piece.path}: holds {kind} records, and {first[1]} {first[0]} records; make each kind a source of its own")
+                yield kind, record
+            self._file = None
+            self._before += piece.bytes
+
+    @property
+    def where(self):
+        return self._file.path, self._file.located(self._place)
+
+    @property
+    def behind(self):
+        return self._before + (self._file.behind() if self._file else 0)
+
+    def _places(self):
+        for self._place, row in self._file.rows():
+            yield self._place, row
+
+    def _left_out(self, place, bad):
+        place = self._file.located(place)
+        if self.reject is None:
+            raise UserError(f"{self._file.path}: {place}: {bad}") from None
+        self.reject(self._file.path, place, bad)
 
 
 def _some(name, records):
@@ -48,7 +75,11 @@ def _some(name, records):
         none = False
         yield one
     if none:
-        raise UserError(f"{name}: holds no records that can be used; give at least one line such as {{\"text\": \"...\"}}")
+        raise nothing_in(name)
+
+
+def nothing_in(source):
+    return UserError(f"{source}: holds no records that can be used; give at least one line such as {{\"text\": \"...\"}}")
 
 
 def rows(path, ending=""):
@@ -57,7 +88,7 @@ def rows(path, ending=""):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
-    for place, row in _rows(path, ending.removeprefix(".") or paths.unpacked(path)):
+    for place, row in _File(paths.Piece(path), ending.removeprefix(".")).rows():
         if isinstance(row, Bad):
             raise UserError(f"{path}: {place}: {row}")
         yield place, row
@@ -68,11 +99,15 @@ def read_standard_input():
     stream, name = sys.stdin.buffer, "standard input"
     lines = _decoded(stream)
     rows = _json_lines(lines) if stream.peek(4).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{" else _text(lines)
-    return _some(name, _records(name, rows, {}, True, None))
+
+    def refuse(place, bad):
+        raise UserError(f"{name}: {place}: {bad}") from None
+
+    return _some(name, _records(name, rows, {}, True, refuse))
 
 
 def _records(path, rows, columns, typed, reject):
-    """(kind, record) of each row, of one kind."""
+    """(kind, record) of each row, of one kind; reject(place, bad) is called for the others."""
     expected = None
     for place, row in rows:
         try:
@@ -82,55 +117,129 @@ def _records(path, rows, columns, typed, reject):
             if kind != (expected or kind):
                 raise Bad("another kind", f"a {kind} record in a file of {expected} records; put each kind in its own file")
         except Bad as bad:
-            if reject is None:
-                raise UserError(f"{path}: {place}: {bad}") from None
             reject(place, bad)
             continue
         expected = kind
         yield kind, found
 
 
-def _rows(path, ending):
-    """(place, dict or Bad) for each row of a file."""
-    if ending == "parquet" and path.suffix == ".parquet":
-        return _parquet(path)
-    if ending in ("csv", "tsv"):
-        return _table(path, "\t" if ending == "tsv" else ",")
-    if ending == "txt":
-        return _text(_lines(path))
-    if ending in ("jsonl", "ndjson") or (ending == "json" and _holds_lines(path)):
-        return _json_lines(_lines(path))
-    raise UserError(f"{path}: {_what(path)}")
+class _File:
+    """A piece of a file, as rows.
+
+    A file of lines as they are is cut at bytes: a line belongs to the part that it begins in. Of any other, a part has every so many
+    lines, rows or row groups in turn.
+    """
+
+    STRIPE = 1024  # lines or rows
+
+    def __init__(self, piece, ending=""):
+        self.path, self.part, self.parts = piece.path, piece.part, piece.parts
+        self.ending = ending or paths.unpacked(piece.path)
+        self.ranged = self.parts > 1 and self.path.suffix.lower() in paths.RANGED
+        self._raw, self._begin = None, 0
+
+    def rows(self):
+        """(place, dict or Bad) for each row."""
+        if self.ending == "parquet" and self.path.suffix.lower() == ".parquet":
+            return self._parquet()
+        if self.ending in ("csv", "tsv"):
+            return (row for number, row in enumerate(_table(self.path, self.lines(), "\t" if self.ending == "tsv" else ",")) if self._mine(number))
+        if self.ending == "txt":
+            return _text(self.lines(self._mine))
+        if self.ending in ("jsonl", "ndjson") or (self.ending == "json" and _holds_lines(self.path)):
+            return _json_lines(self.lines(self._mine))
+        raise UserError(f"{self.path}: {_what(self.path)}")
+
+    def lines(self, mine=lambda number: True):
+        """(place, text or Bad) for each line, decoded; a byte-order mark is left out. In a range a place counts from its beginning, as
+        `located` knows. mine: which lines, by number from 0, where the piece is no range."""
+        try:
+            with open(self.path, "rb") as self._raw:
+                if self.ranged:
+                    yield from _decoded(self._range(self._raw))
+                else:
+                    yield from _decoded(_opened(self.path, self._raw), mine)
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise UserError(f"{self.path}: damaged or cut-off gzip file ({error}); compress it again") from None
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
+        finally:
+            self._raw = None
+
+    def located(self, place):
+        """A row's place in the whole file."""
+        if not self.ranged:
+            return place
+        with open(self.path, "rb") as file:
+            at, _ = self._bounds(file)
+            file.seek(0)
+            before = sum(file.read(min(1 << 20, at - start)).count(b"\n") for start in range(0, at, 1 << 20))
+        return f"line {before + int(place.split()[1])}"
+
+    def behind(self):
+        """Bytes of the piece that are read, about."""
+        if self._raw is None:
+            return 0
+        return self._raw.tell() - self._begin if self.ranged else self._raw.tell() // self.parts
+
+    def _mine(self, number):
+        return self.parts == 1 or self.ranged or number // self.STRIPE % self.parts == self.part
+
+    def _bounds(self, file):
+        """Where the range's first line begins, and before which byte its last one does."""
+        size = os.fstat(file.fileno()).st_size
+        begin, end = (size * part // self.parts for part in (self.part, self.part + 1))
+        if begin:
+            file.seek(begin - 1)
+            begin += len(file.readline()) - 1
+        return begin, end
+
+    def _range(self, file):
+        at, end = self._bounds(file)
+        self._begin = at
+        file.seek(at)
+        while at < end and (line := file.readline()):
+            at += len(line)
+            yield line
+
+    def _parquet(self):
+        try:
+            import pyarrow
+            import pyarrow.parquet as parquet
+        except ImportError:
+            raise UserError(f"{self.path}: reading Parquet needs pyarrow, which is not installed; pip install pyarrow") from None
+        number = 0
+        try:
+            with parquet.ParquetFile(self.path) as file:
+                for group in range(file.num_row_groups):
+                    if group % self.parts != self.part:
+                        number += file.metadata.row_group(group).num_rows
+                        continue
+                    for batch in file.iter_batches(1024, row_groups=[group]):
+                        for row in batch.to_pylist():
+                            number += 1
+                            yield f"row {number}", row
+        except (pyarrow.ArrowException, OSError) as error:
+            raise UserError(f"{self.path}: not a Parquet file that pyarrow can read ({' '.join(str(error).split())}); write it again") from None
 
 
-def _lines(path):
-    """(place, text or Bad) for each line, decoded; a byte-order mark is left out."""
-    try:
-        with _opened(path) as file:
-            yield from _decoded(file)
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged or cut-off gzip file ({error}); compress it again") from None
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
-
-
-def _opened(path):
-    """A file as bytes, unpacked."""
+def _opened(path, raw):
+    """A file that is open, unpacked."""
     if path.suffix == ".gz":
-        return gzip.open(path, "rb")
-    return io.BufferedReader(_Zstd(path), 1 << 20) if path.suffix == ".zst" else open(path, "rb")
+        return gzip.open(raw, "rb")
+    return io.BufferedReader(_Zstd(path, raw), 1 << 20) if path.suffix == ".zst" else raw
 
 
 class _Zstd(io.RawIOBase):
     """A .zst file of any number of frames, unpacked as it is read. Raises UserError where it is damaged or cut off, which zstandard's own reader
     does not see."""
 
-    def __init__(self, path):
+    def __init__(self, path, file):
         try:
             import zstandard
         except ImportError:
             raise UserError(f"{path}: reading .zst needs zstandard, which is not installed; pip install zstandard") from None
-        self.path, self.file, self.error = path, open(path, "rb"), zstandard.ZstdError
+        self.path, self.file, self.error = path, file, zstandard.ZstdError
         self.frame = lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
         self.unpacking, self.packed, self.ready = None, b"", b""
 
@@ -159,14 +268,11 @@ class _Zstd(io.RawIOBase):
     def damaged(self, error):
         raise UserError(f"{self.path}: damaged or cut-off zstd file ({error}); compress it again")
 
-    def close(self):
-        if not self.closed:
-            self.file.close()
-        super().close()
 
-
-def _decoded(file):
+def _decoded(file, mine=lambda number: True):
     for number, line in enumerate(file, 1):
+        if not mine(number - 1):
+            continue
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
@@ -199,13 +305,13 @@ def _json_lines(lines):
             yield place, row
 
 
-def _table(path, delimiter):
+def _table(path, numbered, delimiter):
     """CSV with a header, as RFC 4180 and spreadsheets have it: quoted cells may hold delimiters, doubled quotes and line breaks. An
     empty cell is an absent key."""
     last, broken = ["line 1"], []
 
     def lines():
-        for place, line in _lines(path):
+        for place, line in numbered:
             last[0] = place
             if isinstance(line, Bad):
                 broken.append(line)
@@ -235,25 +341,9 @@ def _table(path, delimiter):
             yield last[0], {key: cell for key, cell in zip(header, cells) if cell}
 
 
-def _parquet(path):
-    try:
-        import pyarrow
-        import pyarrow.parquet as parquet
-    except ImportError:
-        raise UserError(f"{path}: reading Parquet needs pyarrow, which is not installed; pip install pyarrow") from None
-    number = 0
-    try:
-        for batch in parquet.ParquetFile(path).iter_batches(1024):
-            for row in batch.to_pylist():
-                number += 1
-                yield f"row {number}", row
-    except (pyarrow.ArrowException, OSError) as error:
-        raise UserError(f"{path}: not a Parquet file that pyarrow can read ({' '.join(str(error).split())}); write it again") from None
-
-
 def _holds_lines(path):
     """Whether a .json file is JSON Lines under another name."""
-    line = next((line for _, line in _lines(path) if isinstance(line, Bad) or line.strip()), "")
+    line = next((line for _, line in _File(paths.Piece(path)).lines() if isinstance(line, Bad) or line.strip()), "")
     try:
         return isinstance(json.loads(line), dict)
     except (ValueError, TypeError, RecursionError):
@@ -262,7 +352,7 @@ def _holds_lines(path):
 
 def _what(path):
     """For a file that cannot be read: what it is, and what to do."""
-    _, first = next(_lines(path), ("", ""))
+    _, first = next(_File(paths.Piece(path)).lines(), ("", ""))
     head = "" if isinstance(first, Bad) else first.lstrip()
     if head.startswith("["):
         return f"one JSON array, which cannot be streamed; turn it into JSON Lines: {MAKE_LINES} < {path} > {path.stem}.jsonl"

@@ -4,6 +4,7 @@ Read are the engine's own keys, and the forms that sentence-transformers, FlagEm
 are named in the config ("columns": the engine's key -> theirs).
 """
 
+import functools
 import json
 import math
 import re
@@ -63,12 +64,9 @@ def record(row, columns, typed=True):
     if columns:
         kind, named = kind_of(columns), columns
     else:
-        kind, form = next(((kind, form) for kind, form in FORMS if all(key in row for key in form.values())), (None, None))
+        kind, named = _form(tuple(row))
         if kind is None:
             raise Bad("missing key", _missing(row))
-        named = form | {key: key for key in KINDS[kind] if key not in form}
-        if kind == "pairs":
-            named["neg"] = sorted(filter(NEGATIVES.fullmatch, row), key=lambda key: (len(key), key))
     found = {}
     for key, types in KINDS[kind].items():
         values = [row[name] for name in _names(named.get(key, ())) if name in row]
@@ -92,6 +90,18 @@ def record(row, columns, typed=True):
     if kind == "pairs" and not found.get("neg", True):
         del found["neg"]
     return kind, found
+
+
+@functools.lru_cache(4096)  # a file's rows have the same keys nearly always
+def _form(keys):
+    """The kind of a record with these keys, and which of them is which of the engine's; (None, None) for no kind."""
+    kind, form = next(((kind, form) for kind, form in FORMS if all(key in keys for key in form.values())), (None, None))
+    if kind is None:
+        return None, None
+    named = form | {key: key for key in KINDS[kind] if key not in form}
+    if kind == "pairs":
+        named["neg"] = sorted(filter(NEGATIVES.fullmatch, keys), key=lambda key: (len(key), key))
+    return kind, named
 
 
 def _names(name):

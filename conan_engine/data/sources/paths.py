@@ -1,7 +1,10 @@
-"""The files that a source names: one, a folder, a pattern, or a list of these; always in the same order."""
+"""The files that a source names: one, a folder, a pattern, or a list of these; always in the same order. And how they are cut into
+units of work, which depends on their names and sizes alone."""
 
 import glob
+import os
 from pathlib import Path
+from typing import NamedTuple
 
 from conan_engine.errors import UserError
 
@@ -9,12 +12,45 @@ FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt")
 PACKED = (".gz", ".zst")
 LIST = ".list"
 ENDINGS = f".jsonl, .csv, .tsv, .txt (each also with {' or '.join(PACKED)}) or .parquet"
+RANGED = (".jsonl", ".ndjson", ".txt")  # a line ends where its text does, so one can begin anywhere
+
+UNIT = (8 * 2**20, 2**30)  # bytes of files in a unit, at least (what is there allowing) and at most
+MOST_UNITS = 4096  # of a source, where UNIT allows
+# The parts of a file without RANGED's ending each read all of it, and keep every so many lines; more of them would mostly read.
+MOST_STRIPES = 16
+
+
+class Piece(NamedTuple):
+    """A file, or part `part` of `parts` of it (see files.py); `bytes` is about how much of the file that is."""
+
+    path: Path
+    bytes: int = 0
+    part: int = 0
+    parts: int = 1
 
 
 def unpacked(path):
     """The ending that says what a file holds, without a dot: "jsonl" of "a.jsonl.zst"."""
     name = Path(path).name.lower()
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name).rpartition(".")[2]
+
+
+def cut(source):
+    """A source's files as units of work, each a list of Pieces: neighbours together up to a size, large files in parts."""
+    sizes = [(path, os.stat(path).st_size) for path in of(source)]
+    most = min(max(sum(size for _, size in sizes) // MOST_UNITS, UNIT[0]), UNIT[1])
+    units, filled = [[]], 0
+    for path, size in sizes:
+        parts = max(1, -(-size // most))
+        if path.suffix.lower() not in (*RANGED, ".parquet"):
+            parts = min(parts, MOST_STRIPES)
+        for part in range(parts):
+            if units[-1] and filled + size // parts > most:
+                units.append([])
+                filled = 0
+            units[-1].append(Piece(path, size // parts, part, parts))
+            filled += size // parts
+    return units
 
 
 def of(source):

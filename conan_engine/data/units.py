@@ -1,0 +1,233 @@
+"""A source for a use, unit by unit: each is read, filtered, encoded and written by itself, by whatever process; all of them together are
+the source's shards. What a unit holds depends on nothing but its files and the settings."""
+
+import collections
+import contextlib
+import fcntl
+import importlib
+import json
+import os
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from conan_engine.config import Source
+from conan_engine.data import encoding, known
+from conan_engine.data.rejects import NAME, Rejects, by_reason, judge
+from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_json
+from conan_engine.data.sources import files, installed, paths
+from conan_engine.data.sources.forms import Bad
+from conan_engine.errors import UserError
+
+REPORT = "report.json"
+
+# What a stage trains on, and the kinds of record that can be turned into it.
+TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": ("pairs", "instruction"), "supervised": ("pairs", "label", "instruction"), "sts": ("sts",)}  # fmt: skip
+
+
+class Job(NamedTuple):
+    """source: a built-in name, or a path. use: a key of TAKES. stage: that stage's settings. about: the source's. folder: of its shards.
+    reads: the path that is read, the source's or where a built-in one is written out, whose records are of a kind. max_bad_share: records
+    that cannot be used are left out, up to this share; None: the first of them raises UserError."""
+
+    source: str
+    use: str
+    stage: object
+    about: Source
+    folder: Path
+    reads: str
+    kind: str | None
+    max_bad_share: float | None
+
+    @property
+    def shape(self):
+        """The kind of its shards."""
+        return {"pretrain": "text", "sft": "instruction", "sts": "sts"}.get(self.use, "pairs")
+
+    def unit(self, number):
+        return self.folder / _name(number)
+
+    def units(self):
+        """The pieces of files in each of its units; of one that is whole, how many there are is known from its folder."""
+        if self.finished():
+            return [[]] * len(list(self.folder.glob("unit-*")))
+        if self.reads != self.source:
+            self._write_out()
+        return paths.cut(self.reads)
+
+    def _write_out(self):
+        """A built-in source's records as a file of lines: read once, for all processes."""
+        path = Path(self.reads)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+            with open(partial, "w", encoding="utf-8") as file:
+                for record in installed.READERS[self.source, self.kind]():
+                    file.write(json.dumps(record) + "\n")
+            partial.replace(path)
+
+    def finished(self, number=None):
+        """Whether it, or one unit of it, is whole."""
+        return ((self.folder if number is None else self.unit(number)) / MANIFEST).exists()
+
+
+def _name(number):
+    return f"unit-{number:06d}"
+
+
+def make(job, number, pieces, tokenizer, report=lambda read, tokens: None):
+    """Write a unit, unless it stands there; another process that is at it is waited for.
+
+    pieces: the Pieces of files in it. report: called now and then with the bytes read and tokens written so far. Raises UserError, naming file
+    and line.
+    """
+    folder = job.unit(number)
+    with _alone(job.folder, number):
+        if job.finished(number):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        rejects = None if job.max_bad_share is None else Rejects(folder / NAME, job.source, job.use, job.max_bad_share if number == 0 else None)
+        reader = files.Reader(pieces, job.about.columns, rejects)
+        about = {"kind": "", "file": str(pieces[0].path), "read": 0, "below_min_score": 0}
+        with ShardWriter(folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True) as writer:
+            tokens = 0
+            for batch in encoding.batches(_records(job, reader, rejects, about)):
+                encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
+                writer.add_records(encoded)
+                tokens += len(encoded.tokens)
+                report(reader.behind, tokens)
+            if rejects:
+                rejects.close()
+            write_json(folder / REPORT, {**about, "left_out": rejects.reasons if rejects else {}})
+
+
+@contextlib.contextmanager
+def _alone(folder, number):
+    """No two processes at one unit, where the file system has locks."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "a") as file:
+        with contextlib.suppress(OSError):
+            fcntl.lockf(file, fcntl.LOCK_EX, 1, number)
+        yield
+
+
+def _records(job, reader, rejects, about):
+    """The records of a unit as a use takes them; `about` counts them."""
+    records = _of_kind(job, reader, about)
+    if next(records, None) is None:  # which reads the kind
+        return
+    if about["kind"] == "label":
+        records = _label_pairs(records)
+    elif about["kind"] == "instruction" and job.shape == "pairs":
+        records = _instruction_pairs(records, reader, rejects)
+    records = _counted(records, rejects, about)
+    yield from _taught(records, job, about) if job.use == "weak" else records
+
+
+def _of_kind(job, reader, about):
+    """Their kind, also into `about`; then the records."""
+    for kind, record in reader:
+        if not about["kind"]:
+            if kind not in TAKES[job.use]:
+                raise UserError(f"{job.source}: holds {kind} records; {job.use} takes {' or '.join(TAKES[job.use])}")
+            about["kind"] = kind
+            yield kind
+        yield record
+
+
+def _counted(records, rejects, about):
+    for record in records:
+        about["read"] += 1
+        if rejects:
+            rejects.kept += 1
+        yield record
+
+
+def _instruction_pairs(records, reader, rejects):
+    for record in records:
+        query = encoding.join(record["instruction"], record["input"])
+        if query.strip() and record["output"].strip():
+            yield {"query": query, "pos": [record["output"]]}
+            continue
+        bad = Bad("empty text", f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
+        path, place = reader.where
+        if not rejects:
+            raise UserError(f"{path}: {place}: {bad}")
+        rejects(path, place, bad)
+
+
+def _taught(records, job, about):
+    """Drop the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays. A teacher
+    scores a query with each of its positives."""
+    teacher, min_score, score = job.stage.teacher, job.stage.min_score, None
+    if teacher:
+        module, _, name = teacher.partition(":")
+        try:
+            score = getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"weak.teacher: cannot load {teacher!r} ({error}); expected \"module:function\"") from None
+        records = ({**r, "pos": [positive]} for r in records for positive in r["pos"])
+    for batch in encoding.batches(records):
+        if score:
+            scores = score([r["query"] for r in batch], [r["pos"][0] for r in batch])
+            if len(scores) != len(batch):
+                raise UserError(f"weak.teacher: {teacher} gave {len(scores)} scores for {len(batch)} pairs; it must score each")
+        else:
+            scores = [r.get("score", min_score) for r in batch]
+        for record, value in zip(batch, scores):
+            if value >= min_score:
+                yield {**record, "score": value}
+            else:
+                about["below_min_score"] += 1
+
+
+def _label_pairs(records):
+    """Classification as InfoNCE: a text's positive is its label's text, or every other time the class's last text in the unit; its
+    group is the class, so that no other member counts as a negative."""
+    last = {}
+    for i, record in enumerate(records):
+        text, label = record["text"], record["label"]
+        yield {"query": text, "pos": [last[label] if i % 2 and label in last else label], "group": label}
+        last[label] = text
+
+
+def finish(job, count):
+    """Make the shards of a job whole, of its `count` units, all of which are; returns them. Raises UserError where they are not of one kind,
+    too much was left out, or nothing is there."""
+    if not job.finished():
+        units = [_name(number) for number in range(count)]
+        report = _joined(job, [json.loads((job.folder / unit / REPORT).read_text(encoding="utf-8")) for unit in units])
+        if report["left_out"]:
+            if job.max_bad_share is None:
+                first = json.loads(next(line for path in rejected(job) for line in path.open(encoding="utf-8")))
+                line = next(f"{key} {value}" for key, value in first.items() if key not in ("use", "source", "file", "reason"))
+                raise UserError(f"{first['file']}: {line}: {first['reason']}")
+            listed = job.folder.parent / NAME
+            judge(job.source, report["read"], report["left_out"], job.max_bad_share, listed)
+            bad = sum(report["left_out"].values())
+            print(f"{job.source}: left out {bad} of {report['read'] + bad} records for {job.use}: {by_reason(report['left_out'])}; see {listed}", file=sys.stderr, flush=True)
+        write_json(job.folder / REPORT, report)
+        if not join(job.folder, units):
+            if report["below_min_score"]:
+                judged = f"weak.teacher {job.stage.teacher!r}" if job.stage.teacher else "its own \"score\""
+                raise UserError(f"{job.source}: {judged} puts every pair below weak.min_score = {job.stage.min_score}; lower it, or give other data")
+            raise files.nothing_in(job.source)
+    found = Shards(job.folder)
+    if found.kind == "pairs":
+        known.make(found)
+    return found
+
+
+def rejected(job):
+    """The files that list what was left out of its units."""
+    return sorted(job.folder.glob(f"unit-*/{NAME}"))
+
+
+def _joined(job, reports):
+    """The reports of all units as one."""
+    found = [report for report in reports if report["kind"]]
+    for report in found:
+        if report["kind"] != found[0]["kind"]:
+            raise UserError(f"{report['file']}: holds {report['kind']} records, and {found[0]['file']} {found[0]['kind']} records; make each kind a source of its own")
+    left_out = sum((collections.Counter(report["left_out"]) for report in reports), collections.Counter())
+    return {**{key: sum(report[key] for report in reports) for key in ("read", "below_min_score")}, "left_out": left_out}
