@@ -82,6 +82,8 @@ setup(
         "cpu": ["faiss-cpu"],
         "export": ["gguf", "onnx", "onnxscript"],
         "zstd": ["zstandard"],
+        "ray": ["ray"],
+        "teacher": ["sentence-transformers"],
         "translate": ["httpx"],
         "test": ["pytest", "hypothesis", "mteb", "pyarrow", "zstandard", "httpx", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
         # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot say:

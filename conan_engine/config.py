@@ -57,7 +57,7 @@ class Model:
 class Tokenizer:
     path: str = ""  # an existing .model file or tokenizer.json; empty: that of init_from, or train one from the stages' data
     vocab_size: int = 150_000
-    processes: int = 0  # that encode the data, on rank 0's machine; 0 = one a CPU core
+    processes: int = 0  # that make token shards, on rank 0's machine; 0 = one a CPU core
     train_bytes: int = 2_000_000_000  # ours: at most this much text, evenly sampled (the paper: about 400k texts)
 
 
@@ -112,7 +112,7 @@ class Weak(Stage):
     alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"; or not at all: "open", "closed"
     mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
     dims: list[int] = field(default_factory=list)  # ours: Matryoshka from this stage on; none: the whole vector alone, as in the paper
-    teacher: str = ""  # "module:function" that scores (queries, documents); empty: the data's own "score" column
+    teacher: str = ""  # who scores pairs: "module:function", "sentence-transformers:FOLDER", "cross-encoder:FOLDER"; empty: the data's own "score" column
     min_score: float = 0.4  # pairs that the teacher scores below this are dropped
 
 

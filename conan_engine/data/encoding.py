@@ -16,7 +16,11 @@ def batches(records):
     batch, characters = [], 0
     for record in records:
         batch.append(record)
-        characters += sum(len(text) for value in record.values() for text in ([value] if isinstance(value, str) else value if isinstance(value, list) else ()))
+        for value in record.values():
+            if isinstance(value, str):
+                characters += len(value)
+            elif isinstance(value, list):
+                characters += sum(map(len, value))
         if len(batch) == BATCH[0] or characters >= BATCH[1]:
             yield batch
             batch, characters = [], 0
@@ -53,8 +57,9 @@ def _group(value):
 def _encode_text(tokenizer, batch, _):
     """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
     texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
+    prefix, end = tokenizer.prefix, [tokenizer.eos_id]
     for tokens in tokenizer.encode_batch(texts):
-        yield [tokenizer.prefix + tokens + [tokenizer.eos_id]], math.nan, 0
+        yield [prefix + tokens + end if prefix else tokens + end], math.nan, 0
 
 
 def _encode_instructions(tokenizer, batch, max_tokens):

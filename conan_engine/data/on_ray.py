@@ -3,9 +3,9 @@
 from conan_engine.errors import UserError
 
 
-def unordered(address, function, items, look):
-    """As processes.Pool.unordered, on the cluster at `address` ("auto": the one that this machine is in). Raises UserError where Ray
-    is not installed or does not answer."""
+def unordered(address, function, items, look, gpu):
+    """As processes.Pool.unordered, on the cluster at `address` ("auto": the one that this machine is in); gpu: each item has one for itself, if
+    there are any. Raises UserError where Ray is not installed or does not answer."""
     try:
         import ray
     except ImportError:
@@ -16,7 +16,7 @@ def unordered(address, function, items, look):
         raise UserError(f"--ray: no cluster at {address!r} ({' '.join(str(error).split())}); start one with `ray start --head`") from None
     try:
         shared = ray.put(function)
-        call = ray.remote(_call).options(max_retries=3)
+        call = ray.remote(_call).options(max_retries=3, num_gpus=1 if gpu and ray.cluster_resources().get("GPU") else 0)
         waiting = {call.remote(shared, item): i for i, item in enumerate(items)}
         while waiting:
             done, _ = ray.wait(list(waiting), num_returns=1, timeout=1)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from conan_engine.config import Source
-from conan_engine.data import units
+from conan_engine.data import teachers, units
 from conan_engine.data.processes import Pool
 from conan_engine.data.rejects import NAME, TooMany
 from conan_engine.data.sources import files, installed, paths
@@ -124,20 +124,21 @@ def make_tokenizer(settings, sources, run, skip=False):
 
 
 def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
-    """The units.Job of a source for a use, its shards in a folder of their own under `folder`."""
+    """The units.Job of a source for a use, its shards in a folder of their own under `folder`, and the teacher's scores in another."""
     about = (stage.sts if use == "sts" else stage.data).get(source) or Source()
     kind = built_in(source, use)
     reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
-    return Job(source, use, stage, about, Path(folder, f"{use}-{_key(source, use, stage, about, tokenizer)}"), reads, kind, max_bad_share)
+    # a new folder for anything that would change what is written in it
+    teacher = getattr(stage, "teacher", "")
+    facts = [source, use, about.columns, teacher, paths.UNIT, paths.MOST_UNITS, paths.MOST_STRIPES]
+    if not kind:
+        facts += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]
+    scores = Path(folder, f"scores-{_key(facts)}")
+    shards = Path(folder, f"{use}-{_key([*facts, stage.max_tokens, tokenizer.hash, getattr(stage, 'min_score', 0)])}")
+    return Job(source, use, stage, about, shards, scores, reads, kind, max_bad_share)
 
 
-def _key(source, use, stage, about, tokenizer):
-    """A new folder for anything that would change what is written in it."""
-    facts = [source, use, stage.max_tokens, tokenizer.hash, getattr(stage, "teacher", ""), getattr(stage, "min_score", 0), about.columns]
-    if not built_in(source, use):
-        about_files = [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]
-        facts += about_files[0][1:] if about_files[0][0] == source else about_files
-        facts += [paths.UNIT, paths.MOST_UNITS, paths.MOST_STRIPES]
+def _key(facts):
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
 
@@ -145,7 +146,7 @@ def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
     """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are whole.
 
     processes: so many, 0 for one a core. part: (i, k), to do the i-th of k parts of all work; the others are for other starts.
-    elsewhere(function, items, look): does them in place of processes here, as Pool.unordered does. What a start that was stopped has finished is
+    elsewhere(function, items, look, gpu): does them in place of processes here, as Pool.unordered does, with a GPU each where there are. What a start that was stopped has finished is
     kept. A unit that fails is said at once, the others are finished, and then UserError is raised.
     """
     jobs = list({job.folder: job for job in jobs}.values())
@@ -159,7 +160,10 @@ def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
             todo.append(planned[i])
     found, news = {}, not all(job.finished() for job in jobs)
     try:
-        _work(todo, tokenizer, processes, elsewhere)
+        judged = [task for task in todo if teachers.is_model(task[0].teacher)]
+        if judged:
+            _work(units.score, None, judged, teachers.gpus() or processes, elsewhere)
+        _work(units.make, tokenizer, todo, processes, elsewhere)
         for job in jobs:
             if job.finished() or all(job.finished(number) for number in range(counts[job.folder])):
                 found[job.folder] = units.finish(job, counts[job.folder])
@@ -172,16 +176,20 @@ def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
     return found
 
 
-def _work(todo, tokenizer, processes, elsewhere):
-    """Make these units, whatever fails among them; then raise what failed first, in their order."""
+def _work(function, given, todo, processes, elsewhere):
+    """function(given, job, number, pieces, report), units.make or units.score, for these units, whatever fails among them; then raise
+    what failed first, in their order."""
     failed, stopped = {}, False
-    with Progress(todo) as progress:
+    with Progress(todo, "scoring pairs" if function is units.score else "preparing data") as progress:
+        items = [(i, *task) for i, task in enumerate(todo)]
         if elsewhere:
-            results = elsewhere(functools.partial(_attempt, tokenizer=tokenizer, progress=progress.path), [(i, *task) for i, task in enumerate(todo)], progress.look)
+            results = elsewhere(functools.partial(_attempt, function, given, progress.path), items, progress.look, function is units.score)
         elif len(todo) == 1 or processes == 1:
-            results = ((i, _attempt((i, *task), tokenizer, progress.path, progress.look)) for i, task in enumerate(todo))
+            if function is units.make:
+                given.threads = processes or -1
+            results = ((item[0], _attempt(function, given, progress.path, item, progress.look)) for item in items)
         else:
-            results = _on_processes(todo, tokenizer, processes, progress)
+            results = _on_processes(function, given, items, processes, progress)
         with contextlib.closing(results):
             for i, result in results:
                 if result:
@@ -194,20 +202,29 @@ def _work(todo, tokenizer, processes, elsewhere):
         raise UserError(failed[min(failed)] + (f" ({len(failed)} of {len(todo)} units failed; the others are finished)" if len(failed) > 1 and not stopped else ""))
 
 
-def _on_processes(todo, tokenizer, processes, progress):
-    with Pool(min(processes or len(os.sched_getaffinity(0)), len(todo)), _set_up, tokenizer, progress.path) as pool:
-        yield from pool.unordered(_attempt, ((i, *task) for i, task in enumerate(todo)), progress.look)
+def _on_processes(function, given, items, processes, progress):
+    processes = min(processes or len(os.sched_getaffinity(0)), len(items))
+    with Pool(processes, _set_up, function, given, progress.path, processes) as pool:
+        yield from pool.unordered(_attempt_here, items, progress.look)
 
 
-def _set_up(*shared):
+def _set_up(function, given, progress, processes):
     global _shared  # of one of the processes
-    _shared = shared
+    if function is units.score:
+        given = teachers.own_device(progress, processes)
+    else:
+        given.threads = 1
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as much to that library
+    _shared = function, given, progress
 
 
-def _attempt(task, tokenizer=None, progress=None, look=lambda: None):
-    """Make a unit; returns None, or what is wrong with it and whether that ends all work."""
-    slot, job, number, pieces = task
-    tokenizer, progress = (tokenizer, progress) if tokenizer else _shared
+def _attempt_here(item):
+    return _attempt(*_shared, item)
+
+
+def _attempt(function, given, progress, item, look=lambda: None):
+    """Work on a unit; returns None, or what is wrong with it and whether that ends all work."""
+    slot, job, number, pieces = item
     handle = os.open(progress, os.O_WRONLY)
 
     def report(read, tokens):
@@ -215,7 +232,7 @@ def _attempt(task, tokenizer=None, progress=None, look=lambda: None):
         look()
 
     try:
-        units.make(job, number, pieces, tokenizer, report)
+        function(given, job, number, pieces, report)
     except UserError as error:
         return str(error), isinstance(error, TooMany)
     finally:
@@ -225,27 +242,30 @@ def _attempt(task, tokenizer=None, progress=None, look=lambda: None):
 class Progress:
     """A bar over the bytes of all units: each has two numbers in a file, what it has read and the tokens that it gave."""
 
-    def __init__(self, todo):
+    def __init__(self, todo, doing):
+        self.doing = doing
         self.sizes = [sum(piece.bytes for piece in pieces) for _, _, pieces in todo]
         self.bar, self.path = None, todo and todo[0][0].folder.parent / f".progress-{socket.gethostname()}-{os.getpid()}"
 
     def look(self):
         numbers = struct.unpack(f"{2 * len(self.sizes)}q", self.path.read_bytes())
         read = sum(min(size, read) for size, read in zip(self.sizes, numbers[::2]))
-        self.bar.set_postfix_str(f"{sum(numbers[1::2]):,} tokens", refresh=False)
+        if any(numbers[1::2]):
+            self.bar.set_postfix_str(f"{sum(numbers[1::2]):,} tokens", refresh=False)
         self.bar.update(read - self.bar.n)
 
     def __enter__(self):
         if self.sizes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(bytes(16 * len(self.sizes)))
-            self.bar = tqdm(desc="preparing data", total=sum(self.sizes), unit="B", unit_scale=True, leave=False, mininterval=1)
+            self.bar = tqdm(desc=self.doing, total=sum(self.sizes), unit="B", unit_scale=True, leave=False, mininterval=1)
         return self
 
     def __exit__(self, *_):
         if self.sizes:
             self.bar.close()
-            self.path.unlink(missing_ok=True)
+            for path in self.path.parent.glob(f"{self.path.name}*"):
+                path.unlink(missing_ok=True)
 
 
 def _list_rejected(jobs):

@@ -4,15 +4,16 @@ the source's shards. What a unit holds depends on nothing but its files and the 
 import collections
 import contextlib
 import fcntl
-import importlib
 import json
 import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from conan_engine.config import Source
-from conan_engine.data import encoding, known
+from conan_engine.data import encoding, known, teachers
 from conan_engine.data.rejects import NAME, Rejects, by_reason, judge
 from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_json
 from conan_engine.data.sources import files, installed, paths
@@ -27,14 +28,15 @@ TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": (
 
 class Job(NamedTuple):
     """source: a built-in name, or a path. use: a key of TAKES. stage: that stage's settings. about: the source's. folder: of its shards.
-    reads: the path that is read, the source's or where a built-in one is written out, whose records are of a kind. max_bad_share: records
-    that cannot be used are left out, up to this share; None: the first of them raises UserError."""
+    scores: the folder of the teacher's. reads: the path that is read, the source's or where a built-in one is written out, whose records are of
+    a kind. max_bad_share: records that cannot be used are left out, up to this share; None: the first of them raises UserError."""
 
     source: str
     use: str
     stage: object
     about: Source
     folder: Path
+    scores: Path
     reads: str
     kind: str | None
     max_bad_share: float | None
@@ -43,6 +45,10 @@ class Job(NamedTuple):
     def shape(self):
         """The kind of its shards."""
         return {"pretrain": "text", "sft": "instruction", "sts": "sts"}.get(self.use, "pairs")
+
+    @property
+    def teacher(self):
+        return self.stage.teacher if self.use == "weak" else ""
 
     def unit(self, number):
         return self.folder / _name(number)
@@ -75,7 +81,7 @@ def _name(number):
     return f"unit-{number:06d}"
 
 
-def make(job, number, pieces, tokenizer, report=lambda read, tokens: None):
+def make(tokenizer, job, number, pieces, report):
     """Write a unit, unless it stands there; another process that is at it is waited for.
 
     pieces: the Pieces of files in it. report: called now and then with the bytes read and tokens written so far. Raises UserError, naming file
@@ -90,8 +96,10 @@ def make(job, number, pieces, tokenizer, report=lambda read, tokens: None):
         reader = files.Reader(pieces, job.about.columns, rejects)
         about = {"kind": "", "file": str(pieces[0].path), "read": 0, "below_min_score": 0}
         with ShardWriter(folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True) as writer:
-            tokens = 0
-            for batch in encoding.batches(_records(job, reader, rejects, about)):
+            tokens, records = 0, _counted(_records(job, reader, about), rejects, about)
+            if job.use == "weak":
+                records = _kept(records, job, about, Scores(job, number) if job.teacher else None)
+            for batch in encoding.batches(records):
                 encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
                 writer.add_records(encoded)
                 tokens += len(encoded.tokens)
@@ -111,17 +119,16 @@ def _alone(folder, number):
         yield
 
 
-def _records(job, reader, rejects, about):
-    """The records of a unit as a use takes them; `about` counts them."""
+def _records(job, reader, about):
+    """The records of a unit as a use takes them; their kind is put into `about`."""
     records = _of_kind(job, reader, about)
     if next(records, None) is None:  # which reads the kind
         return
     if about["kind"] == "label":
         records = _label_pairs(records)
     elif about["kind"] == "instruction" and job.shape == "pairs":
-        records = _instruction_pairs(records, reader, rejects)
-    records = _counted(records, rejects, about)
-    yield from _taught(records, job, about) if job.use == "weak" else records
+        records = _instruction_pairs(records, reader)
+    yield from records
 
 
 def _of_kind(job, reader, about):
@@ -143,7 +150,7 @@ def _counted(records, rejects, about):
         yield record
 
 
-def _instruction_pairs(records, reader, rejects):
+def _instruction_pairs(records, reader):
     for record in records:
         query = encoding.join(record["instruction"], record["input"])
         if query.strip() and record["output"].strip():
@@ -151,34 +158,62 @@ def _instruction_pairs(records, reader, rejects):
             continue
         bad = Bad("empty text", f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
         path, place = reader.where
-        if not rejects:
+        if not reader.reject:
             raise UserError(f"{path}: {place}: {bad}")
-        rejects(path, place, bad)
+        reader.reject(path, place, bad)
 
 
-def _taught(records, job, about):
-    """Drop the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays. A teacher
-    scores a query with each of its positives."""
-    teacher, min_score, score = job.stage.teacher, job.stage.min_score, None
-    if teacher:
-        module, _, name = teacher.partition(":")
-        try:
-            score = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"weak.teacher: cannot load {teacher!r} ({error}); expected \"module:function\"") from None
-        records = ({**r, "pos": [positive]} for r in records for positive in r["pos"])
-    for batch in encoding.batches(records):
-        if score:
-            scores = score([r["query"] for r in batch], [r["pos"][0] for r in batch])
-            if len(scores) != len(batch):
-                raise UserError(f"weak.teacher: {teacher} gave {len(scores)} scores for {len(batch)} pairs; it must score each")
+def _kept(records, job, about, scored):
+    """Without the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays."""
+    for record, value in scored(records) if scored else ((record, record.get("score", job.stage.min_score)) for record in records):
+        if value >= job.stage.min_score:
+            yield {**record, "score": value}
         else:
-            scores = [r.get("score", min_score) for r in batch]
-        for record, value in zip(batch, scores):
-            if value >= min_score:
-                yield {**record, "score": value}
-            else:
-                about["below_min_score"] += 1
+            about["below_min_score"] += 1
+
+
+class Scores:
+    """What the teacher gives a unit's pairs, float64, one after another in a file: those that stand there are not asked for again, whatever
+    min_score is now, and those of a process that was killed are no loss. A teacher scores a query with each of its positives."""
+
+    def __init__(self, job, number, device=None):
+        self.name, self.path, self.device = job.teacher, job.scores / f"{_name(number)}.f64", device
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def __call__(self, records):
+        """(record, score) of each pair of the records."""
+        have = np.fromfile(self.path, np.float64) if self.path.exists() else np.empty(0)
+        with open(self.path, "r+b" if self.path.exists() else "wb") as file:
+            file.seek(8 * len(have))  # over half a number
+            for batch in encoding.batches({**r, "pos": [positive]} for r in records for positive in r["pos"]):
+                scores, have = have[: len(batch)], have[len(batch) :]
+                if len(scores) < len(batch):
+                    asked = batch[len(scores) :]
+                    given = self._ask([r["query"] for r in asked], [r["pos"][0] for r in asked])
+                    file.write(given.tobytes())
+                    file.flush()
+                    scores = np.concatenate((scores, given))
+                yield from zip(batch, scores.tolist())
+
+    def _ask(self, queries, documents):
+        given = np.asarray(teachers.load(self.name, self.device)(queries, documents), np.float64)
+        if given.shape != (len(queries),):
+            raise UserError(f"weak.teacher: {self.name} gave {given.shape[0] if given.ndim == 1 else f'an array of shape {list(given.shape)}'} scores for {len(queries)} pairs; it must score each")
+        if not np.isfinite(given).all():
+            raise UserError(f"weak.teacher: {self.name} gave {given[~np.isfinite(given)][0]} for the query {queries[int(np.argmin(np.isfinite(given)))][:60]!r}; scores are finite numbers")
+        return given
+
+
+def score(device, job, number, pieces, report):
+    """The teacher's part of a unit, ahead of `make`: its scores alone."""
+    if job.finished(number):
+        return
+    with _alone(job.scores, number):
+        reader = files.Reader(pieces, job.about.columns, (lambda *what: None) if job.max_bad_share is not None else None)
+        records = _records(job, reader, {"kind": ""})
+        for done, _ in enumerate(Scores(job, number, device)(records)):
+            if done % 256 == 0:
+                report(reader.behind, 0)
 
 
 def _label_pairs(records):
@@ -209,7 +244,7 @@ def finish(job, count):
         write_json(job.folder / REPORT, report)
         if not join(job.folder, units):
             if report["below_min_score"]:
-                judged = f"weak.teacher {job.stage.teacher!r}" if job.stage.teacher else "its own \"score\""
+                judged = f"weak.teacher {job.teacher!r}" if job.teacher else "its own \"score\""
                 raise UserError(f"{job.source}: {judged} puts every pair below weak.min_score = {job.stage.min_score}; lower it, or give other data")
             raise files.nothing_in(job.source)
     found = Shards(job.folder)

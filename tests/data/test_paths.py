@@ -117,7 +117,7 @@ def test_another_file_makes_other_shards(tmp_path):
     tokenizer, stage = small_tokenizer(tmp_path), Pretrain()
     (tmp_path / "web").mkdir()
     write_lines(tmp_path / "web/a.jsonl", [{"text": "x"}])
-    key = lambda: prepare._key(str(tmp_path / "web"), "pretrain", stage, Source(), tokenizer)
+    key = lambda: prepare.make_job(str(tmp_path / "web"), "pretrain", stage, tokenizer, tmp_path).folder
     first = key()
     assert key() == first
     write_lines(tmp_path / "web/b.jsonl", [{"text": "y"}])

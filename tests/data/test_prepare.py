@@ -10,7 +10,7 @@ from runs import small_tokenizer, write_lines
 
 from conan_engine.config import Pretrain, Sft, Supervised, Weak
 from conan_engine.config import Tokenizer as TokenizerSettings
-from conan_engine.data import prepare, units
+from conan_engine.data import encoding, prepare, units
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 
@@ -82,6 +82,7 @@ def test_a_teacher_judges_each_positive_by_itself(tmp_path, tokenizer, monkeypat
     [
         (lambda queries, documents: [0.0] * len(queries), r"pairs.jsonl: weak.teacher 'own_teacher:score' puts every pair below weak.min_score = 0.4"),
         (lambda queries, documents: [1.0], r"own_teacher:score gave 1 scores for 18 pairs"),
+        (lambda queries, documents: [1.0, float("nan")] * 9, r"own_teacher:score gave nan for the query 'question 0'"),
     ],
 )
 def test_a_teacher_that_drops_all_or_miscounts_is_named(tmp_path, tokenizer, monkeypatch, scores, said):
@@ -93,6 +94,34 @@ def test_a_teacher_that_drops_all_or_miscounts_is_named(tmp_path, tokenizer, mon
         with pytest.raises(UserError, match=said):
             shards_of(path, "weak", Weak(teacher="own_teacher:score"), tokenizer)
     assert not list(tmp_path.glob("data/*/manifest.json"))
+
+
+def test_another_min_score_asks_the_teacher_nothing(tmp_path, tokenizer, monkeypatch):
+    """Nor does a start after one that was killed, but for what that one had not got to."""
+    teacher, asked = types.ModuleType("own_teacher"), []
+
+    def score(queries, documents):
+        asked.extend(queries)
+        if len(asked) > 250:
+            raise KeyboardInterrupt
+        return [int(query.split()[1]) / 300 for query in queries]
+
+    teacher.score = score
+    monkeypatch.setitem(sys.modules, "own_teacher", teacher)
+    monkeypatch.setattr(encoding, "BATCH", (100, 10_000))
+    path = write_lines(tmp_path / "pairs.jsonl", [{"query": f"question {i}", "pos": f"answer {i}"} for i in range(300)])
+    with pytest.raises(KeyboardInterrupt):
+        shards_of(path, "weak", Weak(teacher="own_teacher:score"), tokenizer)
+    (scores,) = tmp_path.glob("data/scores-*/*.f64")
+    assert scores.stat().st_size == 200 * 8
+    with scores.open("ab") as file:
+        file.write(b"half")
+    del asked[:]
+    for least, kept in ((0.4, range(120, 300)), (0.7, range(210, 300)), (0.0, range(300))):
+        shards = shards_of(path, "weak", Weak(teacher="own_teacher:score", min_score=least), tokenizer)
+        assert texts_of(shards, tokenizer, 0) == [f"question {i}" for i in kept]
+        np.testing.assert_array_equal(shards.scores(np.arange(len(shards))), np.array([i / 300 for i in kept], np.float32))
+    assert asked == [f"question {i}" for i in range(200, 300)]
 
 
 def test_the_datas_own_score_filters_where_there_is_no_teacher(tmp_path, tokenizer):

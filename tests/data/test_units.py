@@ -152,7 +152,7 @@ def test_what_is_finished_is_not_made_again(corpus, tokenizer, monkeypatch):
         (job.unit(number) / "shard-00000.tokens").write_bytes(b"half")
     (job.folder / "manifest.json").unlink()
     made = []
-    monkeypatch.setattr(units, "make", lambda job, number, *rest, make=units.make: made.append(number) or make(job, number, *rest))
+    monkeypatch.setattr(units, "make", lambda tokenizer, job, number, *rest, make=units.make: made.append(number) or make(tokenizer, job, number, *rest))
     assert shards_in(folder / "data", folder / "web", tokenizer, processes=1) == whole
     assert sorted(made) == sorted(gone)
 
@@ -162,12 +162,12 @@ def test_two_at_one_unit_do_not_meet(corpus, tokenizer):
     folder, _ = corpus
     program = (
         "import sys, pickle; from conan_engine.data import units; "
-        "job, number, pieces, tokenizer = pickle.load(sys.stdin.buffer); units.make(job, number, pieces, tokenizer)"
+        "units.make(*pickle.load(sys.stdin.buffer), print)"
     )  # fmt: skip
     job = prepare.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
-    processes = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stderr=subprocess.PIPE) for _ in range(4)]
+    processes = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(4)]
     for process in processes:
-        process.stdin.write(pickle.dumps((job, 2, job.units()[2], tokenizer)))
+        process.stdin.write(pickle.dumps((tokenizer, job, 2, job.units()[2])))
         process.stdin.close()
     assert [process.wait(60) for process in processes] == [0] * 4, processes[0].stderr.read()
     assert job.finished(2)

@@ -15,6 +15,7 @@ from conan_engine.data.sources import paths
 from conan_engine.data.sources.forms import Bad, record
 from conan_engine.errors import UserError
 
+DECODER = json.JSONDecoder()
 MAKE_LINES = "python -c 'import json,sys; [print(json.dumps(r)) for r in json.load(sys.stdin)]'"
 
 
@@ -41,7 +42,8 @@ class Reader:
         first = None
         for piece in self.pieces:
             self._file = _File(piece)
-            for kind, record in _records(self._file.path, self._places(), self.columns, self._file.ending not in ("csv", "tsv"), self._left_out):
+            rows = self._file.rows()
+            for self._place, kind, record in _records(rows, self.columns, self._file.ending not in ("csv", "tsv"), self._left_out):
                 first = first or (kind, piece.path)
                 if kind != first[0]:
                     raise UserError(f"{piece.path}: holds {kind} records, and {first[1]} {first[0]} records; make each kind a source of its own")
@@ -56,10 +58,6 @@ class Reader:
     @property
     def behind(self):
         return self._before + (self._file.behind() if self._file else 0)
-
-    def _places(self):
-        for self._place, row in self._file.rows():
-            yield self._place, row
 
     def _left_out(self, place, bad):
         place = self._file.located(place)
@@ -103,11 +101,11 @@ def read_standard_input():
     def refuse(place, bad):
         raise UserError(f"{name}: {place}: {bad}") from None
 
-    return _some(name, _records(name, rows, {}, True, refuse))
+    return _some(name, ((kind, record) for _, kind, record in _records(rows, {}, True, refuse)))
 
 
-def _records(path, rows, columns, typed, reject):
-    """(kind, record) of each row, of one kind; reject(place, bad) is called for the others."""
+def _records(rows, columns, typed, reject):
+    """(place, kind, record) of each row, of one kind; reject(place, bad) is called for the others."""
     expected = None
     for place, row in rows:
         try:
@@ -120,7 +118,7 @@ def _records(path, rows, columns, typed, reject):
             reject(place, bad)
             continue
         expected = kind
-        yield kind, found
+        yield place, kind, found
 
 
 class _File:
@@ -292,7 +290,7 @@ def _json_lines(lines):
             yield place, line
         elif line.strip():
             try:
-                row = json.loads(line)
+                row = _parsed(line)
             except RecursionError:
                 row = Bad("broken JSON", "broken JSON (nested too deeply); write one object a line")
             except ValueError as error:
@@ -303,6 +301,16 @@ def _json_lines(lines):
             if not isinstance(row, dict | Bad):
                 row = Bad("broken JSON", f"found a {type(row).__name__}; expected one JSON object a line")
             yield place, row
+
+
+def _parsed(line):
+    try:  # what json.loads looks for around it is not there nearly always
+        row, end = DECODER.raw_decode(line)
+        if line[end:] in ("\n", "\r\n", ""):
+            return row
+    except ValueError:
+        pass
+    return json.loads(line)
 
 
 def _table(path, numbered, delimiter):

@@ -60,13 +60,16 @@ def record(row, columns, typed=True):
     columns: {the engine's key: the row's, or a list of those (pos, neg)}; empty: FORMS say. typed: False where every value is
     text (CSV), and a number must be read from it. A null is an absent key. Raises Bad.
     """
-    row = {key: value for key, value in row.items() if value is not None}
+    if None in row.values():
+        row = {key: value for key, value in row.items() if value is not None}
     if columns:
         kind, named = kind_of(columns), columns
     else:
         kind, named = _form(tuple(row))
         if kind is None:
             raise Bad("missing key", _missing(row))
+        if kind == "text" and type(row["text"]) is str:  # the most there are, and nothing else to look at
+            return kind, {"text": row["text"]}
     found = {}
     for key, types in KINDS[kind].items():
         values = [row[name] for name in _names(named.get(key, ())) if name in row]
