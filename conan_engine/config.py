@@ -139,7 +139,9 @@ class Lora:
 class Negatives:
     count: int = 7  # hard negatives in use a query
     pool: int = 32  # ours: candidates mined a query, best first
-    index: str = "Flat"  # ours: faiss index factory string; or "random": no search, any documents
+    index: str = "Flat"  # ours: "Flat", exact; or a faiss index factory string ("IVF4096,SQfp16"); or "random": no search, any documents
+    search: str = ""  # ours: how the index is searched, in faiss' words ("nprobe=32")
+    dim: int = 0  # ours: the first numbers of the vectors that are compared; 0 = all
     max_ratio: float = 0.95  # ours: a candidate scoring above this share of the positive is a false negative
     bounds: str = "cosine"  # what low and bound are: cosines, or "quantile" (ours), the share of the negatives mined first whose cosine is lower
     low: float = 0.4  # dynamic replacement: replace if S_0 < low, or ...
@@ -410,6 +412,9 @@ def _check(config, where):
             require(dims[-1] == model.width, f"{name}.dims", dims, f"the last to be model.width = {model.width}")
     if "supervised" in config.stages:
         require(config.negatives.pool >= config.negatives.count >= 0, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
+        require(config.negatives.pool < 2**15, "negatives.pool", config.negatives.pool, f"below {2**15}")
+        require(0 <= config.negatives.dim <= model.width, "negatives.dim", config.negatives.dim, f"from 1 to model.width = {model.width}, or 0 for all")
+        require(not config.negatives.search or config.negatives.index not in ("Flat", "random"), "negatives.search", config.negatives.search, f"empty: negatives.index = {config.negatives.index!r} has nothing to set")
         one_of("supervised.balance", config.supervised.balance, "together", "alternating")
         one_of("negatives.bounds", config.negatives.bounds, "cosine", "quantile")
         if config.negatives.bounds == "quantile":

@@ -6,6 +6,7 @@ gradients of the global mean loss, calls before_last() before the last backward 
 """
 
 import dataclasses
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 import conan_kernels
-from conan_engine import losses, negatives
+from conan_engine import losses, mining, negatives
 from conan_engine.data import known as known_positives
 from conan_engine.data.loader import Loader
 from conan_engine.encoder import embed_sequences
@@ -186,24 +187,32 @@ class Supervised(Contrastive):
 
     def __init__(self, config, shards, sts_shards, group):
         super().__init__("supervised", config, shards, group)
-        self.shards, self.pools, self.rules = shards, {}, {}
+        self.shards, self.pools, self.rules, self.mined = shards, {}, {}, Path(config.out_dir, "negatives")
         for name, about in self.settings.data.items():
             self.rules[name] = dataclasses.replace(config.negatives, count=about.count(config.negatives))
         self.add_loader("data", shards, self.settings.data, "batch", kind="pairs", shape="records")
         if self.settings.sts:
             self.add_loader("sts", sts_shards, self.settings.sts, "sts_batch", kind="sts", shape="records")
 
-    def mine(self, model):
-        """Mine the pools of the queries that this stage will draw, with the model as it stands. Collective."""
+    def mine(self, model, mesh):
+        """Mine the pools of the queries that this stage will draw, with the model as it stands, or take those that were mined with it. All
+        ranks do it together, none in a collective but those of one copy of the model."""
+        weights = mining.digest(model, mesh)
         for name, shards in self.shards.items():
-            if not self.rules[name].count:
+            rule = self.rules[name]
+            if not rule.count:
                 continue
 
             def embed(records, fields, shards=shards):
-                return embed_sequences(model, *shards.gather(records, fields), group=self.group)
+                return embed_sequences(model, *shards.gather(records, fields))
 
-            queries = self.loaders["data"].drawn_from(name, self.settings.steps)
-            self.pools[name] = negatives.mine(shards, self.known[name], queries, embed, self.rules[name], self.config.seed, name)
+            corpus, queries = mining.Corpus(shards, self.known[name]), self.queries_of(name)
+            folder = self.mined / mining.key(rule, shards.fingerprint, weights, queries, self.config.seed)
+            mining.Mining(corpus, self.known[name], queries, rule, self.config.seed, name, folder, mesh).run(embed)
+            self.pools[name] = negatives.Pools.mapped(corpus, queries, rule, folder)
+
+    def queries_of(self, name):
+        return self.loaders["data"].drawn_from(name, self.settings.steps)
 
     def attention(self, step):
         return 1.0, "column"
@@ -266,7 +275,9 @@ class Supervised(Contrastive):
             if not self.rules[name].count:
                 continue
             own = {key.removeprefix(f"pool/{name}/"): value for key, value in state.items() if key.startswith(f"pool/{name}/")}
-            self.pools[name] = negatives.Pools.from_state(negatives.Corpus(shards, self.known[name]), own, self.rules[name])
+            folder = self.mined / own["folder"].tobytes().decode()
+            self.pools[name] = negatives.Pools.mapped(mining.Corpus(shards, self.known[name]), self.queries_of(name), self.rules[name], folder)
+            self.pools[name].load_state(own)
 
 
 def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):

@@ -74,32 +74,10 @@ def main():
 
     # ---- model
     interrupts.doing = "making the model"
-    vocab_size = config.model.vocab_size or tokenizer.vocab_size
-    if vocab_size % config.tensor_parallel:
-        raise UserError(f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
-    if vocab_size < tokenizer.vocab_size:
-        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; take the tokenizer that the model came with")
-    model = Transformer(config.model, vocab_size, config.precision, mesh.tensor, config.recompute).to(mesh.device)
     todo = [name for name in config.stages[config.stages.index(done_stage) :] if name != done_stage or done_step < getattr(config, name).steps]
-    if todo[:1] not in (["pretrain"], ["sft"]):
-        model.lm_head = None  # the checkpoint may do without already
+    model, base = make_model(config, tokenizer, shards, mesh, found, todo[:1])
     # the weights that compute; the optimiser keeps float32 ones
     dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
-    base = None  # what the weights belong to that are trained and saved alone
-    if config.lora.rank:
-        if found:
-            checkpoint.load_base(*found, model, tokenizer, mesh)
-        else:
-            checkpoint.start_from(config.init_from, model, tokenizer, mesh)
-        base = found[1]["base"] if found else checkpoint.base_of(config.init_from, mesh)
-        lora.adapt(model, config.lora, config.seed)
-    elif config.init_from and not found:
-        checkpoint.start_from(config.init_from, model, tokenizer, mesh)
-    elif not found:
-        model.init_weights(config.seed)
-        initial.start(model, tokenizer, shards.values(), config)
-    if found:
-        checkpoint.load_weights(*found, model, tokenizer, mesh)
     log = Log(run, mesh.rank == 0)
     log.resume(config.stages[: config.stages.index(done_stage)], done_stage, done_step)
     if found:
@@ -129,7 +107,7 @@ def main():
             elif name == "supervised":
                 interrupts.doing = "mining hard negatives"
                 log.say(f"{interrupts.doing} ...")
-                stage.mine(model.eval())
+                stage.mine(model.eval(), mesh)
         model.train()
         earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
@@ -232,6 +210,35 @@ def report_plan(config, mesh):
             f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has {has / 2**30:.1f} GiB; "
             f"use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a smaller [model]"
         )
+
+
+def make_model(config, tokenizer, shards, mesh, found, first):
+    """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the list `first`; and what the
+    weights belong to that are trained and saved alone, None where all are."""
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if vocab_size % config.tensor_parallel:
+        raise UserError(f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
+    if vocab_size < tokenizer.vocab_size:
+        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; take the tokenizer that the model came with")
+    model = Transformer(config.model, vocab_size, config.precision, mesh.tensor, config.recompute).to(mesh.device)
+    if first not in (["pretrain"], ["sft"]):
+        model.lm_head = None  # the checkpoint may do without already
+    base = None
+    if config.lora.rank:
+        if found:
+            checkpoint.load_base(*found, model, tokenizer, mesh)
+        else:
+            checkpoint.start_from(config.init_from, model, tokenizer, mesh)
+        base = found[1]["base"] if found else checkpoint.base_of(config.init_from, mesh)
+        lora.adapt(model, config.lora, config.seed)
+    elif config.init_from and not found:
+        checkpoint.start_from(config.init_from, model, tokenizer, mesh)
+    elif not found:
+        model.init_weights(config.seed)
+        initial.start(model, tokenizer, shards.values(), config)
+    if found:
+        checkpoint.load_weights(*found, model, tokenizer, mesh)
+    return model, base
 
 
 def make_stage(name, config, shards, group):

@@ -18,7 +18,7 @@ MOMENTS = {
     "preparing": ("conan_engine.data.prepare:make_shards", "while preparing data"),
     "step": ("conan_engine.stages:Weak.backward", "after step 1 of weak, which is saved"),
     "saving": ("conan_engine.saving:Saver.start", "after step 4 of pretrain, which is saved"),
-    "mining": ("conan_engine.negatives:mine", "while mining hard negatives"),
+    "mining": ("conan_engine.mining:Mining.run", "while mining hard negatives"),
 }
 
 

@@ -194,7 +194,7 @@ def test_a_source_has_as_many_negatives_as_it_asks_for(several, in_batch, count)
     (name,) = shards
     config.supervised.data = {name: Source(in_batch_negatives=in_batch, hard_negatives=count)}
     stage = stages.Supervised(config, shards, {}, Mesh("cpu"))
-    stage.mine(model)
+    stage.mine(model, Mesh("cpu"))
     batch, _ = stage.draw()
     hard = np.empty((2, 0), np.int64) if count == 0 else stage.pools[name].draw(batch.records)[:2]
     hard = stages.Packed(*map(torch.from_numpy, shards[name].gather(*hard, 16)))
@@ -224,7 +224,7 @@ def test_retrieval_and_sts_together_or_by_turns(several, tiny):
     (source,) = config.supervised.sts
     sts = {source: shards_of(source, "sts", config.supervised, tokenizer, Path(config.out_dir, "data"))}
     stage = stages.Supervised(config, shards, sts, Mesh("cpu"))
-    stage.mine(model)
+    stage.mine(model, Mesh("cpu"))
     batch = stage.draw()
 
     def step(balance, number):
@@ -247,7 +247,7 @@ def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
     config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]")
     config.supervised.sts = {}
     stage = stages.Supervised(config, shards, {}, Mesh("cpu"))
-    stage.mine(model)
+    stage.mine(model, Mesh("cpu"))
     (name, pools), = stage.pools.items()
     batch, _ = stage.draw()
     record, field, _ = pools.draw(batch.records)

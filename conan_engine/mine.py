@@ -1,0 +1,64 @@
+"""Mine a run's hard negatives ahead of time: `python -m conan_engine.mine CONFIG [--section.key=value ...]`, or `torchrun -m conan_engine.mine ...`.
+
+CONFIG and settings as for train.py, which otherwise does it as the supervised stage begins. The model is the run's, as the stage before has
+left it, or init_from's where supervised is the first stage. Stopped or killed, the same command goes on behind what is finished; with the pools
+made, train.py begins the stage at once.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+
+from conan_engine import checkpoint, errors, lock
+from conan_engine.config import load
+from conan_engine.errors import UserError
+from conan_engine.interrupts import Interrupts
+from conan_engine.parallel import Mesh
+from conan_engine.prepare import prepare_data
+from conan_engine.train import make_model, make_stage
+
+
+def main():
+    if len(sys.argv) < 2 or {"--help", "-h"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
+    interrupts = Interrupts()
+    config = load(sys.argv[1], sys.argv[2:])
+    if "supervised" not in config.stages:
+        raise UserError(f"{sys.argv[1]}: has no supervised stage, which alone has mined negatives")
+    mesh = Mesh(config.device, config.tensor_parallel, config.timeout)
+    with mesh.together():
+        held = lock.hold(config.out_dir) if mesh.rank == 0 else None
+    found = checkpoint.newest(Path(config.out_dir), config.stages, mesh)
+    before = config.stages[: config.stages.index("supervised")]
+    if found and found[1]["stage"] == "supervised":
+        raise UserError(f"{found[0]}: the supervised stage is under way with what was mined for it")
+    if before and (not found or (found[1]["stage"], found[1]["step"]) != (before[-1], getattr(config, before[-1]).steps)):
+        where = f"step {found[1]['step']} of {found[1]['stage']}" if found else "no checkpoint yet"
+        raise UserError(f"{config.out_dir}: is at {where}; negatives are mined with the model after {before[-1]}, step {getattr(config, before[-1]).steps}: train that first (--stages={before})")
+    interrupts.doing = "preparing data"
+    with mesh.together():
+        if mesh.rank == 0:
+            prepare_data(config)
+    tokenizer, shards, _ = prepare_data(config)
+    model, _ = make_model(config, tokenizer, shards, mesh, found, ["supervised"])
+    model.lm_head = None
+    if mesh.device.type == "cuda" and model.in_bfloat16():
+        for weight in model.parameters():  # as they compute while training
+            weight.data = weight.data.to(torch.bfloat16)
+    stage = make_stage("supervised", config, shards, mesh.data)
+    interrupts.doing = "mining hard negatives"
+    with mesh.together():
+        stage.mine(model.eval(), mesh)
+    if mesh.rank == 0:
+        for name, pools in stage.pools.items():
+            print(f"{name}: {len(pools.queries):,} queries, {len(pools.corpus):,} documents, {pools.rule.index}: pools of {pools.rule.pool} in {pools.folder}")
+    stage.close()
+    mesh.close()
+    if held:
+        held.close()
+
+
+if __name__ == "__main__":
+    errors.run(main)

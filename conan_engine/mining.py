@@ -1,0 +1,327 @@
+"""Hard negatives mined over as many documents as a disk holds: what is embedded, the index and the pools are files in the run's folder, which
+all ranks fill block by block and map. Which blocks there are does not depend on the ranks, so neither does what comes out; those that a
+stopped run has finished are kept. The steps of a source:
+
+1. Ranks of different data embed the blocks of texts: every document, then the queries. fp16, the first `negatives.dim` numbers.
+2. Unless the search is exact, rank 0 makes the index, of a sample's training and all documents; the others map it.
+3. All ranks search the blocks of queries and write their pools.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from conan_engine.data.known import ranges
+from conan_engine.data.shards import order, write_json
+from conan_engine.errors import UserError
+
+TEXTS = 16_384  # a block; 2 * TEXTS * dim bytes of a file are whole pages, which no two machines then share
+QUERIES = 4096  # a block
+SLICE = 2**26  # numbers of documents that are in memory as float32, at a time
+SAMPLE = 2**18  # documents that an index is trained on, at most
+POOLS, ABOUT = "candidates.npy", "pools.json"  # the second is written last
+
+
+class Corpus:
+    """The documents that a source's queries may be told apart from: each distinct positive once, and every given negative."""
+
+    def __init__(self, shards, known):
+        records = np.arange(len(shards), dtype=np.int64)
+        self.shards = shards
+        self.group_of_record = shards.groups(records)
+        self._groups, first = np.unique(self.group_of_record, return_index=True)
+        self._place = np.empty(len(first), np.int64)  # of a group's document
+        self._place[np.argsort(first)] = np.arange(len(first))
+        first.sort()
+        given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
+        self.given_start = len(first) + np.concatenate(([0], np.cumsum(given)))  # a record's own negatives, in the corpus
+        rows, fields = ranges(np.full(len(records), 2), 2 + given)
+        self.record = np.concatenate((first, rows))
+        self.field = np.concatenate((np.ones(len(first), np.int64), fields))
+        # a negative given by hand, if it is nobody's positive, is one for everyone: the data's author chose it
+        self.group = np.concatenate((self.group_of_record[first], known.negatives))
+
+    def __len__(self):
+        return len(self.record)
+
+    def positive(self, records):
+        """The document that stands for the positive of each record, int64 [n]."""
+        return self._place[np.searchsorted(self._groups, self.group_of_record[records])]
+
+
+class Mining:
+    """Of one source's pools. folder: where its files are; mesh: the ranks, all of which call `run`."""
+
+    def __init__(self, corpus, known, queries, rule, seed, source, folder, mesh):
+        self.corpus, self.known, self.queries, self.rule, self.seed, self.source = corpus, known, queries, rule, seed, source
+        self.folder, self.done, self.mesh = Path(folder), Path(folder, "done"), mesh
+        self.vectors = None  # of the documents, the queries, and the queries' positives where another document stands for these
+
+    def run(self, embed):
+        """Fill the folder, from where an earlier start stopped. embed(records, fields) -> unit vectors float32 [n, E], by the ranks of one copy
+        of the model together. Raises UserError for too few documents, a query that everything answers, an index that faiss does not know, and
+        where nothing can be written."""
+        corpus, pool = self.corpus, self.rule.pool
+        if (self.folder / ABOUT).exists():
+            return
+        if len(corpus) <= pool:
+            raise UserError(
+                f"{self.source}: {len(corpus)} distinct documents cannot fill pools of negatives.pool = {pool}; give more data or set negatives.pool below {len(corpus)}"
+            )
+        try:
+            self.done.mkdir(parents=True, exist_ok=True)
+            search = None
+            if self.rule.index != "random":
+                self._embed(embed)
+                search = _exact(self.documents, self.mesh.device) if self.rule.index == "Flat" else self._indexed()
+            self._fill(search)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot write here ({error.strerror}); make room, then run again: it goes on behind what is finished") from None
+
+    @property
+    def documents(self):
+        return self.vectors[: len(self.corpus)]
+
+    def _embed(self, embed):
+        corpus, queries = self.corpus, self.queries
+        standing = corpus.positive(queries)
+        other = corpus.shards.hashes(queries, 1) != corpus.shards.hashes(corpus.record[standing], corpus.field[standing])
+        record = np.concatenate((corpus.record, queries, queries[other]))
+        field = np.repeat((0, 1), (len(queries), other.sum()))
+        field = np.concatenate((corpus.field, field))
+        # where each query's positive is
+        self.positive = np.where(other, len(corpus) + len(queries) + other.cumsum() - 1, standing)
+        path, dim, count = self.folder / "vectors.f16", self.rule.dim, -(-len(record) // TEXTS)
+        for number in self._todo("texts", count, self.mesh.data, "embedding documents"):
+            block = slice(number * TEXTS, (number + 1) * TEXTS)
+            vectors = embed(record[block], field[block])
+            if 0 < dim < vectors.shape[1]:
+                vectors = vectors[:, :dim]
+                vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+            if self.mesh.tensor.rank == 0:
+                _put(path, 2 * block.start * vectors.shape[1], vectors.astype(np.float16))
+                self._finished("texts", number)
+        self._wait("texts", count)
+        self.vectors = np.memmap(path, np.float16, "r").reshape(len(record), -1)
+
+    def _indexed(self):
+        """Searches by the index that negatives.index names: made by rank 0, mapped by all."""
+        import faiss
+
+        path = self.folder / "index.faiss"
+        if self.mesh.rank == 0 and not path.exists():
+            index = _made(faiss, self.rule, self.documents)
+            faiss.write_index(index, f"{path}.partial")
+            del index
+            os.replace(f"{path}.partial", path)
+        while not path.exists():
+            time.sleep(0.1)
+        return _ready(faiss, faiss.read_index(str(path), faiss.IO_FLAG_MMAP), self.rule, self.mesh).search
+
+    def _fill(self, search):
+        """The pools, block of queries by block; rank 0 makes them whole."""
+        corpus, rule, blocks = self.corpus, self.rule, -(-len(self.queries) // QUERIES)
+        path, hard = self.folder / POOLS, self.folder / "hard.f32"
+        number_type = np.int32 if len(corpus) < 2**31 else np.int64
+        if self.mesh.rank == 0 and not path.exists():
+            np.lib.format.open_memmap(f"{path}.partial", "w+", number_type, (len(self.queries), rule.pool))
+            os.replace(f"{path}.partial", path)
+        while not path.exists():
+            time.sleep(0.1)
+        begin = np.load(path, mmap_mode="r").offset
+        for number in self._todo("queries", blocks, self.mesh, "mining hard negatives"):
+            rows = np.arange(number * QUERIES, min((number + 1) * QUERIES, len(self.queries)))
+            if search:
+                asked = self.vectors[len(corpus) + rows].astype(np.float32)
+                positive = np.einsum("qe,qe->q", asked, self.vectors[self.positive[rows]].astype(np.float32))
+                scores, found = search(asked, min(2 * rule.pool, len(corpus)))
+                good = (found >= 0) & (scores <= rule.max_ratio * positive[:, None])
+            else:
+                scores, found, good = np.empty((len(rows), 0)), np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), bool)
+            candidates = self._candidates(rows, found, good)
+            _put(path, begin + rows[0] * rule.pool * np.dtype(number_type).itemsize, candidates.astype(number_type))
+            if rule.bounds == "quantile":
+                first = np.full((len(rows), rule.count), np.nan, np.float32)
+                some = good & (good.cumsum(axis=1) <= rule.count)
+                first[np.arange(rule.count) < some.sum(axis=1, keepdims=True)] = scores[some]
+                _put(hard, rows[0] * rule.count * 4, first)
+            self._finished("queries", number)
+        self._wait("queries", blocks)
+        if self.mesh.rank == 0:
+            ruled = by_quantile(rule, np.fromfile(hard, np.float32)) if rule.bounds == "quantile" else rule
+            write_json(self.folder / ABOUT, {"source": self.source, "documents": len(corpus), "low": ruled.low, "bound": ruled.bound})
+            for path in (self.folder / "vectors.f16", self.folder / "index.faiss", hard):
+                path.unlink(missing_ok=True)
+            shutil.rmtree(self.done)
+        while not (self.folder / ABOUT).exists():
+            time.sleep(0.1)
+
+    def _candidates(self, rows, found, good):
+        """A pool for each of some queries, documents best first [n, pool]."""
+        corpus, pool, records = self.corpus, self.rule.pool, self.queries[rows]
+        out = np.empty((len(rows), pool), np.int64)
+        # most queries have one right group, no negatives of their own, and more than enough found
+        fine = good & (corpus.group[found] != corpus.group_of_record[records, None])
+        simple = ~np.isin(records, self.known.records) & (corpus.given_start[records + 1] == corpus.given_start[records]) & (fine.sum(axis=1) >= pool)
+        if simple.any():
+            best = np.argsort(~fine[simple], axis=1, kind="stable")[:, :pool]
+            out[simple] = np.take_along_axis(found[simple], best, axis=1)
+        for i in np.flatnonzero(~simple):
+            out[i] = self._filled(int(rows[i]), records[i], found[i, good[i]])
+        return out
+
+    def _filled(self, row, record, found):
+        corpus, pool = self.corpus, self.rule.pool
+        given = np.arange(corpus.given_start[record], corpus.given_start[record + 1])
+        right = self.known.of(record, corpus.group_of_record[record])
+        best = _without(right, corpus, np.concatenate((given, found)))
+        if len(best) < pool:
+            spare = order(self.seed, row, len(corpus), np.arange(2 * pool) % len(corpus))
+            best = np.concatenate((best, _without(right, corpus, spare)))
+        if not len(best):
+            raise UserError(
+                f"{self.source}: record {record}: no negative to be found for its query, {len(right)} of its kind are right for it; "
+                "give more data, or leave out queries that everything answers"
+            )
+        distinct = best[np.sort(np.unique(best, return_index=True)[1])]
+        return np.resize(distinct, pool)  # repeats only where the corpus has no more to give
+
+    # ---- which blocks are done: a file each
+
+    def _todo(self, what, count, group, doing):
+        """This rank's blocks that are not done, as it begins: the ranks of one copy of a model have to agree."""
+        done = {path.name for path in self.done.iterdir()}
+        mine = [number for number in range(group.rank, count, group.world) if f"{what}-{number:06d}" not in done]
+        return tqdm(mine, desc=f"{doing} of {self.source}", unit="block", leave=False, mininterval=1, disable=self.mesh.rank != 0 or len(mine) < 2)
+
+    def _finished(self, what, number):
+        (self.done / f"{what}-{number:06d}").touch()
+
+    def _wait(self, what, count):
+        """Until all ranks' blocks are done. Not a collective, which would give up on a rank that takes its time."""
+        with contextlib.suppress(FileNotFoundError):  # rank 0 is through with it
+            while sum(path.name.startswith(what) for path in self.done.iterdir()) < count:
+                time.sleep(0.1)
+
+
+def by_quantile(rule, scores):
+    """The rule with bounds that are cosines, where they are shares of `scores`, the cosines of the negatives mined first; NaN counts for none."""
+    scores = scores[~np.isnan(scores)]
+    if rule.bounds == "cosine" or not len(scores):
+        return rule
+    low, bound = np.quantile(scores, (rule.low, rule.bound)).tolist()
+    return dataclasses.replace(rule, bounds="cosine", low=low, bound=bound)
+
+
+def _exact(documents, device):
+    """The nearest of all documents, slice by slice: no index, and no more of them in memory than a slice."""
+    import faiss
+
+    gpu = device.index if device.type == "cuda" and getattr(faiss, "get_num_gpus", int)() else None
+    resources = None if gpu is None else faiss.StandardGpuResources()
+
+    def search(asked, count):
+        scores, found = np.full((len(asked), count), -np.inf, np.float32), np.full((len(asked), count), -1)
+        for start, part in _slices(documents):
+            some = min(count, len(part))
+            if gpu is None:
+                near, at = faiss.knn(asked, _single(part), some, faiss.METRIC_INNER_PRODUCT)
+            else:
+                near, at = faiss.knn_gpu(resources, asked.astype(np.float16), part, some, metric=faiss.METRIC_INNER_PRODUCT, device=gpu)
+            scores, found = np.concatenate((scores, near), axis=1), np.concatenate((found, start + at), axis=1)
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # of equals, the first in the corpus
+            scores, found = np.take_along_axis(scores, best, axis=1), np.take_along_axis(found, best, axis=1)
+        return scores, found
+
+    return search
+
+
+def _made(faiss, rule, documents):
+    """The index that negatives.index names, of all documents."""
+    try:
+        index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
+        if not index.is_trained:
+            count = min(SAMPLE, len(documents))
+            index.train(documents[np.arange(count) * len(documents) // count].astype(np.float32))
+    except RuntimeError as error:
+        raise UserError(f"negatives.index: faiss cannot make {rule.index!r} of {len(documents)} vectors of {documents.shape[1]} numbers ({_said(error)}); see its index factory") from None
+    for _, part in _slices(documents):
+        index.add(_single(part))
+    return index
+
+
+def _slices(documents):
+    """(number of the first one, some documents) until all have been."""
+    count = max(1, SLICE // documents.shape[1])
+    for start in range(0, len(documents), count):
+        yield start, np.ascontiguousarray(documents[start : start + count])
+
+
+def _single(vectors):
+    return torch.from_numpy(vectors).float().numpy()  # on all cores
+
+
+def _ready(faiss, index, rule, mesh):
+    """An index as it is searched: on this rank's GPU, or of a single rank on all of them, a part of it on each; where no GPU is there, or takes
+    it, as it is."""
+    space = faiss.ParameterSpace()
+    if mesh.device.type == "cuda" and getattr(faiss, "get_num_gpus", int)():
+        options = faiss.GpuMultipleClonerOptions()
+        options.useFloat16, options.shard = True, mesh.world == 1
+        try:
+            index = faiss.index_cpu_to_gpus_list(index, options, list(range(faiss.get_num_gpus())) if mesh.world == 1 else [mesh.device.index])
+            space = faiss.GpuParameterSpace()
+        except RuntimeError as error:
+            print(f"negatives.index: no GPU takes it ({_said(error)}); searching on the CPU", flush=True)
+    if rule.search:
+        try:
+            space.set_index_parameters(index, rule.search)
+        except RuntimeError as error:
+            raise UserError(f"negatives.search: {rule.search!r} is nothing for an index {rule.index!r} ({_said(error)}); expected such as \"nprobe=32\"") from None
+    return index
+
+
+def _said(error):
+    return str(error).strip().splitlines()[-1]
+
+
+def _without(groups, corpus, documents):
+    return documents[~np.isin(corpus.group[documents], groups)]
+
+
+def _put(path, at, array):
+    """Bytes at a place of a file, on the disk before this returns."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
+    try:
+        view = memoryview(np.ascontiguousarray(array)).cast("B")
+        while view:
+            written = os.pwrite(handle, view, at)
+            view, at = view[written:], at + written
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def key(rule, shards, weights, queries, seed):
+    """A name for what is mined by a rule of shards (their fingerprint) with a model (its digest) for queries."""
+    bounds = (rule.count, rule.low, rule.bound) if rule.bounds == "quantile" else ()
+    facts = [rule.index, rule.search, rule.dim, rule.pool, rule.max_ratio, *bounds, shards, weights, seed, TEXTS, QUERIES]
+    return hashlib.blake2b(json.dumps(facts).encode() + queries.tobytes(), digest_size=8).hexdigest()
+
+
+def digest(model, mesh):
+    """Of a model's weights, over the ranks that share a copy."""
+    mine = hashlib.blake2b(digest_size=16)
+    for name, weight in sorted(model.named_parameters()):
+        mine.update(name.encode())
+        mine.update(memoryview(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+    return hashlib.blake2b("".join(mesh.gather_objects(mine.hexdigest())[: mesh.tensor.world]).encode(), digest_size=16).hexdigest()
