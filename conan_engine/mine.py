@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from conan_engine import checkpoint, errors, lock
+from conan_engine import checkpoint, errors, lock, mining
 from conan_engine.config import load
 from conan_engine.errors import UserError
 from conan_engine.interrupts import Interrupts
@@ -52,6 +52,7 @@ def main():
     with mesh.together():
         stage.mine(model.eval(), mesh)
     if mesh.rank == 0:
+        mining.tidy(stage.mined)
         for name, pools in stage.pools.items():
             print(f"{name}: {len(pools.queries):,} queries, {len(pools.corpus):,} documents, {pools.rule.index}: pools of {pools.rule.pool} in {pools.folder}")
     stage.close()

@@ -7,7 +7,6 @@ stopped run has finished are kept. The steps of a source:
 3. All ranks search the blocks of queries and write their pools.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -159,9 +158,6 @@ class Mining:
         if self.mesh.rank == 0:
             ruled = by_quantile(rule, np.fromfile(hard, np.float32)) if rule.bounds == "quantile" else rule
             write_json(self.folder / ABOUT, {"source": self.source, "documents": len(corpus), "low": ruled.low, "bound": ruled.bound})
-            for path in (self.folder / "vectors.f16", self.folder / "index.faiss", hard):
-                path.unlink(missing_ok=True)
-            shutil.rmtree(self.done)
         while not (self.folder / ABOUT).exists():
             time.sleep(0.1)
 
@@ -208,9 +204,16 @@ class Mining:
 
     def _wait(self, what, count):
         """Until all ranks' blocks are done. Not a collective, which would give up on a rank that takes its time."""
-        with contextlib.suppress(FileNotFoundError):  # rank 0 is through with it
-            while sum(path.name.startswith(what) for path in self.done.iterdir()) < count:
-                time.sleep(0.1)
+        while sum(path.name.startswith(what) for path in self.done.iterdir()) < count:
+            time.sleep(0.1)
+
+
+def tidy(folder):
+    """Away with all but the pools, of every source mined under `folder`; once all ranks are through with it."""
+    for about in Path(folder).glob(f"*/{ABOUT}"):
+        for path in about.parent.iterdir():
+            if path.name not in (ABOUT, POOLS):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def by_quantile(rule, scores):
@@ -263,7 +266,7 @@ def _slices(documents):
     """(number of the first one, some documents) until all have been."""
     count = max(1, SLICE // documents.shape[1])
     for start in range(0, len(documents), count):
-        yield start, np.ascontiguousarray(documents[start : start + count])
+        yield start, np.array(documents[start : start + count])  # off the disk once
 
 
 def _single(vectors):
@@ -318,10 +321,10 @@ def key(rule, shards, weights, queries, seed):
     return hashlib.blake2b(json.dumps(facts).encode() + queries.tobytes(), digest_size=8).hexdigest()
 
 
-def digest(model, mesh):
-    """Of a model's weights, over the ranks that share a copy."""
+def digest(model, group):
+    """Of a model's weights; group: the ranks that share a copy."""
     mine = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(model.named_parameters()):
         mine.update(name.encode())
         mine.update(memoryview(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
-    return hashlib.blake2b("".join(mesh.gather_objects(mine.hexdigest())[: mesh.tensor.world]).encode(), digest_size=16).hexdigest()
+    return bytes(group.gather(torch.tensor(list(mine.digest()), dtype=torch.uint8, device=group.device)).tolist()).hex()

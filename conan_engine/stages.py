@@ -197,7 +197,7 @@ class Supervised(Contrastive):
     def mine(self, model, mesh):
         """Mine the pools of the queries that this stage will draw, with the model as it stands, or take those that were mined with it. All
         ranks do it together, none in a collective but those of one copy of the model."""
-        weights = mining.digest(model, mesh)
+        weights = mining.digest(model, mesh.tensor)
         for name, shards in self.shards.items():
             rule = self.rules[name]
             if not rule.count:

@@ -20,7 +20,7 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, checkpoint, errors, initial, lock, lora, resuming
+from conan_engine import __version__, checkpoint, errors, initial, lock, lora, mining, resuming
 from conan_engine.config import load, settings_with_comments
 from conan_engine.errors import UserError
 from conan_engine.interrupts import Interrupts
@@ -108,6 +108,8 @@ def main():
                 interrupts.doing = "mining hard negatives"
                 log.say(f"{interrupts.doing} ...")
                 stage.mine(model.eval(), mesh)
+        if name == "supervised" and mesh.rank == 0:
+            mining.tidy(stage.mined)
         model.train()
         earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 

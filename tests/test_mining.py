@@ -219,6 +219,7 @@ def test_any_ranks_give_the_same_pools_from_wherever_a_start_stopped(tmp_path, s
         of_first_in_a_copy = sum(sum(counts) for rank, counts in asked.items() if rank != "again" and rank % tensor == 0)
         assert of_first_in_a_copy == (0 if index == "random" else 700 + (128 if stopped else 0)), "each text once"
         pools[name] = Pools.mapped(corpus, queries, rule, tmp_path / name)
+        mining.tidy(tmp_path)
         assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["candidates.npy", "pools.json"]
         assert (pools[name].candidates == pools["one"].candidates).all() and pools[name].rule == pools["one"].rule
     if index != "random":
