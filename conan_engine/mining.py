@@ -257,14 +257,14 @@ def _made(faiss, rule, documents):
             index.train(documents[np.arange(count) * len(documents) // count].astype(np.float32))
     except RuntimeError as error:
         raise UserError(f"negatives.index: faiss cannot make {rule.index!r} of {len(documents)} vectors of {documents.shape[1]} numbers ({_said(error)}); see its index factory") from None
-    for _, part in _slices(documents):
+    for _, part in _slices(documents, SLICE // 16):  # beside an index that is large itself
         index.add(_single(part))
     return index
 
 
-def _slices(documents):
-    """(number of the first one, some documents) until all have been."""
-    count = max(1, SLICE // documents.shape[1])
+def _slices(documents, numbers=None):
+    """(number of the first one, some documents) until all have been; at most so many numbers at a time (None: SLICE)."""
+    count = max(1, (numbers or SLICE) // documents.shape[1])
     for start in range(0, len(documents), count):
         yield start, np.array(documents[start : start + count])  # off the disk once
 

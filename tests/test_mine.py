@@ -20,7 +20,7 @@ def mined(run):
     return {path.relative_to(run): path.read_bytes() for path in run.glob("negatives/*/*")}
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_training_begins_with_what_is_mined(tiny, whole, tmp_path, ranks):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
