@@ -59,7 +59,7 @@ def plan(config):
 def main():
     parser = argparse.ArgumentParser(prog="python -m conan_engine.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config file; --section.key=value changes a setting of it")
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes on this machine (default: one a core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes on this machine (default: tokenizer.processes, by default one a core)")
     parser.add_argument("--part", default="1/1", metavar="I/K", help="do the I-th of K parts of the work")
     parser.add_argument("--ray", metavar="ADDRESS", help="of a Ray cluster (\"auto\": the one that this machine is in), which shares out_dir and the sources")
     arguments, settings = parser.parse_known_args()
@@ -67,8 +67,8 @@ def main():
     part = part and tuple(map(int, part.groups()))
     if not part or not 1 <= part[0] <= part[1]:
         raise UserError(f"--part: got {arguments.part!r}; expected I/K with I from 1 to K, such as 3/8")
-    if arguments.workers < 0:
-        raise UserError(f"--workers: got {arguments.workers}; expected 1 or more, or 0 for one a core")
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers: got {arguments.workers}; expected 1 or more")
     config = load(arguments.config, settings)
     elsewhere = functools.partial(on_ray.unordered, arguments.ray) if arguments.ray else None
     prepare_data(config, arguments.workers, part, elsewhere)

@@ -146,8 +146,8 @@ def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
     """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are whole.
 
     processes: so many, 0 for one a core. part: (i, k), to do the i-th of k parts of all work; the others are for other starts.
-    elsewhere(function, items, look, gpu): does them in place of processes here, as Pool.unordered does, with a GPU each where there are. What a start that was stopped has finished is
-    kept. A unit that fails is said at once, the others are finished, and then UserError is raised.
+    elsewhere(function, items, look, gpu): does them in place of processes here, as Pool.unordered does, with a GPU each where there are. What
+    a start that was stopped has finished is kept. A unit that fails is said at once, the others are finished, and then UserError is raised.
     """
     jobs = list({job.folder: job for job in jobs}.values())
     planned, counts, todo = [], {}, []

@@ -7,7 +7,7 @@ import random
 import pytest
 import zstandard
 
-from conan_engine.config import Pretrain, Source
+from conan_engine.config import Pretrain
 from conan_engine.data import prepare
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
