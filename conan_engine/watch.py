@@ -23,9 +23,12 @@ def begin(store, rank, world, timeout):
 
 
 def end():
-    """Before this process leaves the others for good reason."""
+    """Before this process leaves the others for good reason. A thread that is in the store's code while Python ends aborts the process, so
+    this waits for what is there; not for long, since it may wait for a process that is gone."""
     if _watch:
         _watch.ended.set()
+        for thread in _watch.threads:
+            thread.join(2.0)
 
 
 def timed_out(error):
@@ -46,8 +49,9 @@ class _Watch:
         self.main = threading.main_thread().ident
         self.beat, self.fresh, self.answered = 0, time.monotonic(), time.monotonic()
         self._tell()
-        for target in (self._exchange, self._check):
-            threading.Thread(target=target, daemon=True).start()
+        self.threads = [threading.Thread(target=target, daemon=True) for target in (self._exchange, self._check)]
+        for thread in self.threads:
+            thread.start()
 
     def _tell(self):
         self.beat += 1

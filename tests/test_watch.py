@@ -60,3 +60,31 @@ def _late(_, meet):
 @pytest.mark.slow
 def test_a_rank_that_is_elsewhere_is_named_with_its_place(tmp_path):
     on_ranks(3, _late, str(tmp_path / "meet"))
+
+
+class _BusyStore:
+    """Whoever tells it something is a while in the store's own code."""
+
+    def __init__(self, store):
+        self.store = store
+
+    def clone(self):
+        return self
+
+    def set(self, key, value):
+        until = time.monotonic() + 0.3
+        while time.monotonic() < until:
+            self.store.set(key, value)
+
+    def check(self, _):
+        return False
+
+
+def _ends(mesh):
+    watch.end()
+    watch.begin(_BusyStore(torch.distributed.distributed_c10d._get_default_store()), mesh.rank, mesh.world, timeout=20)
+    time.sleep(1.2)  # within what is told after the first second
+
+
+def test_a_process_ends_in_order_while_its_watch_is_in_the_store():
+    on_ranks(2, _ends)
