@@ -3,7 +3,8 @@ all ranks fill block by block and map. Which blocks there are does not depend on
 stopped run has finished are kept. The steps of a source:
 
 1. Ranks of different data embed the blocks of texts: every document, then the queries. fp16, the first `negatives.dim` numbers.
-2. Unless the search is exact, rank 0 makes the index, of a sample's training and all documents; the others map it.
+2. Unless the search is exact, rank 0 trains an index on a sample; all ranks put parts of the documents into it, a file each, which rank 0
+   merges and all map. Where the kind of index has no lists to merge, rank 0 makes it alone, in its memory.
 3. All ranks search the blocks of queries and write their pools.
 """
 
@@ -28,6 +29,7 @@ QUERIES = 4096  # a block
 SLICE = 2**26  # numbers of documents that are in memory as float32, at a time
 SAMPLE = 2**18  # documents that an index is trained on, at most
 POOLS, ABOUT = "candidates.npy", "pools.json"  # the second is written last
+LISTS = "lists.ivfdata"  # beside the index whose they are
 
 
 class Corpus:
@@ -113,29 +115,49 @@ class Mining:
         self.vectors = np.memmap(path, np.float16, "r").reshape(len(record), -1)
 
     def _indexed(self):
-        """Searches by the index that negatives.index names: made by rank 0, mapped by all."""
+        """Searches by the index that negatives.index names: one file, mapped by all."""
         import faiss
 
-        path = self.folder / "index.faiss"
+        path, trained = self.folder / "index.faiss", self.folder / "trained.faiss"
+        self._made_once(trained, lambda to: faiss.write_index(_trained(faiss, self.rule, self.documents), to))
+        if not path.exists():
+            index = faiss.read_index(str(trained))
+            if _lists(faiss, index):
+                self._parts(faiss, index)
+            fill = _merged if _lists(faiss, index) else _filled_whole
+            self._made_once(path, lambda to: faiss.write_index(fill(faiss, index, self.documents, self.folder), to))
+            if self.mesh.rank == 0:
+                for part in self.folder.glob("part-*.faiss"):
+                    part.unlink()
+        return _ready(faiss, _mapped(faiss, path), self.rule, self.mesh).search
+
+    def _parts(self, faiss, index):
+        """This rank's parts of the documents, each in a copy of the trained index of its own."""
+        size = max(1, SLICE // self.documents.shape[1])
+        count = -(-len(self.documents) // size)
+        for number in self._todo("parts", count, self.mesh, "indexing documents"):
+            index.reset()
+            for start, part in _slices(self.documents[number * size : (number + 1) * size], SLICE // 16):
+                index.add_with_ids(_single(part), np.arange(number * size + start, number * size + start + len(part)))
+            faiss.write_index(index, str(self.folder / f"part-{number:06d}.faiss"))
+            self._finished("parts", number)
+        index.reset()
+        self._wait("parts", count)
+
+    def _made_once(self, path, make):
+        """Until the file is there, which rank 0 makes beside its place: make(path)."""
         if self.mesh.rank == 0 and not path.exists():
-            index = _made(faiss, self.rule, self.documents)
-            faiss.write_index(index, f"{path}.partial")
-            del index
+            make(f"{path}.partial")
             os.replace(f"{path}.partial", path)
         while not path.exists():
             time.sleep(0.1)
-        return _ready(faiss, faiss.read_index(str(path), faiss.IO_FLAG_MMAP), self.rule, self.mesh).search
 
     def _fill(self, search):
         """The pools, block of queries by block; rank 0 makes them whole."""
         corpus, rule, blocks = self.corpus, self.rule, -(-len(self.queries) // QUERIES)
         path, hard = self.folder / POOLS, self.folder / "hard.f32"
         number_type = np.int32 if len(corpus) < 2**31 else np.int64
-        if self.mesh.rank == 0 and not path.exists():
-            np.lib.format.open_memmap(f"{path}.partial", "w+", number_type, (len(self.queries), rule.pool))
-            os.replace(f"{path}.partial", path)
-        while not path.exists():
-            time.sleep(0.1)
+        self._made_once(path, lambda to: np.lib.format.open_memmap(to, "w+", number_type, (len(self.queries), rule.pool)))
         begin = np.load(path, mmap_mode="r").offset
         for number in self._todo("queries", blocks, self.mesh, "mining hard negatives"):
             rows = np.arange(number * QUERIES, min((number + 1) * QUERIES, len(self.queries)))
@@ -248,8 +270,8 @@ def _exact(documents, device):
     return search
 
 
-def _made(faiss, rule, documents):
-    """The index that negatives.index names, of all documents."""
+def _trained(faiss, rule, documents):
+    """The index that negatives.index names, with nothing in it yet."""
     try:
         index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
@@ -257,6 +279,39 @@ def _made(faiss, rule, documents):
             index.train(documents[np.arange(count) * len(documents) // count].astype(np.float32))
     except RuntimeError as error:
         raise UserError(f"negatives.index: faiss cannot make {rule.index!r} of {len(documents)} vectors of {documents.shape[1]} numbers ({_said(error)}); see its index factory") from None
+    return index
+
+
+def _lists(faiss, index):
+    """The inverted lists of an index that is made of them, as faiss can merge them on the disk; None of another."""
+    if isinstance(index, faiss.IndexPreTransform):
+        index = faiss.downcast_index(index.index)
+    lists = faiss.downcast_InvertedLists(index.invlists) if isinstance(index, faiss.IndexIVF) else None
+    return lists if isinstance(lists, faiss.ArrayInvertedLists) and not isinstance(index, faiss.IndexIVFPQR) else None
+
+
+def _merged(faiss, index, _, folder):
+    """The index with what all parts hold, its lists a file of their own."""
+    from faiss.contrib.ondisk import merge_ondisk
+
+    lists = folder / LISTS
+    lists.unlink(missing_ok=True)  # half of one
+    merge_ondisk(index, sorted(map(str, folder.glob("part-*.faiss"))), str(lists))
+    return index
+
+
+def _mapped(faiss, path):
+    """A written index, of which no more is read than it is asked for."""
+    if not (path.parent / LISTS).exists():
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
+    index = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_IVF_DATA)
+    lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
+    lists.filename, lists.read_only = str(path.parent / LISTS), True
+    lists.do_mmap()
+    return index
+
+
+def _filled_whole(faiss, index, documents, _):
     for _, part in _slices(documents, SLICE // 16):  # beside an index that is large itself
         index.add(_single(part))
     return index
