@@ -2,7 +2,7 @@
 --model NAME`.
 
 Asks a chat endpoint of OpenAI's form (vLLM, llama.cpp, Ollama, OpenAI, ...). Each query goes into one language, chosen by --shares and --seed; its documents stay
-as they are. OUT is a source of the supervised stage; what cannot be a translation goes to OUT.rejected.jsonl, with the reason. Interrupted, even by
+as they are. OUT is a source of the supervised stage, or of BEIR's queries such a file again, with languages, to evaluate with; what cannot be a translation goes to OUT.rejected.jsonl, with the reason. Interrupted, even by
 kill -9, the same command goes on: what was answered is in OUT.journal and is not paid for twice. The key, if one is needed, is in OPENAI_API_KEY.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 import email.utils
 import fcntl
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -20,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conan_engine import __version__, errors, languages
+from conan_engine import __version__, errors, languages, retrieval
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
 
@@ -173,11 +174,18 @@ class Journal:
 
 
 def queries(path):
-    """(number, record) of each pairs record, from 0."""
-    for number, (kind, record) in enumerate(files.read(path)):
-        if kind != "pairs":
-            raise UserError(f"{path}: holds {kind} records; translate takes {{\"query\", \"pos\"}} records")
-        yield number, record
+    """(number, record, the query's key in it) of each record, from 0."""
+    places = paths.of(path)
+    _, first = next(iter(files.rows(places[0])), ("", {}))
+    if {"_id", "text"} <= first.keys():
+        every = itertools.chain.from_iterable(map(retrieval.read_queries, places))
+        records = (("text", {"_id": query.id, "text": query.text}) for query in every)
+    else:
+        records = (("query" if kind == "pairs" else None, record) for kind, record in files.read(path))
+    for number, (key, record) in enumerate(records):
+        if key is None:
+            raise UserError(f"{path}: holds neither {{\"query\", \"pos\"}} records nor BEIR's queries, {{\"_id\", \"text\"}}, which translate takes")
+        yield number, record, key
 
 
 def judged(found, query, language):
@@ -190,9 +198,14 @@ def judged(found, query, language):
 
 async def ask_for_all(path, seed, shares, endpoint, journal, at_once):
     """Until the journal has an answer for each query, or the endpoint gives none. Raises UserError then; what is under way is finished first."""
-    choices = ((number, record["query"], language_of(number, record["query"], seed, shares)) for number, record in queries(path))
-    todo = (choice for choice in choices if choice[2] != "en" and choice[0] not in journal.places)
-    failures, total = [], sum(language_of(number, record["query"], seed, shares) != "en" for number, record in queries(path))
+    def foreign():
+        for number, record, key in queries(path):
+            language = language_of(number, record[key], seed, shares)
+            if language != "en":
+                yield number, record[key], language
+
+    todo = (choice for choice in foreign() if choice[0] not in journal.places)
+    failures, total = [], sum(1 for _ in foreign())
     with tqdm(desc="asked", unit=" queries", initial=len(journal.places), total=total, mininterval=0.5) as bar:
 
         async def work():
@@ -231,13 +244,13 @@ def write(path, out, seed, shares, journal):
     rejected, by_language = out.with_suffix(".rejected.jsonl"), Counter()
     partial = [Path(f"{name}.partial") for name in (out, rejected)]
     with open(partial[0], "wb") as good, open(partial[1], "wb") as bad:
-        for number, record in queries(path):
-            language = language_of(number, record["query"], seed, shares)
-            row = {"query": record["query"]} if language == "en" else journal.read(number)
+        for number, record, key in queries(path):
+            language = language_of(number, record[key], seed, shares)
+            row = {"query": record[key]} if language == "en" else journal.read(number)
             if "reason" in row:
-                bad.write(_line({"query": record["query"], "language": language, "answer": row["answer"], "reason": row["reason"]}))
+                bad.write(_line({"query": record[key], "language": language, "answer": row["answer"], "reason": row["reason"]}))
             else:
-                good.write(_line({**record, "query": row["query"], "language": language}))
+                good.write(_line({**record, key: row["query"], "language": language}))
                 by_language[language] += 1
     for name, ready in zip(partial, (out, rejected)):
         os.replace(name, ready)
@@ -247,7 +260,7 @@ def write(path, out, seed, shares, journal):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
-    parser.add_argument("queries", help='{"query", "pos", "neg"} records, English: a file, or a folder or pattern of files')
+    parser.add_argument("queries", help='{"query", "pos", "neg"} records, or BEIR\'s {"_id", "text"}, English: a file, or a folder or pattern of files')
     parser.add_argument("out", type=Path, help="a .jsonl file")
     parser.add_argument("--endpoint", required=True, metavar="URL", help="such as http://localhost:8000/v1")
     parser.add_argument("--model", required=True, metavar="NAME", help="as the endpoint calls it")
