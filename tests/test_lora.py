@@ -89,6 +89,7 @@ def test_it_goes_on_bit_for_bit_and_with_its_own_adapters_only(tiny, adapted_run
     assert losses(run) == losses(adapted_run)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_weights_and_adapters_together(tiny, adapted_run, tmp_path):
     code, out, err = train(tiny, tmp_path / "run", f"--init_from={adapted_run}", "--stages=['weak']", "--weak.steps=1", "--weak.lr=0")
     assert code == 0, err
@@ -96,6 +97,7 @@ def test_a_run_starts_from_weights_and_adapters_together(tiny, adapted_run, tmp_
     assert all(torch.equal(p, old[name]) for name, p in new.items())
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_what_they_were_are_named(tiny, adapted_run, whole, tmp_path):
     base = shutil.copytree(whole, tmp_path / "base")
     code, out, err = train(tiny, tmp_path / "run", f"--init_from={base}", *STEPS)

@@ -58,5 +58,6 @@ def _late(_, meet):
     assert mesh.of_all(lambda: time.sleep(0.3 * rank) or rank) == [0, 1] and time.monotonic() - started > 0.3
 
 
+@pytest.mark.slow
 def test_what_ranks_do_together_may_take_longer_than_a_collective(tmp_path):
     on_ranks(2, _late, str(tmp_path / "meet"))

@@ -255,7 +255,8 @@ def shapeless(tiny, tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize(("kind", "tokenizer"), [("qwen3", "begin"), *(pytest.param(*case, marks=pytest.mark.slow) for case in (("llama 3", "bytes"), ("mistral with a window", "pieces")))])
+@pytest.mark.parametrize(("kind", "tokenizer"), [("qwen3", "begin"), ("llama 3", "bytes"), ("mistral with a window", "pieces")])
+@pytest.mark.slow
 def test_trained_exported_and_loaded_and_all_the_way_round(shapeless, tmp_path, kind, tokenizer):
     from sentence_transformers import SentenceTransformer
 

@@ -28,6 +28,7 @@ def test_its_tables_are_known(tmp_path, table):
     assert load(tmp_path / "x.toml").weak.data
 
 
+@pytest.mark.slow
 def test_a_file_of_ones_own_trains_by_the_setting_that_it_names(tiny, untrained_run, tmp_path):
     path = tmp_path / "my=own" / "pairs.v2.jsonl"
     path.parent.mkdir()

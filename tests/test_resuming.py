@@ -63,6 +63,7 @@ def test_a_source_is_told_by_its_name(differences, tiny):
         differences("--weak.data.other.jsonl=1")
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_learning_rate_and_says_so(tiny, whole, tmp_path):
     run = shutil.copytree(whole, tmp_path / "run")
     shutil.rmtree(run / "checkpoints/supervised-00000006")
@@ -75,6 +76,7 @@ def test_a_run_goes_on_with_another_learning_rate_and_says_so(tiny, whole, tmp_p
     assert losses(run)[:-1] == losses(whole)[:-1] and losses(run)[-1] != losses(whole)[-1]
 
 
+@pytest.mark.slow
 def test_a_file_that_has_become_another_is_named(tiny, tmp_path):
     path = write_lines(tmp_path / "mine.jsonl", [{"text": f"The first text of all, number {i}."} for i in range(200)])
     config = tmp_path / "mine.toml"

@@ -107,7 +107,7 @@ def _bytes(folder):
     return found
 
 
-@pytest.mark.parametrize(("ranks", "tensor"), [(1, 1), (4, 2)])
+@pytest.mark.parametrize(("ranks", "tensor"), [(1, 1), pytest.param(4, 2, marks=pytest.mark.slow)])
 def test_it_holds_the_weights_of_its_step_each_once_while_training_goes_on(tmp_path, ranks, tensor):
     on_ranks(ranks, _writes_what_was, tmp_path, tensor=tensor)
     sizes = _bytes(tmp_path / "run/checkpoints/weak-00000002")

@@ -288,7 +288,7 @@ def _a_step(mesh, parts, chunk, path=None):
     return found
 
 
-@pytest.mark.parametrize("chunk", [0, 2])
+@pytest.mark.parametrize("chunk", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_rank_with_less_or_nothing_takes_part_in_the_step(tmp_path, chunk):
     on_ranks(3, _a_step, (3, 0, 1), chunk, str(tmp_path / "found.pt"))
     *numbers, weights = torch.load(tmp_path / "found.pt")

@@ -87,6 +87,7 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_checkpoi
     assert len(list((tmp_path / "run/checkpoints").glob("pretrain-*/state.json"))) >= 1
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(tiny, whole, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(whole, run)
@@ -106,6 +107,7 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(tiny, whol
 PRETRAIN = "--stages=['pretrain']"
 
 
+@pytest.mark.slow
 def test_a_source_that_is_missing_broken_or_empty_gets_one_line(tiny, tmp_path):
     def with_source(content):
         path = tmp_path / "mine.jsonl"
@@ -138,6 +140,7 @@ def test_a_checkpoint_of_another_shape_is_named(tiny, whole):
     one_line(train(tiny, whole, "--model.ffn=32"), "model.ffn = 64", "says 32")
 
 
+@pytest.mark.slow
 def test_another_tokenizer_is_an_error(tiny, whole, tmp_path):
     code, _, err = train(tiny, tmp_path / "other", PRETRAIN, "--tokenizer.vocab_size=500")
     assert code == 0, err

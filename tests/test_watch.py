@@ -22,7 +22,8 @@ def ranks_of(process):
     return {int(line.removeprefix("RANK=")): pid for pid, lines in environments.items() for line in lines if line.startswith("RANK=")}
 
 
-@pytest.mark.parametrize("store", ["the launcher's", pytest.param("rank 0's", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("store", ["the launcher's", "rank 0's"])
+@pytest.mark.slow
 def test_a_rank_that_is_stopped_is_named_and_the_run_ends(tiny, tmp_path, monkeypatch, store):
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", str(int(store == "rank 0's")))
     process = start(tiny, tmp_path / "run", "--timeout=5", "--pretrain.steps=100000", ranks=2)

@@ -16,7 +16,7 @@ def export(*arguments, hide=""):
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("options", "file"), [(["--instruction=Find"], "model.safetensors"), (["--format=gguf", "--dtype=q8_0"], "untrained-q8_0.gguf"), (["--format=onnx"], "model.onnx")])
+@pytest.mark.parametrize(("options", "file"), [(["--instruction=Find"], "model.safetensors"), (["--format=gguf", "--dtype=q8_0"], "untrained-q8_0.gguf"), pytest.param(["--format=onnx"], "model.onnx", marks=pytest.mark.slow)])
 def test_each_form(untrained_run, tmp_path, options, file):
     (tmp_path / "out").mkdir()  # an empty one will do
     code, out, err = export(untrained_run, tmp_path / "out", *options)

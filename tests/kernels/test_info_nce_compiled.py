@@ -7,9 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import sass
 
 
+@pytest.mark.slow
 def test_machine_code_has_no_spills_and_uses_the_tensor_cores():
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     kernels = []
