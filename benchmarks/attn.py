@@ -18,16 +18,15 @@ Prints; writes attn.json after every row, and attn_*.png at the end where matplo
 
 import argparse
 import importlib
-import importlib.metadata
 import json
 import os
 import platform
 import statistics
-import subprocess
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import measured
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -265,20 +264,10 @@ def gemm_rate(device, dtype):
     return max(rates)
 
 
-def version(package):
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def machine(device):
-    describe = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(describe, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
-    versions = {package: version(package) for package in ("torch", "triton", "flash-attn", "flash-attn-4")}
-    versions |= {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "python": platform.python_version()}
-    return {"machine": name, "device": device, "commit": commit, "versions": versions}
+    name = torch.cuda.get_device_name() if device == "cuda" else f"{measured.processor()}, {torch.get_num_threads()} threads"
+    versions = measured.versions("torch", "triton", "flash-attn", "flash-attn-4") | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "python": platform.python_version()}
+    return {"machine": name, "device": device, "commit": measured.commit(), "versions": versions}
 
 
 def shown(value, unit, form):

@@ -12,11 +12,11 @@ import argparse
 import json
 import shutil
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+import measured
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
@@ -123,7 +123,7 @@ def report(options, mesh, parameters, median, every):
     for name, seconds in median.items():
         of = {"beside": "at once", "torch, beside": "torch, at once"}.get(name)
         print(f"  {name:24}{seconds:8.2f} s" + (f"{seconds / median[of]:8.0%} of {of}" if of else ""))
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    commit = measured.commit()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"checkpoints-{mesh.world}.json"
     about = {"device": str(mesh.device.type), "torch": torch.__version__, "commit": commit, "ranks": mesh.world, "tensor_parallel": mesh.tensor.world}

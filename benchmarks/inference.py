@@ -11,11 +11,11 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import tempfile
 import time
 from pathlib import Path
 
+import measured
 import numpy as np
 import onnxruntime
 import torch
@@ -124,7 +124,7 @@ def main():
     print(f"{len(texts):,} texts, {torch.get_num_threads()} threads")
     for row in rows:
         print(f"{row['form']:34}{row['bytes'] / 1e6:8.1f} MB{row['texts_per_second']:9,.0f} texts/s  cosine {row['lowest_cosine']:.6f}")
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    commit = measured.commit()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "inference.json"
     path.write_text(json.dumps({"texts": len(texts), "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit, "rows": rows}, indent=1))

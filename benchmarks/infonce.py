@@ -13,11 +13,10 @@ import argparse
 import ctypes
 import gc
 import json
-import platform
-import subprocess
 import time
 from pathlib import Path
 
+import measured
 import torch
 
 from conan_kernels import info_nce
@@ -159,8 +158,8 @@ def main():
 def write(rows, width):
     folder = Path("runs/benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    machine = torch.cuda.get_device_name() if CUDA else f"{platform.machine()} CPU, {torch.get_num_threads()} threads"
+    commit = measured.commit()
+    machine = torch.cuda.get_device_name() if CUDA else f"{measured.processor()}, {torch.get_num_threads()} threads"
     report = {"machine": machine, "torch": torch.__version__, "commit": commit, "width": width, "rows": rows}
     (folder / "infonce.json").write_text(json.dumps(report, indent=1))
 

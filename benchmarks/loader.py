@@ -15,10 +15,8 @@ Prints tables; writes loader.json to runs/benchmarks. The data is random and is 
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -28,6 +26,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+import measured
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -268,7 +267,7 @@ def ten_thousand_shards(folder):
 
 MEMORY = """
 import sys
-from benchmarks.loader import Alone, BLOCK, ROWS, Loader, Path, Shards
+from loader import Alone, BLOCK, ROWS, Loader, Path, Shards
 shards = Shards(Path(sys.argv[1]))
 stream = Loader({"a": shards}, {"a": 1.0}, kind="text", shape="rows", batch=ROWS, max_tokens=BLOCK, seed=0, group=Alone(), threads=2)
 for _ in range(2000):
@@ -281,9 +280,8 @@ print(shards.tokens, *(int(status[key].split()[0]) * 1024 for key in ("RssAnon",
 
 def memory(folder):
     """Bytes after 2,000 batches in a process of its own: its own memory, and the pages of the files that it has mapped."""
-    root = Path(__file__).parent.parent
     command = [sys.executable, "-c", MEMORY, str(folder / "shards")]
-    tokens, own, mapped = map(int, subprocess.run(command, cwd=root, env={**os.environ, "PYTHONPATH": str(root)}, check=True, capture_output=True, text=True).stdout.split())
+    tokens, own, mapped = map(int, subprocess.run(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, check=True, capture_output=True, text=True).stdout.split())
     return {"tokens": tokens, "own_bytes": own, "mapped_bytes": mapped}
 
 
@@ -304,9 +302,7 @@ def main():
     parser.add_argument("--out", default="runs/benchmarks")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    installed = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    result = {"commit": commit, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": {n: installed.get(n) for n in ("torch", "mosaicml-streaming", "litdata")}}
+    result = {"commit": measured.commit(), "machine": measured.processor(), "cores": os.cpu_count(), "versions": measured.versions("torch", "mosaicml-streaming", "litdata")}
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out))

@@ -12,10 +12,10 @@ import argparse
 import ctypes
 import gc
 import json
-import subprocess
 import time
 from pathlib import Path
 
+import measured
 import torch
 
 from conan_engine.config import load
@@ -83,7 +83,7 @@ def main():
             if mesh.rank == 0:
                 print(f"T = {T:6,}  {mesh.tensor.world} tensor ranks  recompute {model.recompute:6}{used / 2**30:8.2f} GiB{seconds:9.1f} s", flush=True)
     if mesh.rank == 0:
-        commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+        commit = measured.commit()
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"memory-{mesh.tensor.world}.json"
         about = {"device": mesh.device.type, "torch": torch.__version__, "commit": commit, "tensor_ranks": mesh.tensor.world, "layers": options.layers, "width": config.model.width, "alpha": options.alpha}

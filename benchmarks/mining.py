@@ -15,7 +15,6 @@ Vectors are made as they are asked for, which is not part of any time. Prints a 
 import argparse
 import json
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -26,6 +25,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import measured
 import numpy as np
 
 from conan_engine import mining
@@ -187,8 +187,7 @@ def main():
     documents, queries = arguments.documents, arguments.queries or arguments.documents
     if arguments.alone:
         return index_alone(arguments.alone, documents, queries, arguments.index, arguments.search)
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    result = {"commit": commit, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "documents": documents, "queries": queries, "index": arguments.index, "search": arguments.search}
+    result = {"commit": measured.commit(), "machine": measured.processor(), "cores": os.cpu_count(), "documents": documents, "queries": queries, "index": arguments.index, "search": arguments.search}
     arguments.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=arguments.out))
     try:

@@ -10,11 +10,9 @@ of the processes counts for ours and for Hugging Face. Everything is measured in
 """
 
 import argparse
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -22,6 +20,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+import measured
 
 from conan_engine.config import Pretrain
 from conan_engine.config import Tokenizer as TokenizerSettings
@@ -113,9 +113,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
-    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
-    result = {"commit": commit, "source": arguments.source, "machine": platform.processor() or platform.machine(), "cores": os.cpu_count(), "versions": {name: versions.get(name) for name in ("sentencepiece", "datasets", "tokenizers")}}
+    result = {"commit": measured.commit(), "source": arguments.source, "machine": measured.processor(), "cores": os.cpu_count(), "versions": measured.versions("sentencepiece", "datasets", "tokenizers")}
     arguments.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=arguments.out)).resolve()
     try:
@@ -123,7 +121,7 @@ def main():
         settings = TokenizerSettings(vocab_size=16_384, train_bytes=8_000_000)
         tokenizer = prepare.make_tokenizer(settings, [(str(folder / "texts"), "pretrain", None)], folder)
         forms = {"ours": lambda n: ours(folder, tokenizer, n), "sentencepiece alone": lambda n: alone(folder, folder / Tokenizer.FILE, texts, n)}
-        if "datasets" in versions and "tokenizers" in versions:
+        if result["versions"]["datasets"] and result["versions"]["tokenizers"]:
             from conan_engine.export.fast_tokenizer import convert
 
             convert(tokenizer).save(str(folder / "tokenizer.json"))

@@ -11,13 +11,13 @@ import argparse
 import itertools
 import json
 import os
-import platform
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import measured
 import recipe_report
 
 from conan_engine import checkpoint, tasks
@@ -101,7 +101,7 @@ def main():
     began, given = time.monotonic(), None
     rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
     done = {(row["arm"], row["seed"]) for row in rows}
-    commit = subprocess.run(["git", "-C", ROOT, "describe", "--always", "--dirty"], capture_output=True, text=True).stdout.strip()
+    commit = measured.commit()
     (WORK / "data").mkdir(parents=True, exist_ok=True)
     some_pairs()
     for seed, arm in itertools.product(range(1, arguments.seeds + 1), arguments.arm or ARMS):
@@ -124,7 +124,7 @@ def main():
         given = given or tasks.load()
         factors = dict(zip(("soft_mask", "cross_lingual", "dhnm"), FACTORS.get(arm, ())))
         _, state = checkpoint.newest(run)
-        made = {"changes": changes, "seconds": round(state["seconds"], 1), "commit": commit, "machine": platform.processor() or platform.machine()}
+        made = {"changes": changes, "seconds": round(state["seconds"], 1), "commit": commit, "machine": measured.processor()}
         rows.append({"arm": arm, **factors, "seed": seed, **scores(run, given), **made})
         recipe_report.write(rows, arguments.out)
         print(f"{arm}, seed {seed}: docs {rows[-1]['docs.ndcg@10']:.4f}, cross-lingual {rows[-1]['cross_lingual.recall@20']:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)

@@ -9,11 +9,11 @@ training took from reading to the end, which the bag spends on steps alone. A to
 
 import argparse
 import json
-import platform
 import tempfile
 import time
 from pathlib import Path
 
+import measured
 import numpy as np
 import torch
 from datasets import Dataset
@@ -91,7 +91,7 @@ def main():
     given = tasks.load()
     encode = lambda texts: model.encode(texts, batch_size=512, normalize_embeddings=True, show_progress_bar=False)
     results = {"name": "static bag", "params": sum(p.numel() for p in model.parameters())}
-    results |= {"machine": platform.processor() or platform.machine(), "steps": trainer.state.global_step, "pairs": trainer.state.global_step * BATCH}
+    results |= {"machine": measured.processor(), "steps": trainer.state.global_step, "pairs": trainer.state.global_step * BATCH}
     results |= {"seconds.train": stop.seconds, **tasks.measure(tasks.Embedded(encode, given), given, dims)}
     path = Path(arguments.out, "static-bag.json")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -28,8 +28,7 @@ def prepare_data(config, processes=None, part=(1, 1), elsewhere=None):
     train on by (stage, source), where "sts" stands for the supervised stage's scored pairs; and those held out, {stage: {source: Shards}}.
     """
     tokenizer, to_train, held_out = plan(config)
-    jobs = [*to_train.values(), *(job for of_stage in held_out.values() for job in of_stage.values())]
-    shards = prepare.make_shards(jobs, tokenizer, config.tokenizer.processes if processes is None else processes, part, elsewhere)
+    shards = prepare.make_shards(_jobs(to_train, held_out), tokenizer, config.tokenizer.processes if processes is None else processes, part, elsewhere)
 
     def whole(planned):
         return {key: shards[job.folder] for key, job in planned.items() if job.folder in shards}
@@ -56,6 +55,10 @@ def plan(config):
     return tokenizer, to_train, held_out
 
 
+def _jobs(to_train, held_out):
+    return [*to_train.values(), *(job for of_stage in held_out.values() for job in of_stage.values())]
+
+
 def main():
     parser = argparse.ArgumentParser(prog="python -m conan_engine.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("config", help="a config file; --section.key=value changes a setting of it")
@@ -78,7 +81,7 @@ def main():
 def summary(config):
     """What there is of every source, as a table."""
     _, to_train, held_out = plan(config)
-    jobs = {job.folder: job for job in (*to_train.values(), *(job for of_stage in held_out.values() for job in of_stage.values()))}
+    jobs = {job.folder: job for job in _jobs(to_train, held_out)}
     rows, unfinished = [("source", "for", "records", "tokens", "left out")], False
     for job in jobs.values():
         if not job.finished():
