@@ -1,6 +1,6 @@
 """Is soft-masked attention as fast as attention without a mask, and how far is it from the machine's limit?
 
-    python benchmarks/attn.py [--quick] [--out DIR] [--device cpu]
+    python benchmarks/attn.py [--quick] [--forms NAME ...] [--out DIR] [--device cpu]
 
 A table and a plot for each question: (1) forward and backward against length, 512 to 32k, at alpha 0, 0.3 and 1; (2) packed
 batches as embedding models see them; (3) the share of the bf16 matrix-product rate, measured on the same machine;
@@ -369,6 +369,7 @@ def draw(report, folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="two lengths, and smaller packed batches of one head dim")
+    parser.add_argument("--forms", nargs="+", metavar="NAME", help="of the table's first column: these peers alone")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
@@ -396,9 +397,10 @@ def main():
     dense, ragged = peers(options.device)
     own = {"ours": ours} | ({"reference": reference} if cpu else {})
     padded = {f"padded {name}": form for name, form in dense.items() if name.startswith("SDPA")}
+    chosen = [{name: form for name, form in peers.items() if not options.forms or name in options.forms} for peers in (dense, padded | ragged)]
     arguments = options, H, G, dtype, gemm
-    run_question(report, "Against length (questions 1, 3 and 4)", by_length, own | dense, *arguments)
-    run_question(report, "Packed batches (question 2)", packed, own | padded | ragged, *arguments)
+    run_question(report, "Against length (questions 1, 3 and 4)", by_length, own | chosen[0], *arguments)
+    run_question(report, "Packed batches (question 2)", packed, own | chosen[1], *arguments)
     if not cpu:
         summarise(report)
     draw(report, options.out)

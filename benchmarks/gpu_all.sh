@@ -5,7 +5,8 @@
 #
 # --quick goes to attn.py. Each step writes to $OUT (runs/gpu by default) as it goes: its output as NAME.log, its numbers as
 # JSON. A step that fails does not stop the rest; at the end the script says which failed, and exits with 1 if any did.
-# STEP_SECONDS bounds each step (by default 3600).
+# STEP_SECONDS bounds each step (by default 3600). With pytest-xdist the tests share the GPU in 8 processes, most of whose time
+# is compilation.
 set -u
 cd "$(dirname "$0")/.."
 OUT=$(realpath -m "${OUT:-runs/gpu}")
@@ -27,7 +28,10 @@ step() { # name, command...
 set -o pipefail
 
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$OUT/gpu.csv" || echo "nvidia-smi gives nothing"
-step tests "$PYTHON" -m pytest -m gpu -q --junitxml "$OUT/tests.xml"
+processes=()
+"$PYTHON" -c "import xdist" 2> /dev/null && processes=(-n 8)
+step tests "$PYTHON" -m pytest -m gpu -q "${processes[@]}" --junitxml "$OUT/tests.xml"
+step step "$PYTHON" benchmarks/step.py --out "$OUT"
 step attn "$PYTHON" benchmarks/attn.py --out "$OUT" "$@"
 step infonce "$PYTHON" benchmarks/infonce.py
 step loader "$PYTHON" benchmarks/loader.py --out "$OUT"

@@ -56,7 +56,7 @@ def assert_as_exact_as_pytorch(hidden, weight, targets):
 @pytest.mark.parametrize("chunk_logits", [1, 301 * 7, 1 << 25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_as_exact_as_cross_entropy_of_the_whole_logits(monkeypatch, chunk_logits, dtype):
-    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", chunk_logits)
+    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", {"cpu": chunk_logits})
     assert_as_exact_as_pytorch(*case(dtype=dtype))
 
 
@@ -94,7 +94,7 @@ def test_large_logits_do_not_overflow():
 
 
 def test_memory_never_holds_the_logits(monkeypatch):
-    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", 3010)
+    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", {"cpu": 3010})
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

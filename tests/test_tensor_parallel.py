@@ -105,7 +105,7 @@ def _head(mesh, seed, path):
     hidden, weight, targets, chunk = _head_case(seed)
     import conan_engine.lm_head
 
-    conan_engine.lm_head.CHUNK_LOGITS = chunk
+    conan_engine.lm_head.CHUNK_LOGITS = {"cpu": chunk}
     hidden.requires_grad_()
     part = Split(0, (len(weight),)).cut(weight, mesh.tensor).requires_grad_()
     sizes = []
