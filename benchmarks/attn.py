@@ -18,6 +18,7 @@ Prints; writes attn.json after every row, and attn_*.png at the end where matplo
 
 import argparse
 import importlib
+import inspect
 import json
 import os
 import platform
@@ -141,8 +142,18 @@ def varlen(p):
     if 0 < p.alpha < 1:
         raise ValueError("takes no mask")
     qkv = leaves(p.q, p.k, p.v)
-    window = (-1, 0) if p.alpha == 0 else (-1, -1)
-    return Form(lambda: varlen_attn(*qkv, p.cu_seqlens, p.cu_seqlens, p.L, p.L, window_size=window, enable_gqa=True), qkv, p.dout)
+    known = inspect.signature(varlen_attn).parameters
+    options = {"window_size": (-1, 0) if p.alpha == 0 else (-1, -1)} if "window_size" in known else {"is_causal": p.alpha == 0}
+
+    def run():
+        q, k, v = qkv
+        if "enable_gqa" in known:
+            options["enable_gqa"] = True
+        else:  # torch before 2.12: the heads are copied for it, within its time
+            k, v = (x.repeat_interleave(p.H // p.G, dim=1) for x in (k, v))
+        return varlen_attn(q, k, v, p.cu_seqlens, p.cu_seqlens, p.L, p.L, **options)
+
+    return Form(run, qkv, p.dout)
 
 
 def flash_attn(module):

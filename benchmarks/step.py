@@ -1,6 +1,6 @@
 """How fast is a whole training step? Tokens a second, share of the machine's matrix-product rate and peak memory, beside transformers.
 
-    python benchmarks/step.py [--config configs/conan-1.4b.toml] [--set --model.layers=2 ...] [--out runs/benchmarks]
+    python benchmarks/step.py [--config configs/conan-1.4b.toml] [--set --model.layers=2 ...] [--forms ours ...] [--out runs/benchmarks]
 
 Two steps of the config's model, forward, backward and update: `text`, the next token of 4 texts of 4,096 tokens (stages 1 and 2),
 and `pairs`, InfoNCE over the Matryoshka dims of 64 queries and their documents, of log-normal lengths, 16 and 128 tokens in the
@@ -156,6 +156,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/conan-1.4b.toml")
     parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], metavar="--key=value", help="settings over the config's; last on the line")
+    parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--scale", type=int, default=1, help="divides the lengths and the number of pairs")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
@@ -170,12 +171,12 @@ def main():
     print(f"{'form':26}{'work':>8}{'tokens':>9}{'ms':>10}{'tokens/s':>11}{'of GEMM rate':>14}{'peak GiB':>10}")
     for name in ("text", "pairs"):
         work = Work(name, config.model, config.tokenizer.vocab_size, options.scale)
-        for form, build in FORMS.items():
+        for form in options.forms:
             row = {"form": form, "work": name, "tokens": work.tokens}
             try:
                 if cuda:
                     torch.cuda.reset_peak_memory_stats()
-                row["seconds"] = seconds_of(build(work, config, mesh), mesh.device)
+                row["seconds"] = seconds_of(FORMS[form](work, config, mesh), mesh.device)
                 row["peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else None
             except Exception as error:  # a peer may lack the memory, or a compiler; the row says it
                 row["left_out"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 from conan_engine.attention import Attention
 from conan_engine.cpu import multiplies_bfloat16
 from conan_engine.lm_head import linear_cross_entropy
-from conan_engine.rms_norm import rms_norm
+from conan_engine.rms_norm import add_rms_norm
 from conan_engine.tensor_parallel import TensorParallel
+from conan_kernels import pointwise
 
 STD = 0.02  # of a weight, as it is drawn
 
@@ -34,16 +35,22 @@ class Block(nn.Module):
         self.gate_up = tensor.columns(config.width, config.ffn, config.ffn)
         self.ffn_out = tensor.rows(config.ffn, config.width)
 
-    def forward(self, x, cos, sin, attention):  # x [T / N, C]
+    def forward(self, x, y, cos, sin, attention):
+        """x [T / N, C] and what the block before adds to it, y, or None -> the same for the next block: a sum is made along with the norm
+        that reads it."""
         total = len(cos)
-        out = attention(*self.project(self.tensor.gather(rms_norm(x, self.attention_norm, self.eps), total), cos, sin))
-        x = x + self.tensor.scatter(self.attention_out(out.flatten(1)))
-        return x + self.tensor.scatter(self.feed_forward(self.tensor.gather(rms_norm(x, self.ffn_norm, self.eps), total)))
+        x, normed = add_rms_norm(x, y, self.attention_norm, self.eps)
+        out = attention(*self.project(self.tensor.gather(normed, total), cos, sin))
+        x, normed = add_rms_norm(x, self.tensor.scatter(self.attention_out(out.flatten(1))), self.ffn_norm, self.eps)
+        return x, self.tensor.scatter(self.feed_forward(self.tensor.gather(normed, total)))
 
     def project(self, x, cos, sin):
         """x [..., C] -> queries [..., H, D], keys and values [..., G, D], turned by cos and sin."""
         heads, groups = self.heads, self.kv_heads
-        qk, v = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim)).split([heads + groups, groups], dim=-2)
+        qkv = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim))
+        if x.is_cuda and self.q_norm is None:
+            return pointwise.rotate(qkv, cos, sin, heads + groups).split([heads, groups, groups], dim=-2)
+        qk, v = qkv.split([heads + groups, groups], dim=-2)
         if self.q_norm is not None:
             weights = torch.cat((self.q_norm.expand(heads, -1), self.k_norm.expand(groups, -1)))
             qk = F.rms_norm(qk.to(cos.dtype), [self.head_dim], None, self.eps) * weights
@@ -51,7 +58,10 @@ class Block(nn.Module):
         return q, k, v
 
     def feed_forward(self, x):
-        gate, up = self.gate_up(x).chunk(2, dim=-1)  # [..., F] twice
+        gate_up = self.gate_up(x)
+        if x.is_cuda:
+            return self.ffn_out(pointwise.swiglu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)  # [..., F] twice
         return self.ffn_out(F.silu(gate) * up)
 
 
@@ -95,13 +105,14 @@ class Transformer(nn.Module):
         x = self.tensor.look_up(tokens.long(), self.embedding)
         x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.config.embedding_scale  # [T / N, C]
         cos, sin = turns(positions(cu_seqlens, len(tokens)), self.config, x.dtype)
+        y = None
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
             for block in self.blocks:
                 if self.recompute == "block" and torch.is_grad_enabled():
-                    x = checkpoint(block, x, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+                    x, y = checkpoint(block, x, y, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)  # nothing is random
                 else:
-                    x = block(x, cos, sin, attention)
-        return rms_norm(x, self.norm, self.config.norm_eps)
+                    x, y = block(x, y, cos, sin, attention)
+        return add_rms_norm(x, y, self.norm, self.config.norm_eps)[1]
 
     def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):
         """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives zeros."""

@@ -1,18 +1,20 @@
-"""RMSNorm (arXiv 1910.07467): torch's own where it is one kernel; on a CPU, where torch composes it of many, with its derivative
-written out."""
+"""RMSNorm (arXiv 1910.07467): one Triton kernel on CUDA; on a CPU, where torch composes it of many steps, with its derivative written
+out."""
 
 import torch
-import torch.nn.functional as F
+
+from conan_kernels import pointwise
 
 CACHED = 1 << 19  # 2 MiB of float32
 
 
-def rms_norm(x, weight, eps):
-    """x [T, C] / sqrt(mean(x^2) + eps) * weight [C] -> [T, C], in x's dtype."""
-    weight = weight.to(x.dtype)
-    if x.device.type == "cpu":
-        return _RMSNorm.apply(x, weight, eps)
-    return F.rms_norm(x, weight.shape, weight, eps)
+def add_rms_norm(x, y, weight, eps):
+    """(x + y, its RMSNorm) of x and y [T, C], y None: of x alone. (x + y) / sqrt(mean((x + y)^2) + eps) * weight [C] is in x's dtype; on
+    CUDA under autocast in the dtype of the products."""
+    if x.is_cuda:
+        return pointwise.add_rms_norm(x, y, weight, eps, torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else x.dtype)
+    x = x if y is None else x + y
+    return x, _RMSNorm.apply(x, weight.to(x.dtype), eps)
 
 
 class _RMSNorm(torch.autograd.Function):

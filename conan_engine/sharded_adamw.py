@@ -11,6 +11,8 @@ A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), a
 
 import torch
 
+from conan_kernels import pointwise
+
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls them
 BUCKET = 1 << 25  # parameters: 128 MB of gradients, enough for full bandwidth, little enough to begin early
 
@@ -103,7 +105,7 @@ class ShardedAdamW:
         """The backward has added to p's gradient."""
         bucket = self.home[p]
         if p.dtype != torch.float32:
-            bucket.gradient_of[p].view_as(p).add_(p.grad)
+            pointwise.add_(bucket.gradient_of[p], p.grad.flatten())
             p.grad = None
         if self.sending:
             self.missing[bucket].discard(p)

@@ -9,6 +9,7 @@ void bind_unpack(pybind11::module_& m) { m.attr("has_cuda") = false; }
 #else
 
 #include <pybind11/numpy.h>
+#include <pybind11/stl.h>
 
 #include <optional>
 

@@ -33,17 +33,17 @@ def first_row_again(slot):
 @triton.jit
 def add_dq(
     dq, q, dout, k, v, bias, rows, lse, delta, begin, end, length, stride_k, stride_v, scale,
-    KIND: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BY_ROW: tl.constexpr,
+    KIND: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     if begin < end:  # as in soft_mask_tiles.attend
         for first in tl.range(begin, end, BN):
-            keys = load(k, first, length, stride_k, BN, D, KIND != PLAIN)
+            keys = load(k, first, length, stride_k, BN, D, W, KIND != PLAIN)
             s = inner_products(q, keys)  # [BM, BN]
             if KIND == PLAIN:
                 p = tl.exp2(tl.fma(s, scale, -lse[:, None]))
             else:
                 p = tl.exp2(tl.fma(s, scale, query_bias(bias, rows, first, length, KIND, BN, BY_ROW)) - lse[:, None])
-            dp = inner_products(dout, load(v, first, length, stride_v, BN, D, KIND != PLAIN))
+            dp = inner_products(dout, load(v, first, length, stride_v, BN, D, W, KIND != PLAIN))
             dq = add_product(dq, p * (dp - delta[:, None]), keys)
     return dq
 
@@ -51,7 +51,7 @@ def add_dq(
 @triton.jit(do_not_specialize=["T"])
 def dq_block(
     q, k, v, out, dout, lse, delta, dq, plan, bias, T, stride_q, stride_k, stride_v, scale,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dq of BM rows of one sequence and head, and delta = sum_d out * dout of these rows for the other kernel."""
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
@@ -65,9 +65,9 @@ def dq_block(
     own = start * (H * D) + head * D
     rows = first_row + tl.arange(0, BM)
     inside = rows < length
-    queries = load(q + start * stride_q + head * D, first_row, length, stride_q, BM, D, True)  # [BM, D]
-    outs = load(out + own, first_row, length, H * D, BM, D, True)
-    douts = load(dout + own, first_row, length, H * D, BM, D, True)
+    queries = load(q + start * stride_q + head * D, first_row, length, stride_q, BM, D, W, True)  # [BM, D]
+    outs = load(out + own, first_row, length, H * D, BM, D, W, True)
+    douts = load(dout + own, first_row, length, H * D, BM, D, W, True)
     sums = tl.zeros((BM,), tl.float32)
     for part in tl.static_range(len(outs)):
         sums += tl.sum(outs[part].to(tl.float32) * douts[part].to(tl.float32), 1)
@@ -78,16 +78,16 @@ def dq_block(
 
     tile = queries, douts, k, v, bias, rows, log_sum, sums
     fixed = length, stride_k, stride_v, scale
-    total = add_dq(zeros(BM, D), *tile, 0, plain, *fixed, PLAIN, BN, D, BY_ROW)
-    total = add_dq(total, *tile, plain, mixed, *fixed, MIXED, BN, D, BY_ROW)
-    total = add_dq(total, *tile, mixed, future, *fixed, FUTURE, BN, D, BY_ROW)
-    store(dq + own, times(total, scale / LOG2_E), first_row_again(slot), length, H * D, BM)
+    total = add_dq(zeros(BM, W), *tile, 0, plain, *fixed, PLAIN, BN, D, W, BY_ROW)
+    total = add_dq(total, *tile, plain, mixed, *fixed, MIXED, BN, D, W, BY_ROW)
+    total = add_dq(total, *tile, mixed, future, *fixed, FUTURE, BN, D, W, BY_ROW)
+    store(dq + own, times(total, scale / LOG2_E), first_row_again(slot), length, H * D, BM, D)
 
 
 @triton.jit
 def add_dk_dv(
     dk, dv, k, v, q, dout, lse, delta, bias, column_bias, columns, begin, end, length, T, stride_q, stride_dout, scale,
-    KIND: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, HEADS: tl.constexpr, BY_ROW: tl.constexpr,
+    KIND: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, W: tl.constexpr, HEADS: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """Over the rows from `begin` to `end` of each of HEADS heads; rows past the end have lse = inf, hence weight 0.
     Everything is transposed, [BN, BM], so that the products take the weights from registers. Heads and rows are one loop,
@@ -100,8 +100,8 @@ def add_dk_dv(
             of_head = tl.cast(head, tl.int64) * T
             rows = first + tl.arange(0, BM)
             inside = rows < length
-            queries = load(q + head * D, first, length, stride_q, BM, D, True)
-            douts = load(dout + head * D, first, length, stride_dout, BM, D, True)
+            queries = load(q + head * D, first, length, stride_q, BM, D, W, True)
+            douts = load(dout + head * D, first, length, stride_dout, BM, D, W, True)
             log_sum = tl.load(lse + of_head + rows, mask=inside, other=float("inf"))[None, :] * LOG2_E
             s = inner_products(k, queries)  # [BN, BM]
             if KIND == PLAIN:
@@ -120,7 +120,7 @@ def add_dk_dv(
 @triton.jit(do_not_specialize=["T"])
 def dk_dv_block(
     q, k, v, dout, lse, delta, dk, dv, plan, bias, T, stride_q, stride_k, stride_v, scale,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BN columns of one sequence and KV head, over all the query heads that share it."""
     slot, group = plan + tl.program_id(0) * 4, tl.program_id(1)
@@ -134,8 +134,8 @@ def dk_dv_block(
     column_bias = 0.0
     if not BY_ROW:
         column_bias = tl.load(bias + columns, mask=columns < length, other=0.0)[:, None]
-    keys = load(k + start * stride_k + group * D, first_column, length, stride_k, BN, D, True)  # [BN, D]
-    values = load(v + start * stride_v + group * D, first_column, length, stride_v, BN, D, True)
+    keys = load(k + start * stride_k + group * D, first_column, length, stride_k, BN, D, W, True)  # [BN, D]
+    values = load(v + start * stride_v + group * D, first_column, length, stride_v, BN, D, W, True)
 
     # The rows' tiles: FUTURE from `skip` to `future`, MIXED to `mixed`, PLAIN to the end.
     future = first_column // BM * BM
@@ -150,11 +150,11 @@ def dk_dv_block(
     dout += start * (H * D) + group * (heads * D)
     tile = keys, values, q, dout, lse + of_head, delta + of_head, bias, column_bias, columns
     fixed = length, T, stride_q, H * D, scale
-    sums, value_sums = zeros(BN, D), zeros(BN, D)
-    sums, value_sums = add_dk_dv(sums, value_sums, *tile, mixed, length, *fixed, PLAIN, BM, D, heads, BY_ROW)
-    sums, value_sums = add_dk_dv(sums, value_sums, *tile, future, mixed, *fixed, MIXED, BM, D, heads, BY_ROW)
-    sums, value_sums = add_dk_dv(sums, value_sums, *tile, skip, future, *fixed, FUTURE, BM, D, heads, BY_ROW)
+    sums, value_sums = zeros(BN, W), zeros(BN, W)
+    sums, value_sums = add_dk_dv(sums, value_sums, *tile, mixed, length, *fixed, PLAIN, BM, D, W, heads, BY_ROW)
+    sums, value_sums = add_dk_dv(sums, value_sums, *tile, future, mixed, *fixed, MIXED, BM, D, W, heads, BY_ROW)
+    sums, value_sums = add_dk_dv(sums, value_sums, *tile, skip, future, *fixed, FUTURE, BM, D, W, heads, BY_ROW)
     own = start * (G * D) + group * D
     first_column = (tl.cdiv(length, BN) - 1) * BN - first_row_again(slot)
-    store(dk + own, times(sums, scale / LOG2_E), first_column, length, G * D, BN)
-    store(dv + own, value_sums, first_column, length, G * D, BN)
+    store(dk + own, times(sums, scale / LOG2_E), first_column, length, G * D, BN, D)
+    store(dv + own, value_sums, first_column, length, G * D, BN, D)

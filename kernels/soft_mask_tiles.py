@@ -7,9 +7,10 @@ its own loop, for what a kind does not need must not stand in its loop:
     MIXED   on the diagonal: past and future
     FUTURE  every j > i: the bias is one vector, by column or by row
 
-The head dim need not be a power of two: 112 columns are 64 + 32 + 16, the bits of D, as tuples of tensors. Beside padding to
-128 that saves an eighth of the products and of shared memory, and costs more waits between them: benchmarks/README.md counts
-both. (A table of first columns and widths as an argument would read better; Triton before 3.8 compiles no nested tuples.)
+The head dim D need not be a power of two: a row is W columns, of which those from D on are zeros. With W = D, 112 columns are
+64 + 32 + 16, the bits of D, as tuples of tensors; with W = 128 they are one. The first saves an eighth of the products and of shared
+memory, and costs more waits between them: which an architecture takes stands in architecture.py. (A table of first columns and
+widths as an argument would read better; Triton before 3.8 compiles no nested tuples.)
 """
 
 import triton
@@ -60,16 +61,21 @@ def plan_blocks(cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK: tl.cons
 
 
 @triton.jit
-def load(pointer, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr, MASKED: tl.constexpr):
-    """ROWS rows from `first` on, in parts; where MASKED, 0 from row `limit` on. A part begins where the higher bits of D end."""
+def load(pointer, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr, W: tl.constexpr, MASKED: tl.constexpr):
+    """ROWS rows from `first` on, in parts; where MASKED, 0 from row `limit` on. A part begins where the higher bits of W end."""
     rows = tl.arange(0, ROWS)
     pointer += tl.cast(first, tl.int64) * stride
     parts = ()
     for bit in tl.static_range(8):
-        if D & (128 >> bit):
-            columns = D // (256 >> bit) * (256 >> bit) + tl.arange(0, 128 >> bit)
+        if W & (128 >> bit):
+            columns = W // (256 >> bit) * (256 >> bit) + tl.arange(0, 128 >> bit)
             pointers = pointer + rows[:, None] * stride + columns[None, :]
-            if MASKED:
+            if W > D:
+                inside = (columns < D)[None, :]
+                if MASKED:
+                    inside = inside & (first + rows < limit)[:, None]
+                parts = parts + (tl.load(pointers, mask=inside, other=0.0),)
+            elif MASKED:
                 parts = parts + (tl.load(pointers, mask=(first + rows < limit)[:, None], other=0.0),)
             else:
                 parts = parts + (tl.load(pointers),)
@@ -77,22 +83,23 @@ def load(pointer, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr, MAS
 
 
 @triton.jit
-def store(pointer, parts, first, limit, stride, ROWS: tl.constexpr):
+def store(pointer, parts, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr):
     rows = tl.arange(0, ROWS)
     pointer += tl.cast(first, tl.int64) * stride
     column = 0
     for part in tl.static_range(len(parts)):
         columns = column + tl.arange(0, parts[part].shape[1])
         pointers = pointer + rows[:, None] * stride + columns[None, :]
-        tl.store(pointers, parts[part].to(pointer.dtype.element_ty), mask=(first + rows < limit)[:, None])
+        inside = (first + rows < limit)[:, None] & (columns < D)[None, :]
+        tl.store(pointers, parts[part].to(pointer.dtype.element_ty), mask=inside)
         column += parts[part].shape[1]
 
 
 @triton.jit
-def zeros(ROWS: tl.constexpr, D: tl.constexpr):
+def zeros(ROWS: tl.constexpr, W: tl.constexpr):
     parts = ()
     for bit in tl.static_range(8):
-        if D & (128 >> bit):
+        if W & (128 >> bit):
             parts = parts + (tl.zeros((ROWS, 128 >> bit), tl.float32),)
     return parts
 
@@ -152,12 +159,12 @@ def query_bias(bias, rows, first, length, KIND: tl.constexpr, BN: tl.constexpr, 
 @triton.jit
 def attend(
     out, total, peak, q, k, v, bias, rows, begin, end, length, stride_k, stride_v, scale,
-    KIND: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, BY_ROW: tl.constexpr,
+    KIND: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """The online softmax over the columns from `begin` to `end`. scale carries log2(e): exp2 is the hardware's exponential."""
     if begin < end:  # where a loop may run no times, ptxas waits for each wgmma before it issues the next (its C7515)
         for first in tl.range(begin, end, BN):
-            s = inner_products(q, load(k, first, length, stride_k, BN, D, KIND != PLAIN))  # [BM, BN]
+            s = inner_products(q, load(k, first, length, stride_k, BN, D, W, KIND != PLAIN))  # [BM, BN]
             if KIND == PLAIN:
                 higher = tl.maximum(peak, tl.max(s, 1) * scale)
                 p = tl.exp2(tl.fma(s, scale, -higher[:, None]))  # one instruction before the exponential
@@ -167,7 +174,7 @@ def attend(
                 p = tl.exp2(s - higher[:, None])
             shrink = tl.exp2(peak - higher)
             total = total * shrink + tl.sum(p, 1)
-            out = add_product(times(out, shrink[:, None]), p, load(v, first, length, stride_v, BN, D, KIND != PLAIN))
+            out = add_product(times(out, shrink[:, None]), p, load(v, first, length, stride_v, BN, D, W, KIND != PLAIN))
             peak = higher
     return out, total, peak
 
@@ -175,7 +182,7 @@ def attend(
 @triton.jit(do_not_specialize=["T"])
 def forward_block(
     q, k, v, out, lse, plan, bias, T, stride_q, stride_k, stride_v, scale,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
     """out and lse of BM rows of one sequence and head."""
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
@@ -187,15 +194,15 @@ def forward_block(
     v += start * stride_v + group * D
     bias += start
     rows = first_row + tl.arange(0, BM)
-    block = load(q + start * stride_q + head * D, first_row, length, stride_q, BM, D, True)  # [BM, D]
+    block = load(q + start * stride_q + head * D, first_row, length, stride_q, BM, D, W, True)  # [BM, D]
     plain, mixed, future = query_tiles(first_row, length, ones, BM, BN, BY_ROW)
 
     # Column 0 is in every row's past: whichever loop comes first makes peak finite.
-    state = zeros(BM, D), tl.zeros((BM,), tl.float32), tl.full((BM,), float("-inf"), tl.float32)
+    state = zeros(BM, W), tl.zeros((BM,), tl.float32), tl.full((BM,), float("-inf"), tl.float32)
     fixed = length, stride_k, stride_v, scale
-    a, total, peak = attend(*state, block, k, v, bias, rows, 0, plain, *fixed, PLAIN, BN, D, BY_ROW)
-    a, total, peak = attend(a, total, peak, block, k, v, bias, rows, plain, mixed, *fixed, MIXED, BN, D, BY_ROW)
-    a, total, peak = attend(a, total, peak, block, k, v, bias, rows, mixed, future, *fixed, FUTURE, BN, D, BY_ROW)
+    a, total, peak = attend(*state, block, k, v, bias, rows, 0, plain, *fixed, PLAIN, BN, D, W, BY_ROW)
+    a, total, peak = attend(a, total, peak, block, k, v, bias, rows, plain, mixed, *fixed, MIXED, BN, D, W, BY_ROW)
+    a, total, peak = attend(a, total, peak, block, k, v, bias, rows, mixed, future, *fixed, FUTURE, BN, D, W, BY_ROW)
 
-    store(out + start * (H * D) + head * D, times(a, (1 / total)[:, None]), first_row, length, H * D, BM)
+    store(out + start * (H * D) + head * D, times(a, (1 / total)[:, None]), first_row, length, H * D, BM, D)
     tl.store(lse + head.to(tl.int64) * T + start + rows, (peak + tl.log2(total)) / LOG2_E, mask=rows < length)

@@ -5,6 +5,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from interpreted import bf16_as_a_gpu_has_it
 from rounding import assert_within
 
 import conan_engine.lm_head
@@ -58,6 +59,17 @@ def assert_as_exact_as_pytorch(hidden, weight, targets):
 def test_as_exact_as_cross_entropy_of_the_whole_logits(monkeypatch, chunk_logits, dtype):
     monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", {"cpu": chunk_logits})
     assert_as_exact_as_pytorch(*case(dtype=dtype))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_by_the_kernels_too(monkeypatch, dtype):
+    """On a GPU where there is one, else in Triton's interpreter."""
+    bf16_as_a_gpu_has_it(monkeypatch)
+    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), 301 * 7))
+    monkeypatch.setattr(conan_engine.lm_head, "_plain", conan_engine.lm_head._fused)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    hidden, weight, targets = case(dtype=dtype)
+    assert_as_exact_as_pytorch(*(x.detach().to(device).requires_grad_() for x in (hidden, weight)), targets.to(device))
 
 
 def test_a_planted_error_is_found(monkeypatch):

@@ -18,7 +18,7 @@ def test_values_and_gradients_are_those_of_the_definition(shape, dtype, cached, 
         out = norm(a, w)
         return (out, *torch.autograd.grad(out, (a, w), gradient.to(dtype)))
 
-    ours = run(lambda a, w: rms_norm.rms_norm(a, w, eps), dtype)
+    ours = run(lambda a, w: rms_norm.add_rms_norm(a, None, w, eps)[1], dtype)
     theirs = run(lambda a, w: F.rms_norm(a, w.shape, w, eps), dtype)
     exact = run(lambda a, w: a * (a.square().mean(-1, keepdim=True) + eps).rsqrt() * w, torch.float64)
     eps_of = torch.finfo(dtype).eps
@@ -32,7 +32,13 @@ def test_values_and_gradients_are_those_of_the_definition(shape, dtype, cached, 
 
 def test_a_weight_of_another_dtype_gets_its_gradient():
     x, weight = torch.randn(3, 8), torch.randn(8, dtype=torch.bfloat16, requires_grad=True)
-    out = rms_norm.rms_norm(x, weight, 1e-6)
+    out = rms_norm.add_rms_norm(x, None, weight, 1e-6)[1]
     out.sum().backward()
     assert out.dtype == torch.float32 and weight.grad.dtype == torch.bfloat16
     torch.testing.assert_close(weight.grad.float(), F.rms_norm(x, (8,), None, 1e-6).sum(0), rtol=1e-2, atol=1e-2)
+
+
+def test_a_sum_is_made_before_its_norm():
+    x, y, weight = torch.randn(3, 8), torch.randn(3, 8), torch.randn(8)
+    total, normed = rms_norm.add_rms_norm(x, y, weight, 1e-6)
+    assert torch.equal(total, x + y) and torch.equal(normed, rms_norm.add_rms_norm(x + y, None, weight, 1e-6)[1])

@@ -13,6 +13,7 @@ from conan_kernels import soft_mask_gradients, soft_mask_tiles
 from conan_kernels.reference import soft_mask_attention_reference, soft_mask_bias
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ROWS = 4096  # of the L x L matrices at a time, of which there are a dozen in fp64
 NAMES = ("out", "lse", "dq", "dk", "dv")
 
 
@@ -67,11 +68,11 @@ def rounding_bounds(arguments, alpha, mask, scale):
     ends = arguments["cu_seqlens"].tolist()
     for start, end in zip(ends, ends[1:]):
         own, length = slice(start, end), end - start
-        bias = soft_mask_bias(length, alpha, mask, device=q.device) if length else 0
-        for head in range(H if length else 0):
-            group = head // (H // G)
-            Q, K, V, dO = q[own, head], k[own, group], v[own, group], dout[own, head]  # [l, D]
-            S = scale * Q @ K.T + bias  # [l, l]
+        bias = soft_mask_bias(length, alpha, mask, dtype=torch.float32, device=q.device) if length else 0
+        for head, first in itertools.product(range(H), range(0, length, ROWS)):
+            group, rows = head // (H // G), slice(start + first, min(start + first + ROWS, end))
+            Q, K, V, dO = q[rows, head], k[own, group], v[own, group], dout[rows, head]  # [rows or l, D]
+            S = scale * Q @ K.T + bias[first : first + ROWS]  # [rows, l]
             peak = torch.where(S.isfinite(), S.abs(), 0).max()
             P, lse = S.softmax(1), S.logsumexp(1)
             out, many = P @ V, length**0.5 * eps
@@ -84,10 +85,10 @@ def rounding_bounds(arguments, alpha, mask, scale):
             of_dS = r * (dP - delta).abs() + P * (D**0.5 * eps * magnitude + (dO.abs() * of_out).sum(1, keepdim=True))
             dS = P * (dP - delta)
             of_dS += (h + many) * dS.abs()
-            bounds["out"][own, head] = of_out
-            bounds["lse"][head, own] = of_row[:, 0] + many + eps * lse.abs()
-            bounds["dq"][own, head] = scale * of_dS @ K.abs() + h * (scale * dS @ K).abs()
-            bounds["dk"][own, group] += scale * of_dS.T @ Q.abs() + h * (scale * dS.T @ Q).abs()
+            bounds["out"][rows, head] = of_out
+            bounds["lse"][head, rows] = of_row[:, 0] + many + eps * lse.abs()
+            bounds["dq"][rows, head] = scale * of_dS @ K.abs() + h * (scale * dS @ K).abs()
+            bounds["dk"][own, group] += scale * of_dS.T @ Q.abs() + h * (scale * dS.T @ Q).abs()  # over rows in parts: a little larger
             bounds["dv"][own, group] += r.T @ dO.abs() + h * (P.T @ dO).abs()
     return bounds
 

@@ -29,7 +29,7 @@ FEW = [(D, "bf16", 90, False) for D in (112, 128, 64)] + [(112, "bf16", 80, Fals
 def compile(kernel, options, D, dtype, arch, by_row, H=32, G=8):
     """-> sass.Machine; options as of architecture.attention_tiles; the paper's heads by default."""
     launch = dict(options)
-    sizes = {name: launch.pop(name) for name in ("BM", "BN")}
+    sizes = {name: launch.pop(name) for name in ("W", "BM", "BN")}
     constants = {"H": H, "G": G, "D": D, "BY_ROW": by_row, **sizes}
     signature = dict.fromkeys(kernel.arg_names, f"*{dtype}") | dict.fromkeys(("lse", "delta", "bias"), "*fp32")
     strides = ("stride_q", "stride_k", "stride_v")  # 16 divides them, as it does D
