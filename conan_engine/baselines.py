@@ -1,11 +1,14 @@
 """What needs no training, to compare with: BM25, and tokens counted and projected at random."""
 
-import bm25s
+import os
+
 import numpy as np
 import torch
 
 from conan_engine.metrics import ranks
 
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s computes something with JAX, where there is one, as it is imported: three quarters of a GPU's memory
+import bm25s  # noqa: E402
 
 def bm25_scores(queries, documents):
     """Of each query, what BM25 gives all documents (bm25s with its defaults): [M], one query after another; 0 without a common word."""

@@ -123,8 +123,11 @@ class Transformer(nn.Module):
             last = cu_seqlens[1:].long() - 1
             some = (lengths > 0) & (last >= mine.start) & (last < mine.stop)
             return self.tensor.sum(pooled.index_put((some,), hidden[last[some] - mine.start]))
-        rows = torch.repeat_interleave(lengths, output_size=len(tokens))[mine]
-        return self.tensor.sum(pooled.index_add(0, rows, hidden)) / lengths.clamp(min=1)[:, None]
+        if hidden.is_cuda:
+            sums = pointwise.sum_sequences(hidden, cu_seqlens.clamp(mine.start, mine.stop) - mine.start)
+        else:
+            sums = pooled.index_add(0, torch.repeat_interleave(lengths, output_size=len(tokens))[mine], hidden)
+        return self.tensor.sum(sums) / lengths.clamp(min=1)[:, None]
 
     def next_token_loss(self, tokens, cu_seqlens, targets, alpha=0.0, mask="column"):
         """Cross entropy of the tokens that follow, targets int64 [T] (-100: none to learn), summed: a float32 scalar, the same on all

@@ -127,6 +127,30 @@ class _SwiGLU(torch.autograd.Function):
         return dgate_up
 
 
+def sum_sequences(x, cu_seqlens):
+    """The sum of each sequence's rows: x [T, C], cu_seqlens int32 [B+1] -> fp32 [B, C]. Unlike index_add, whose atomics add in any order,
+    the same bits on every run."""
+    return _SumSequences.apply(x, cu_seqlens)
+
+
+class _SumSequences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cu_seqlens):
+        x, B, C = x.contiguous(), len(cu_seqlens) - 1, x.shape[1]
+        out = x.new_empty(B, C, dtype=torch.float32)
+        if B:
+            with torch.cuda.device_of(x):
+                _tiles().sum_sequence[(B, _over(C, 128))](x, cu_seqlens, out, C, BLOCK=128, num_warps=1)
+        ctx.save_for_backward(cu_seqlens)
+        ctx.like = len(x), x.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        T, dtype = ctx.like
+        return torch.repeat_interleave(dout.to(dtype), ctx.saved_tensors[0].diff(), dim=0, output_size=T), None
+
+
 def softmax_sums(logits):
     """logits [n, V] -> (the largest of each row, the sum of exp(logit - it)), fp32 [n] both."""
     peak, total = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))

@@ -117,6 +117,22 @@ def test_swiglu(dtype, T, width):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("lengths", "C"), [([1], 1), ([0, 3, 0, 0, 70], 130), ([], 5), ([0], 4), ([9, 1], 512)])
+def test_sum_sequences(dtype, lengths, C):
+    x = torch.randn(sum(lengths), C, device=DEVICE).to(dtype)
+    cu_seqlens = F.pad(torch.tensor(lengths, dtype=torch.int32), (1, 0)).cumsum(0).int().to(DEVICE)
+
+    def plain(x):
+        return torch.stack([rows.sum(0) for rows in x.split(lengths)]) if lengths else x.new_zeros(0, C)
+
+    def bounds(dout):
+        yield torch.stack([rows.double().abs().sum(0) for rows in x.split(lengths)]) * (sum(lengths) ** 0.5 + 2) * EPS if lengths else 0.0
+        yield torch.finfo(dtype).eps * dout.sum()
+
+    compare(("out", "dx"), lambda x: pointwise.sum_sequences(x, cu_seqlens), plain, (x,), bounds)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("n", "V"), [(1, 1), (3, 100), (2, 4096), (4, 9001)])
 def test_softmax_of_logits_and_its_gradient(dtype, n, V):
     logits = (torch.randn(n, V, device=DEVICE) * 10).to(dtype)
