@@ -95,12 +95,12 @@ def swiglu_gradients(gate_up, dout, dgate_up, F, BLOCK: tl.constexpr):
 @triton.jit
 def sum_sequence(x, cu_seqlens, out, C, BLOCK: tl.constexpr):
     """Some columns of the sum over a sequence's rows, one after another: the same bits on every run."""
-    first, last = tl.load(cu_seqlens + tl.program_id(0)), tl.load(cu_seqlens + tl.program_id(0) + 1)
+    first, last = tl.load(cu_seqlens + tl.program_id(0)).to(tl.int64), tl.load(cu_seqlens + tl.program_id(0) + 1).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < C
     sums = tl.zeros((BLOCK,), tl.float32)
     for row in range(first, last):
-        sums += tl.load(x + row.to(tl.int64) * C + columns, mask=inside, other=0.0).to(tl.float32)
+        sums += tl.load(x + row * C + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + tl.program_id(0).to(tl.int64) * C + columns, sums, mask=inside)
 
 
