@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from conan_engine import config as settings
 from conan_engine import llama, lora, pretrained
 from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.device import check_heads
 from conan_engine.errors import UserError
 from conan_engine.model import Transformer
 from conan_engine.pieces import Pieces
@@ -129,6 +130,7 @@ def load_model(run, device="cpu"):
     folder, state = found
     config = settings.from_dict(state["config"], f"{folder}/state.json")
     tokenizer = Tokenizer.load(tokenizer_path)
+    check_heads(torch.device(device), config.model.head)
     model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(device)
     model.lm_head = None
     load_weights(folder, state, model, tokenizer)

@@ -19,3 +19,9 @@ def choose(setting="auto", index=0):
     except RuntimeError as error:
         raise UserError(f"device: {error}; --device=cpu runs without") from None
     return device
+
+
+def check_heads(device, head):
+    """Raises UserError where the device's attention takes no heads of that many numbers."""
+    if device.type == "cuda" and (head % 16 or head > 128):
+        raise UserError(f"model.head_dim: heads have {head} numbers, and on a GPU they have 16, 32, ... or 128; set model.head_dim or model.heads, or use --device=cpu")

@@ -22,6 +22,7 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
 
 from conan_engine import __version__, checkpoint, errors, initial, lock, lora, mining, resuming
 from conan_engine.config import load, settings_with_comments
+from conan_engine.device import check_heads
 from conan_engine.errors import UserError
 from conan_engine.interrupts import Interrupts
 from conan_engine.log import Log
@@ -186,6 +187,7 @@ def report_plan(config, mesh):
         bfloat16 = mesh.device.type == "cuda" and config.precision != "float32"
         return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute, adapters)
 
+    check_heads(mesh.device, config.model.head)
     needs = 0
     for name in config.stages:
         stage = getattr(config, name)

@@ -24,6 +24,7 @@ width = 32
 ffn = 64
 heads = 8
 kv_heads = 4
+head_dim = 16
 context = 64
 [tokenizer]
 vocab_size = 600

@@ -24,3 +24,11 @@ def test_a_gpu_that_is_too_old(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
     with pytest.raises(UserError, match=r"device: Tesla V100 has compute capability 7\.0, .*; --device=cpu runs without"):
         device.choose("cuda")
+
+
+def test_heads_that_a_gpu_does_not_take():
+    for head in (4, 24, 144):
+        device.check_heads(torch.device("cpu"), head)
+        with pytest.raises(UserError, match=rf"model.head_dim: heads have {head} numbers, .* or use --device=cpu"):
+            device.check_heads(torch.device("cuda", 0), head)
+    device.check_heads(torch.device("cuda", 0), 112)
