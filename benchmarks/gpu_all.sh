@@ -30,7 +30,8 @@ set -o pipefail
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv > "$OUT/gpu.csv" || echo "nvidia-smi gives nothing"
 processes=()
 "$PYTHON" -c "import xdist" 2> /dev/null && processes=(-n 8)
-step tests "$PYTHON" -m pytest -m gpu -q "${processes[@]}" --junitxml "$OUT/tests.xml"
+step tests "$PYTHON" -m pytest -m gpu -q -k "not 32768" "${processes[@]}" --junitxml "$OUT/tests.xml"
+step tests_large "$PYTHON" -m pytest -m gpu -q -k 32768  # 60 GB: one after another
 step step "$PYTHON" benchmarks/step.py --out "$OUT"
 step attn "$PYTHON" benchmarks/attn.py --out "$OUT" "$@"
 step infonce "$PYTHON" benchmarks/infonce.py

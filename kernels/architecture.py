@@ -10,7 +10,8 @@ OLDEST_TRITON = (3, 6)
 
 # By the architecture from which on a row holds, and the largest head dim for which it does; (BM, BN, num_warps, num_stages) each,
 # then, where it helps, maxnreg, with which ptxas spills none to fit one more program on a processor, and options of ptxas. What
-# is largest is taken of the sizes that spill no register, in any Triton of `make matrix`, and fit a program's shared memory.
+# is largest is taken of the sizes that spill no register, in any Triton of `make matrix`, and fit a program's shared memory; for 90 what
+# was fastest on an H200 (benchmarks/README.md).
 ATTENTION = {  # forward, dq, dk_dv: BM are rows, BN columns. dq's BM is dk_dv's BN, for they share a plan
     # 163 KB of shared memory; `mma`: a warp owns 16 rows (columns in dk_dv), more than 4 would repeat each other's 64
     80: {

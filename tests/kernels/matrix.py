@@ -34,6 +34,7 @@ PARITY = (
     "test_info_nce.py::test_equals_textbook",
     "test_info_nce.py::test_half_precision_equals_textbook",
     "test_info_nce.py::test_margin_leaves_out_what_the_textbook_leaves_out",
+    "test_pointwise.py",
 )
 
 
@@ -64,11 +65,12 @@ def check(version, chosen):
         options = "--archs", arch, "--dtypes", *chosen.dtypes
         attention, broken = compiled("soft_mask_compile.py", variables, *options, "--dims", *chosen.dims, "--processes", os.cpu_count())
         info_nce, also_broken = compiled("info_nce_compile.py", variables, *options)
+        pointwise, broken_too = compiled("pointwise_compile.py", variables, "--archs", arch)
         faults = collections.Counter()
-        for row in attention + info_nce:
+        for row in attention + info_nce + pointwise:
             faults.update(f"{row['kernel']} {row['dtype']} {row.get('D', row.get('case', ''))}: {fault}" for fault in sass.faults(row))
-        faults.update(broken + also_broken)
-        failed += report(f"triton {version}  sm_{arch:<4}", f"{len(attention) + len(info_nce)} kernels", faults)
+        faults.update(broken + also_broken + broken_too)
+        failed += report(f"triton {version}  sm_{arch:<4}", f"{len(attention) + len(info_nce) + len(pointwise)} kernels", faults)
     if chosen.parity:
         command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *(str(HERE / test) for test in PARITY)]
         done = subprocess.run(command, env=variables | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=HERE.parent.parent)

