@@ -56,8 +56,11 @@ class Docstrings(AbsTaskRetrieval):
         self.data_loaded = True
 
 
+INSTRUCTION = "Find the text below this summary " * 8  # long: an untrained model takes little notice of a short one
+
+
 class InstructedDocstrings(Docstrings):
-    metadata = Docstrings.metadata.model_copy(update={"name": "InstructedDocstrings", "prompt": {"query": "Find the text below this summary"}})
+    metadata = Docstrings.metadata.model_copy(update={"name": "InstructedDocstrings", "prompt": {"query": INSTRUCTION}})
 
 
 class DocstringSTS(AbsTaskSTS):
@@ -121,7 +124,7 @@ def test_retrieval_scores_what_our_own_evaluation_does(model):
 
 
 def test_queries_come_behind_their_tasks_instruction_and_documents_do_not(model):
-    queries, documents = (model.encoder.encode(texts, DIM) for texts in ([f"Find the text below this summary\n{query}" for query in QUERIES], DOCUMENTS))
+    queries, documents = (model.encoder.encode(texts, DIM) for texts in ([f"{INSTRUCTION}\n{query}" for query in QUERIES], DOCUMENTS))
     ours = ndcg(ranks(queries @ documents.T, np.arange(len(QUERIES))))
     assert score_of(model, InstructedDocstrings()) == pytest.approx(ours, abs=1e-4)
     model.instructions = False

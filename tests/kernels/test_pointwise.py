@@ -11,12 +11,13 @@ from conan_kernels import pointwise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = torch.finfo(torch.float32).eps
-SIZES = [(1, 1), (0, 5), (3, 64), (7, 100), (600, 3), (5, 3584)]
+SIZES = [(1, 1), (0, 5), (3, 64), (7, 100), (10, 3), (5, 3584)]
 
 
 @pytest.fixture(autouse=True)
 def bf16_products(monkeypatch):
     bf16_as_a_gpu_has_it(monkeypatch)
+    monkeypatch.setattr(pointwise, "PROGRAMS", 4)  # several rows each, of few
 
 
 def gradients_of(form, *inputs, dtype=None):
@@ -166,7 +167,7 @@ def test_add(into, what):
 
 @pytest.mark.parametrize("repeat", range(2))
 def test_same_inputs_give_the_same_bits(repeat):
-    x, weight = torch.randn(2000, 40, device=DEVICE), torch.randn(40, device=DEVICE)
+    x, weight = torch.randn(50, 40, device=DEVICE), torch.randn(40, device=DEVICE)
     first, again = (gradients_of(lambda x, w: pointwise.add_rms_norm(x, None, w, 1e-6)[1], x, weight)[0] for _ in range(2))
     for one, other in zip(first, again):
         assert torch.equal(one, other)
