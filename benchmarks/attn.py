@@ -276,9 +276,8 @@ def gemm_rate(device, dtype):
 
 
 def machine(device):
-    name = torch.cuda.get_device_name() if device == "cuda" else f"{measured.processor()}, {torch.get_num_threads()} threads"
     versions = measured.versions("torch", "triton", "flash-attn", "flash-attn-4") | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "python": platform.python_version()}
-    return {"machine": name, "device": device, "commit": measured.commit(), "versions": versions}
+    return {"machine": measured.machine(device), "device": device, "commit": measured.commit(), "versions": versions}
 
 
 def shown(value, unit, form):

@@ -159,7 +159,7 @@ def write(rows, width):
     folder = Path("runs/benchmarks")
     folder.mkdir(parents=True, exist_ok=True)
     commit = measured.commit()
-    machine = torch.cuda.get_device_name() if CUDA else f"{measured.processor()}, {torch.get_num_threads()} threads"
+    machine = measured.machine("cuda" if CUDA else "cpu")
     report = {"machine": machine, "torch": torch.__version__, "commit": commit, "width": width, "rows": rows}
     (folder / "infonce.json").write_text(json.dumps(report, indent=1))
 

@@ -7,6 +7,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import torch
+
 
 def commit():
     """Of the code, "-dirty" where it is not as committed; empty outside a repository."""
@@ -19,6 +21,11 @@ def processor():
         return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1].strip()
     except (OSError, TypeError):
         return platform.machine()
+
+
+def machine(device):
+    """The GPU's name, or the processor's and how many threads compute."""
+    return torch.cuda.get_device_name() if device == "cuda" else f"{processor()}, {torch.get_num_threads()} threads"
 
 
 def versions(*packages):

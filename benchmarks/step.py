@@ -164,7 +164,7 @@ def main():
     mesh = Mesh(config.device)
     options.out.mkdir(parents=True, exist_ok=True)
     gemm, cuda = gemm_rate(mesh.device), mesh.device.type == "cuda"
-    machine = torch.cuda.get_device_name() if cuda else f"{measured.processor()}, {torch.get_num_threads()} threads"
+    machine = measured.machine(mesh.device.type)
     report = {"machine": machine, "commit": measured.commit(), "versions": measured.versions("torch", "triton", "transformers"), "gemm_flops": gemm,
               "parameters": count_parameters(config.model, config.tokenizer.vocab_size), "rows": []}  # fmt: skip
     print(f"{machine}: matrix products at {gemm / 1e12:.3g} TFLOP/s; {report['parameters'] / 1e9:.2f}B parameters")

@@ -118,15 +118,15 @@ class Transformer(nn.Module):
         """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives zeros."""
         hidden = self(tokens, cu_seqlens, alpha, mask)
         mine, lengths = self.tensor.mine(len(tokens)), cu_seqlens.diff().long()
-        pooled = hidden.new_zeros(len(lengths), hidden.shape[1])
         if self.config.pooling == "last":
             last = cu_seqlens[1:].long() - 1
             some = (lengths > 0) & (last >= mine.start) & (last < mine.stop)
-            return self.tensor.sum(pooled.index_put((some,), hidden[last[some] - mine.start]))
+            return self.tensor.sum(hidden.new_zeros(len(lengths), hidden.shape[1]).index_put((some,), hidden[last[some] - mine.start]))
         if hidden.is_cuda:
             sums = pointwise.sum_sequences(hidden, cu_seqlens.clamp(mine.start, mine.stop) - mine.start)
         else:
-            sums = pooled.index_add(0, torch.repeat_interleave(lengths, output_size=len(tokens))[mine], hidden)
+            rows = torch.repeat_interleave(lengths, output_size=len(tokens))[mine]
+            sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
         return self.tensor.sum(sums) / lengths.clamp(min=1)[:, None]
 
     def next_token_loss(self, tokens, cu_seqlens, targets, alpha=0.0, mask="column"):
