@@ -6,6 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+import torch
+
 from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.config import load
 from conan_engine.data import prepare
@@ -99,9 +102,16 @@ errors.run(train.main)
 """
 
 
+def a_gpu_each(ranks):
+    """Skip where some ranks, but not all, would have a GPU."""
+    if 0 < torch.cuda.device_count() < ranks:
+        pytest.skip(f"needs a GPU for each of {ranks} ranks, or none at all")
+
+
 def start(config, run, *arguments, ranks=1, linger=None):
     """Start a training run as a process of its own, two threads in all. linger: a function ("module:name", "module:Class.name") that
     says "lingering" and takes a second more whenever it is called, for a signal to hit."""
+    a_gpu_each(ranks)
     command = [sys.executable] if ranks == 1 else [
         str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0", "--rdzv_backend=c10d",
         "--rdzv_endpoint=localhost:0", "--signals-to-handle=SIGTERM,SIGUSR1",

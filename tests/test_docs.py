@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import pytest
-from runs import ROOT, write_lines
+from runs import ROOT, a_gpu_each, write_lines
 from translating import Server, known_messages
 
 from conan_engine import languages
@@ -31,6 +31,7 @@ def _commands(section):
 
 @pytest.mark.slow
 def test_from_beirs_files_to_a_cross_lingual_model(tmp_path, untrained_run):
+    a_gpu_each(2)
     messages = known_messages()
     chosen = random.sample(sorted(messages), 160)
     (tmp_path / "msmarco/qrels").mkdir(parents=True)

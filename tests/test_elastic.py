@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from runs import ROOT, losses
+from runs import ROOT, a_gpu_each, losses
 
 
 def _machine(nodes, port, tiny, run):
@@ -31,6 +31,7 @@ def _ranks(machine):
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "lost"), [("2", "a rank"), ("1:2", "a rank"), ("1:2", "a machine")])
 def test_a_run_starts_again_by_itself_and_ends_with_the_losses_of_an_undisturbed_one(tiny, whole, tmp_path, nodes, lost):
+    a_gpu_each(2)
     run = tmp_path / "run"
     shutil.copytree(whole / "data", run / "data")
     shutil.copy(whole / "tokenizer.model", run)

@@ -6,12 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from runs import losses, train
+from runs import a_gpu_each, losses, train
 
 SUPERVISED = "checkpoints/supervised-*"
 
 
 def mine(config, run, ranks=1):
+    a_gpu_each(ranks)
     start = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
     return subprocess.run([*start, "-m", "conan_engine.mine", str(config), f"--out_dir={run}"], capture_output=True, text=True, timeout=300)
 

@@ -1,0 +1,56 @@
+"""What does each stage bring? A run's model as it starts and after each of its stages, by the tasks of `conan_engine.evaluate`.
+
+    python benchmarks/stages.py RUN [--out runs/benchmarks]
+
+RUN keeps every stage's last checkpoint; how it starts is drawn again from its seed. Prints a table and writes stages.json: one row a
+stage, with its seconds and tokens.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import measured
+
+from conan_engine import checkpoint, config, errors, initial, tasks
+from conan_engine.encoder import Encoder
+from conan_engine.errors import UserError
+from conan_engine.evaluate import NAMES
+from conan_engine.model import Transformer
+from conan_engine.prepare import prepare_data
+
+
+def at_start(settings):
+    tokenizer, shards, _ = prepare_data(settings)
+    model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
+    initial.start(model, tokenizer, shards.values(), settings)
+    return Encoder(model, tokenizer, settings.model.context, settings.supervised.dims)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("run", help="a run folder, such as runs/demo")
+    parser.add_argument("--out", default="runs/benchmarks")
+    arguments = parser.parse_args()
+    found = checkpoint.newest(arguments.run)
+    if not found:
+        raise UserError(f"{arguments.run}: no whole checkpoint; train one with torchrun conan_engine/train.py --out_dir={arguments.run}")
+    settings = config.from_dict(found[1]["config"], arguments.run)
+    steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    given, rows = tasks.load(), []
+    for stage in ("start", *settings.stages):
+        encoder = at_start(settings) if stage == "start" else Encoder.load(checkpoint.of_stage(arguments.run, stage)[0])
+        mine = [step for step in steps if step["stage"] == stage]
+        row = {"stage": stage, "steps": len(mine), "seconds": sum(step["seconds"] for step in mine), "tokens": sum(step["tokens"] for step in mine)}
+        rows.append(row | tasks.measure(tasks.Embedded(encoder.encode, given), given, encoder.dims))
+    results = {"commit": measured.commit(), "machine": measured.machine("cpu"), "rows": rows}
+    path = Path(arguments.out, "stages.json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(results, indent=1))
+    print(f"{'after':28}" + "".join(f"{row['stage']:>12}" for row in rows))
+    for key, name in {**NAMES, "steps": "steps", "seconds": "seconds", "tokens": "tokens"}.items():
+        print(f"{name:28}" + "".join(f"{row[key]:12.3f}" if key in NAMES else f"{row[key]:12,.0f}" for row in rows))
+
+
+if __name__ == "__main__":
+    errors.run(main)
