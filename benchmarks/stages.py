@@ -7,6 +7,7 @@ stage, with its seconds and tokens.
 """
 
 import argparse
+import dataclasses
 import json
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def main():
     found = checkpoint.newest(arguments.run)
     if not found:
         raise UserError(f"{arguments.run}: no whole checkpoint; train one with torchrun conan_engine/train.py --out_dir={arguments.run}")
-    settings = config.from_dict(found[1]["config"], arguments.run)
+    settings = dataclasses.replace(config.from_dict(found[1]["config"], arguments.run), out_dir=arguments.run)  # it may have been moved
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     given, rows = tasks.load(), []
     for stage in ("start", *settings.stages):
