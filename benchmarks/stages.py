@@ -13,18 +13,18 @@ from pathlib import Path
 
 import measured
 
-from conan_engine import checkpoint, config, errors, initial, tasks
+from conan_engine import checkpoint, config, errors, tasks
 from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError
 from conan_engine.evaluate import NAMES
-from conan_engine.model import Transformer
+from conan_engine.parallel import Mesh
 from conan_engine.prepare import prepare_data
+from conan_engine.train import make_model
 
 
-def at_start(settings):
+def at_start(settings, mesh):
     tokenizer, shards, _ = prepare_data(settings)
-    model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
-    initial.start(model, tokenizer, shards.values(), settings)
+    model, _ = make_model(settings, tokenizer, shards, mesh, None, ["weak"])
     return Encoder(model, tokenizer, settings.model.context, settings.supervised.dims)
 
 
@@ -36,15 +36,17 @@ def main():
     found = checkpoint.newest(arguments.run)
     if not found:
         raise UserError(f"{arguments.run}: no whole checkpoint; train one with torchrun conan_engine/train.py --out_dir={arguments.run}")
-    settings = dataclasses.replace(config.from_dict(found[1]["config"], arguments.run), out_dir=arguments.run)  # it may have been moved
+    settings = config.from_dict(found[1]["config"], arguments.run)
+    # it may have been moved, and trained by several ranks; float32, as Encoder.load has it
+    settings, mesh = dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"), Mesh(settings.device)
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     given, rows = tasks.load(), []
     for stage in ("start", *settings.stages):
-        encoder = at_start(settings) if stage == "start" else Encoder.load(checkpoint.of_stage(arguments.run, stage)[0])
+        encoder = at_start(settings, mesh) if stage == "start" else Encoder.load(checkpoint.of_stage(arguments.run, stage)[0])
         mine = [step for step in steps if step["stage"] == stage]
         row = {"stage": stage, "steps": len(mine), "seconds": sum(step["seconds"] for step in mine), "tokens": sum(step["tokens"] for step in mine)}
         rows.append(row | tasks.measure(tasks.Embedded(encoder.encode, given), given, encoder.dims))
-    results = {"commit": measured.commit(), "machine": measured.machine("cpu"), "rows": rows}
+    results = {"commit": measured.commit(), "machine": measured.machine(mesh.device.type), "rows": rows}
     path = Path(arguments.out, "stages.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1))
