@@ -1,4 +1,5 @@
-"""What does each stage bring? A run's model as it starts and after each of its stages, by the tasks of `conan_engine.evaluate`.
+"""What does each stage bring? A run's model as it starts and after each of its stages, by the tasks of `conan_engine.evaluate`; and the
+last without what its attention, or whole blocks, add to the tokens' own vectors.
 
     python benchmarks/stages.py RUN [--out runs/benchmarks]
 
@@ -12,6 +13,7 @@ import json
 from pathlib import Path
 
 import measured
+import torch
 
 from conan_engine import checkpoint, config, errors, tasks
 from conan_engine.encoder import Encoder
@@ -21,11 +23,21 @@ from conan_engine.parallel import Mesh
 from conan_engine.prepare import prepare_data
 from conan_engine.train import make_model
 
+SILENT = {"no attention": ["attention_out"], "no blocks": ["attention_out", "ffn_out"]}  # row: what it silences of the last stage's model
+
 
 def at_start(settings, mesh):
     tokenizer, shards, _ = prepare_data(settings)
     model, _ = make_model(settings, tokenizer, shards, mesh, None, ["weak"])
     return Encoder(model, tokenizer, settings.model.context, settings.supervised.dims)
+
+
+@torch.no_grad()
+def silence(model, parts):
+    """These parts of each block add nothing any more."""
+    for block in model.blocks:
+        for part in parts:
+            getattr(block, part).weight.zero_()
 
 
 def main():
@@ -41,8 +53,12 @@ def main():
     settings, mesh = dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"), Mesh(settings.device)
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     given, rows = tasks.load(), []
-    for stage in ("start", *settings.stages):
-        encoder = at_start(settings, mesh) if stage == "start" else Encoder.load(checkpoint.of_stage(arguments.run, stage)[0])
+    for stage in ("start", *settings.stages, *SILENT):
+        if stage == "start":
+            encoder = at_start(settings, mesh)
+        else:
+            encoder = Encoder.load(checkpoint.of_stage(arguments.run, settings.stages[-1] if stage in SILENT else stage)[0])
+            silence(encoder.model, SILENT.get(stage, ()))
         mine = [step for step in steps if step["stage"] == stage]
         row = {"stage": stage, "steps": len(mine), "seconds": sum(step["seconds"] for step in mine), "tokens": sum(step["tokens"] for step in mine)}
         rows.append(row | tasks.measure(tasks.Embedded(encoder.encode, given), given, encoder.dims))
@@ -50,9 +66,9 @@ def main():
     path = Path(arguments.out, "stages.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1))
-    print(f"{'after':28}" + "".join(f"{row['stage']:>12}" for row in rows))
+    print(f"{'after':28}" + "".join(f"{row['stage']:>14}" for row in rows))
     for key, name in {**NAMES, "steps": "steps", "seconds": "seconds", "tokens": "tokens"}.items():
-        print(f"{name:28}" + "".join(f"{row[key]:12.3f}" if key in NAMES else f"{row[key]:12,.0f}" for row in rows))
+        print(f"{name:28}" + "".join(f"{row[key]:14.3f}" if key in NAMES else f"{row[key]:14,.0f}" for row in rows))
 
 
 if __name__ == "__main__":
