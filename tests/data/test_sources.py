@@ -8,6 +8,7 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from runs import ROOT
 
 from conan_engine.data.sources import catalogues, docstrings, files, installed
 from conan_engine.errors import UserError
@@ -114,10 +115,39 @@ def test_names_and_code_are_pairs(monkeypatch):
         docstrings.Docstring("p", "p.m", "p.m.f", "f.py", 1, "Read one row.", "", "def f():\n    return 1"),
         docstrings.Docstring("_", "_", "_.__", "f.py", 1, "Nameless.", "Nobody knows.", ""),
     ]
-    monkeypatch.setattr(installed, "_docs", lambda: docs)
+    monkeypatch.setattr(installed, "_docs", lambda packages: docs)
     monkeypatch.setattr(installed, "_kept", lambda text: False)
     assert list(installed.READERS["docstrings.names", "pairs"]()) == [{"query": "CSV Reader 2 read all", "pos": ["Read every row.\nRows: all."]}]
     assert list(installed.READERS["docstrings.code", "pairs"]()) == [{"query": "Read every row.", "pos": [docs[0].code]}]
+
+
+def test_further_paragraphs_are_pairs(monkeypatch):
+    paragraphs = ["The second.", "Too short.", "It says this at some length, so that it can be told from what others say.", "    Indented, which it keeps, " + "and long " * 90]
+    docs = [docstrings.Docstring("p", "p.m", f"p.m.{i}", "f.py", 1, f"Summary {i}.", "\n \n".join(paragraphs[:2] + paragraphs[2:] * i)) for i in range(6)]
+    monkeypatch.setattr(installed, "_docs", lambda packages: docs)
+    monkeypatch.setattr(installed, "_kept", lambda text: False)
+    pairs = list(installed.READERS["docstrings.sections", "pairs"]())
+    assert pairs[:2] == [{"query": "Summary 1.", "pos": [paragraphs[2]]}, {"query": "Summary 1.", "pos": [paragraphs[3][: installed.NAMED]]}]
+    assert [sum(pair["query"] == f"Summary {i}." for pair in pairs) for i in range(6)] == [0, 2, 4, 6, 8, 8]
+
+
+def test_library_reads_more_packages_than_docstrings(packages, monkeypatch):
+    for package in ("core", "more"):
+        folder = packages / (package if package == "core" else f"{docstrings.TEXTS}/more")
+        write(folder / "__init__.py", "\n".join(f'def f{i}():\n    """Number {i} of {package}.\n\n    It does {i} things in {package}.\n    """\n' for i in range(200)))
+    monkeypatch.setattr(installed, "_docs", installed._docs.__wrapped__)
+    of = {names: {doc.module for doc in installed.docs(packages=names)} for names in (("core",), ("core", "more"))}
+    assert of == {("core",): {"core"}, ("core", "more"): {"core", "more"}}
+    for (source, kind), reader in installed.READERS.items():
+        if source.startswith("docstrings"):
+            ours, all_of_it = (r.args[1].keywords["packages"] for r in (reader, installed.READERS[source.replace("docstrings", "library"), kind]))
+            assert ours == installed.TRAINING_PACKAGES and all_of_it == ours + installed.MORE_PACKAGES, source
+
+
+def test_what_library_reads_is_installed_for_it():
+    listed = [line for line in (ROOT / "configs/library.txt").read_text().splitlines() if not line.startswith("#")]
+    assert all(line.count("==") == 1 for line in listed)
+    assert len(listed) == len(installed.MORE_PACKAGES) == len(set(installed.MORE_PACKAGES) - set(installed.TRAINING_PACKAGES + installed.HELD_OUT_PACKAGES))
 
 
 def test_documentation_added_from_outside_is_found(packages):

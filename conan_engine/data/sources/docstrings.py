@@ -16,6 +16,7 @@ from conan_engine.errors import UserError
 
 CODE_LINES = 12  # more than a training step reads
 GIVEN = {"__name__", "__module__", "__qualname__", "__type_params__", ".type_params", "__firstlineno__"}  # by the compiler, to a class
+TEXTS = "texts"  # in the environment's folder: packages to read that nothing here could import
 SKIPPED_FOLDERS = {"tests", "test", "idlelib", "lib2to3", "site-packages", "__pycache__"}
 
 
@@ -31,7 +32,7 @@ class Docstring(NamedTuple):
 
 
 def read(packages):
-    """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages), each (summary, rest) once.
+    """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages or in TEXTS), each (summary, rest) once.
 
     A file that Python cannot parse is left out. Raises UserError for a package that is not installed.
     """
@@ -58,10 +59,17 @@ def _read_files(files):
 
 def modules(package):
     """(file, dotted name) of every module of a package, in sorted order. Raises UserError where it is not installed."""
-    root = Path(sysconfig.get_path("stdlib" if package == "stdlib" else "purelib"))
-    start = root if package == "stdlib" else root / package
-    if not start.is_dir():
-        raise UserError(f"{package}: not installed here (no folder {start}); pip install {package}, or name another source")
+    if package == "stdlib":
+        starts = [Path(sysconfig.get_path("stdlib"))]
+    else:
+        starts = [Path(sysconfig.get_path("purelib"), package), Path(sysconfig.get_path("data"), TEXTS, package)]
+    start = next(filter(Path.is_dir, starts), None)
+    if start is None:
+        raise UserError(
+            f"{package}: not installed here (no folder {' or '.join(map(str, starts))}); pip install {package}, or name another source; "
+            '`make texts` installs what "library" reads'
+        )
+    root = start if package == "stdlib" else start.parent
     for path in sorted(start.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts
         if not SKIPPED_FOLDERS.intersection(parts):

@@ -2,6 +2,7 @@
 
 Held out, never seen in any stage: the docstrings of networkx and sympy, and a fifth of the English messages in every
 language (`catalogues.held_out`). Of the rest one fiftieth is for validation, under the names that end in ".validation".
+"docstrings" are those of the packages that the engine's own set-up installs; "library" adds those of `make texts`.
 """
 
 import functools
@@ -16,10 +17,20 @@ TRAINING_PACKAGES = (
     "stdlib", "numpy", "torch", "django", "wagtail", "sphinx", "matplotlib", "scipy", "sklearn", "pandas",
     "transformers", "polars", "huggingface_hub", "mteb", "datasets", "sentence_transformers", "pydantic",
 )  # fmt: skip
+MORE_PACKAGES = (
+    "Bio", "IPython", "MDAnalysis", "altair", "ase", "astropy", "bokeh", "botorch", "celery", "cirq", "cobra", "control", "darts", "dask",
+    "deepchem", "dendropy", "dgl", "distributed", "flax", "gymnasium", "jax", "keras", "kornia", "langchain_core", "manim",
+    "metpy", "mne", "nibabel", "nilearn", "nltk", "numba", "optax", "optuna", "peft", "pennylane", "prompt_toolkit", "pymatgen", "pymc",
+    "pyod", "pyro", "pytorch_lightning", "qiskit", "scrapy", "skbio", "sktime", "sqlalchemy", "stable_baselines3", "statsmodels", "sunpy",
+    "textual", "timm", "torch_geometric", "tornado", "twisted", "werkzeug", "xarray", "zarr",
+)  # fmt: skip
 HELD_OUT_PACKAGES = ("networkx", "sympy")
 
 SHORTEST_CODE = 120  # characters, its first line included; less says little
 WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of a name: readCSVFile2 has four
+PARAGRAPH = re.compile(r"\n\s*\n")
+SHORTEST_SECTION = 60  # characters
+SECTIONS = 8
 NAMED = 500  # characters of what a name stands for
 
 # English is the other side.
@@ -27,9 +38,9 @@ LANGUAGE_SHARES = {language: share for language, share in PAPER.items() if langu
 
 
 @functools.cache  # several stages read them
-def _docs():
+def _docs(packages):
     """Each summary once, with more behind it if any has: of two documents with one summary no search could tell which is meant."""
-    return list({doc.summary: doc for doc in sorted(docstrings.read(TRAINING_PACKAGES), key=lambda doc: doc.rest != "")}.values())
+    return list({doc.summary: doc for doc in sorted(docstrings.read(packages), key=lambda doc: doc.rest != "")}.values())
 
 
 @functools.cache
@@ -37,18 +48,18 @@ def _messages():
     return [m for m in catalogues.read() if not catalogues.held_out(m.english)]
 
 
-def docs(validation=False):
+def docs(validation=False, packages=TRAINING_PACKAGES):
     """Docstrings of more than a summary, to train on or kept for validation: all that have one text are on one side."""
-    return [doc for doc in _all_docs(validation) if doc.rest]
+    return [doc for doc in _all_docs(validation, packages) if doc.rest]
 
 
-def functions(validation=False):
+def functions(validation=False, packages=TRAINING_PACKAGES):
     """Docstrings of functions, with or without more than a summary, to train on or kept for validation."""
-    return [doc for doc in _all_docs(validation) if len(doc.code) >= SHORTEST_CODE]
+    return [doc for doc in _all_docs(validation, packages) if len(doc.code) >= SHORTEST_CODE]
 
 
-def _all_docs(validation):
-    return [doc for doc in _docs() if _kept(doc.rest or doc.summary) is validation]
+def _all_docs(validation, packages):
+    return [doc for doc in _docs(packages) if _kept(doc.rest or doc.summary) is validation]
 
 
 def messages(validation=False):
@@ -76,6 +87,14 @@ def _doc_names(docs):
     for words, doc in named.items():
         if words:  # not so of "__"
             yield {"query": words, "pos": [f"{doc.summary}\n{doc.rest}"[:NAMED]]}
+
+
+def _doc_sections(docs):
+    """What is said further down: the first paragraph, and each that stands beyond the second, up to SECTIONS of a text."""
+    for doc in docs:
+        further = [p for p in PARAGRAPH.split(doc.rest)[1:] if len(p) >= SHORTEST_SECTION]
+        for paragraph in further[:SECTIONS]:
+            yield {"query": doc.summary, "pos": [paragraph[:NAMED]]}
 
 
 def _doc_code(docs):
@@ -153,19 +172,25 @@ def _read(records, of, validation):
     return records(of(validation))
 
 
+def _readers():
+    """(source, kind of record, records, of): what _read needs."""
+    for source, packages in (("docstrings", TRAINING_PACKAGES), ("library", TRAINING_PACKAGES + MORE_PACKAGES)):
+        texts, with_code = functools.partial(docs, packages=packages), functools.partial(functions, packages=packages)
+        yield source, "text", _doc_text, texts
+        yield source, "instruction", _doc_instructions, texts
+        yield f"{source}.names", "pairs", _doc_names, texts
+        yield f"{source}.sections", "pairs", _doc_sections, texts
+        yield f"{source}.code", "pairs", _doc_code, with_code
+        yield f"{source}.labels", "label", _doc_labels, texts
+        yield f"{source}.sts", "sts", doc_sts, texts
+    yield "catalogues", "text", _message_text, messages
+    yield "catalogues", "instruction", _message_instructions, messages
+    yield "catalogues.sts", "sts", message_sts, messages
+
+
 # (source, kind of record) -> reader
 READERS = {
     (f"{source}{'.validation' if validation else ''}", kind): functools.partial(_read, records, of, validation)
     for validation in (False, True)
-    for source, kind, records, of in (
-        ("docstrings", "text", _doc_text, docs),
-        ("docstrings", "instruction", _doc_instructions, docs),
-        ("docstrings.names", "pairs", _doc_names, docs),
-        ("docstrings.code", "pairs", _doc_code, functions),
-        ("docstrings.labels", "label", _doc_labels, docs),
-        ("docstrings.sts", "sts", doc_sts, docs),
-        ("catalogues", "text", _message_text, messages),
-        ("catalogues", "instruction", _message_instructions, messages),
-        ("catalogues.sts", "sts", message_sts, messages),
-    )
+    for source, kind, records, of in _readers()
 }
