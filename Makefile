@@ -14,13 +14,13 @@ base: .venv/ready .venv/texts
 	$(BIN)/torchrun conan_engine/train.py configs/base.toml
 	$(BIN)/python -m conan_engine.evaluate runs/base
 
-# What "library" sources read beside the demo's text, in a folder of its own: nothing here imports it, so the sources are enough.
+# What "library" sources read beside the demo's text, in a folder of its own: nothing here imports it, so sources and catalogues are enough.
 # Compiled, they are read 10 times faster; templates among them cannot be.
 texts: .venv/texts
 .venv/texts: configs/library.txt | .venv/ready
 	rm -rf $@ $@.part
 	$(BIN)/pip install -q --no-deps --only-binary :all: --no-compile --target $@.part -r configs/library.txt
-	find $@.part -type f ! -name "*.py" -delete
+	find $@.part -type f \( -path "*/tests/*" -o ! -name "*.py" ! -name "*.[mp]o" \) -delete
 	-$(BIN)/python -m compileall -q -j 0 $@.part >/dev/null
 	mv $@.part $@
 

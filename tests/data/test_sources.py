@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from runs import ROOT
 
-from conan_engine.data.sources import catalogues, docstrings, files, installed
+from conan_engine.data.sources import catalogues, docstrings, files, installed, places
 from conan_engine.errors import UserError
 
 
@@ -133,21 +133,26 @@ def test_further_paragraphs_are_pairs(monkeypatch):
 
 def test_library_reads_more_packages_than_docstrings(packages, monkeypatch):
     for package in ("core", "more"):
-        folder = packages / (package if package == "core" else f"{docstrings.TEXTS}/more")
+        folder = packages / (package if package == "core" else f"{places.TEXTS}/more")
         write(folder / "__init__.py", "\n".join(f'def f{i}():\n    """Number {i} of {package}.\n\n    It does {i} things in {package}.\n    """\n' for i in range(200)))
     monkeypatch.setattr(installed, "_docs", installed._docs.__wrapped__)
     of = {names: {doc.module for doc in installed.docs(packages=names)} for names in (("core",), ("core", "more"))}
     assert of == {("core",): {"core"}, ("core", "more"): {"core", "more"}}
+    more = {"docstrings": installed.MORE_PACKAGES, "catalogues": tuple(catalogues.MORE_FOLDERS)}
     for (source, kind), reader in installed.READERS.items():
-        if source.startswith("docstrings"):
-            ours, all_of_it = (r.args[1].keywords["packages"] for r in (reader, installed.READERS[source.replace("docstrings", "library"), kind]))
-            assert ours == installed.TRAINING_PACKAGES and all_of_it == ours + installed.MORE_PACKAGES, source
+        first = source.partition(".")[0]
+        if first in more:
+            whole = installed.READERS[source.replace("docstrings", "library").replace("catalogues", "library.catalogues"), kind]
+            assert whole.args[0] is reader.args[0] and whole.args[2] is reader.args[2]
+            assert whole.args[1].keywords["packages"] == reader.args[1].keywords["packages"] + more[first], source
 
 
 def test_what_library_reads_is_installed_for_it():
     listed = [line for line in (ROOT / "configs/library.txt").read_text().splitlines() if not line.startswith("#")]
     assert all(line.count("==") == 1 for line in listed)
-    assert len(listed) == len(installed.MORE_PACKAGES) == len(set(installed.MORE_PACKAGES) - set(installed.TRAINING_PACKAGES + installed.HELD_OUT_PACKAGES))
+    assert len(listed) == len(installed.MORE_PACKAGES) + len(catalogues.MORE_FOLDERS)
+    assert len(set(installed.MORE_PACKAGES) - set(installed.TRAINING_PACKAGES + installed.HELD_OUT_PACKAGES)) == len(installed.MORE_PACKAGES)
+    assert set(catalogues.MORE_FOLDERS) < {line.partition("==")[0] for line in listed} and not set(catalogues.MORE_FOLDERS) & set(catalogues.FOLDERS)
 
 
 def test_documentation_added_from_outside_is_found(packages):

