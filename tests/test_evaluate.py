@@ -23,7 +23,7 @@ def test_no_held_out_text_is_trained_on(monkeypatch):
     kept, held = ({m.english for m in messages if catalogues.held_out(m.english) is out} for out in (False, True))
     assert 0.15 < len(held) / (len(held) + len(kept)) < 0.25 and not held & kept
     assert not set(installed.TRAINING_PACKAGES + installed.MORE_PACKAGES) & set(installed.HELD_OUT_PACKAGES)
-    monkeypatch.setattr(installed.catalogues, "read", lambda: messages)
+    monkeypatch.setattr(installed.catalogues, "read", lambda packages: messages)
     monkeypatch.setattr(installed, "_messages", installed._messages.__wrapped__)
     trained, validated = ({m.english for m in installed.messages(validation)} for validation in (False, True))
     assert trained | validated == kept and not trained & validated and 0 < len(validated) < 0.06 * len(kept)
