@@ -2,7 +2,8 @@
 
 Held out, never seen in any stage: the docstrings of networkx and sympy, and a fifth of the English messages in every
 language (`catalogues.held_out`). Of the rest one fiftieth is for validation, under the names that end in ".validation".
-"docstrings" are those of the packages that the engine's own set-up installs; "library" adds those of `make texts`.
+"docstrings" and "catalogues" are those of the packages that the engine's own set-up installs; "library" and
+"library.catalogues" add those of `make texts`.
 """
 
 import functools
