@@ -36,7 +36,8 @@ def _settings(folder, tensor=1):
 
 
 def _trained(mesh, settings, steps=2):
-    """A model and its optimiser after some steps, and how to take one more."""
+    """A model and its optimiser after some steps, and how to take one more. Close the optimiser: a process that ends while what a step
+    began is on its way is aborted."""
     model = Transformer(settings.model, Words.vocab_size, "float32", mesh.tensor)
     model.init_weights(1)
     optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
@@ -96,6 +97,7 @@ def _writes_what_was(mesh, folder):
     files = sorted(path.name for path in (folder / "run/checkpoints/weak-00000002").iterdir())
     assert files == sorted([*(f"{sort}-{rank:05d}-of-{mesh.world:05d}.safetensors" for sort in ("model", "optimizer") for rank in range(mesh.world)), "stage.safetensors", "state.json"])
     saver.close()
+    optimizer.close()
 
 
 def _bytes(folder):
@@ -138,7 +140,7 @@ def _cannot_write(mesh, folder):
     expected = f"{folder}/run/checkpoints/weak-00000003: cannot write it ([Errno 28] No space left on device); make room or free the folder, "
     assert str(error.value) == (expected + "then start the same command again: it goes on from the checkpoint before" if mesh.rank == 0 else "")
     assert [path.name for path in (folder / "run/checkpoints").iterdir()] == ["weak-00000002"]
-    optimizer.close()  # what a step began is not on its way while the process ends
+    optimizer.close()
 
 
 def test_one_rank_that_cannot_write_ends_all_in_one_line(tmp_path):
@@ -161,6 +163,7 @@ def _passed_over(mesh, folder):
         if mesh.rank == 0:
             (saver.folder / "weak-00000003/model-00000-of-00002.safetensors").write_bytes(b"half")
     assert checkpoint.newest(settings.out_dir, mesh=mesh) is None
+    optimizer.close()
 
 
 def test_a_missing_or_damaged_piece_is_met_by_all_ranks(tmp_path):
