@@ -90,6 +90,7 @@ class Stage:
     final_lr: float = 0.1  # ours: linear decay to this share of lr
     weight_decay: float = 1e-3
     clip: float = 1.0  # ours: gradient norm
+    blend: float = 1.0  # ours: what the stage changed is kept to this share at its end, the rest of the weights is as it began (WiSE-FT, arXiv 2109.01903)
 
 
 @dataclass
@@ -391,6 +392,7 @@ def _check(config, where):
         require(stage.steps > 0, f"{name}.steps", stage.steps, "at least 1")
         require(stage.batch > 0, f"{name}.batch", stage.batch, "at least 1")
         require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
+        require(0 < stage.blend <= 1, f"{name}.blend", stage.blend, "above 0, at most 1")
         require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
         for key in ("data", "sts") if name == "supervised" else ("data",):

@@ -144,6 +144,17 @@ class ShardedAdamW:
         # every rank sends the buckets in this order, whichever is complete first
         self.sending, self.unsent, self.missing = False, list(self.buckets), {bucket: set(bucket.parameters) for bucket in self.buckets}
 
+    def blend(self, earlier, share):
+        """The weights become `share` (0 to 1) of themselves and the rest of `earlier`'s, a model of the same parts. Collective."""
+        begun = dict(earlier.named_parameters())
+        with torch.no_grad():
+            for bucket in self.buckets:
+                bucket.wait()
+                for name, _, start, place in bucket.shared():
+                    now = bucket.master[place]
+                    now.copy_(begun[name].flatten()[start : start + len(now)].lerp(now, share))
+                bucket.publish()
+
     def close(self):
         """The model is as it was made: its weights float32, and nothing follows from its use. Collective."""
         for hook in self.hooks:

@@ -131,6 +131,8 @@ def main():
                     counters["skipped_in_a_row"] += 1
                     log.say(f"{name} step {step}: loss {row['loss']}, gradient norm {norm}: step skipped ({counters['skipped']} so far)")
                 optimizer.zero_gradients()
+                if step + 1 == settings.steps and settings.blend < 1:
+                    optimizer.blend(model_before(name, config, tokenizer, shards, mesh), settings.blend)
 
                 if config.skip_bad_records:
                     row["skipped_records"] = stage.skipped_records()
@@ -243,6 +245,16 @@ def make_model(config, tokenizer, shards, mesh, found, first):
     if found:
         checkpoint.load_weights(*found, model, tokenizer, mesh)
     return model, base
+
+
+def model_before(name, config, tokenizer, shards, mesh):
+    """The model as the stage `name` began with it."""
+    earlier = config.stages[: config.stages.index(name)]
+    found = checkpoint.newest(config.out_dir, earlier, mesh)
+    if earlier and not found:
+        raise UserError(f"{config.out_dir}/checkpoints: holds nothing of {earlier[-1]} any more, which {name}.blend = {getattr(config, name).blend} needs; put it back or set that to 1")
+    with mesh.together():
+        return make_model(config, tokenizer, shards, mesh, found, [name])[0]
 
 
 def make_stage(name, config, shards, group):

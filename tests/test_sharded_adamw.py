@@ -117,6 +117,26 @@ def test_weights_in_bfloat16_have_a_float32_master(tmp_path):
     assert 1e-4 < moved.median() < 3e-4
 
 
+def _blend(mesh, dtype):
+    sharded_adamw.BUCKET = 20
+    model, earlier = _model(), torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
+    for p in earlier.parameters():
+        torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(4))
+    expected, kept = 0.3 * _flat(model) + 0.7 * _flat(earlier), _flat(earlier)
+    optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
+    optimizer.blend(earlier, 0.3)
+    model(_data(0).to(dtype))  # waits for the weights that come from other ranks
+    torch.testing.assert_close(_flat(model), expected.to(dtype))
+    optimizer.close()
+    torch.testing.assert_close(_flat(model), expected)
+    assert torch.equal(_flat(earlier), kept)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_rank_blends_its_share_with_an_earlier_model(dtype):
+    on_ranks(3, _blend, dtype)
+
+
 def _watch(mesh, bytes_a_parameter, dtype):
     """One step of two backwards, with a note of each collective and of each layer's backward."""
     seen = []

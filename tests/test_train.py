@@ -10,10 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from runs import losses, one_line, start, train
 
 import conan_engine
-from conan_engine import encode, evaluate, search
+from conan_engine import checkpoint, encode, evaluate, search
 from conan_engine import train as engine
 
 
@@ -52,6 +53,37 @@ def test_bfloat16_goes_on_bit_for_bit_too(tiny, whole, tmp_path):
     assert losses(stopped) == losses(run)
     in_float32 = [x[2] for x in losses(whole) if x[0] == "sft"]
     assert in_float32[0] != losses(run)[0][2] == pytest.approx(in_float32[0], rel=0.2)
+
+
+def test_a_blended_stage_ends_between_what_it_began_with_and_what_it_made(tiny, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    for made in ("weak-00000006", "supervised-00000004", "supervised-00000006"):
+        shutil.rmtree(run / "checkpoints" / made)
+    options = ["--stages=['pretrain', 'sft', 'weak']", "--weak.blend=0.25"]
+    code, out, err = train(tiny, run, *options)
+    assert code == 0 and "weak.blend = 0.25, was 1.0" in out, err
+    began, made, blended = (dict(checkpoint.load_model(folder)[0].named_parameters()) for folder in (
+        whole / "checkpoints/sft-00000006", whole / "checkpoints/weak-00000006", run))  # fmt: skip
+    for name, weight in blended.items():
+        assert not torch.equal(began[name], made[name])
+        torch.testing.assert_close(weight, 0.75 * began[name] + 0.25 * made[name], rtol=1e-6, atol=1e-7)
+    for lost in ("weak-00000006", "sft-00000004", "sft-00000006", "pretrain-00000004", "pretrain-00000006"):
+        shutil.rmtree(run / "checkpoints" / lost)
+    one_line(train(tiny, run, *options), "holds nothing of sft any more, which weak.blend = 0.25 needs")
+
+
+def test_the_first_stage_blends_with_what_the_seed_draws(tiny, whole, untrained_run, tmp_path):
+    weights = [checkpoint.load_model(untrained_run)[0].blocks[0].ffn_out.weight]
+    for blend in (0.5, 1):
+        run = tmp_path / str(blend)
+        shutil.copytree(whole / "data", run / "data")
+        code, _, err = train(tiny, run, "--stages=['weak']", f"--tokenizer.path={whole / 'tokenizer.model'}", "--weak.steps=2", f"--weak.blend={blend}")
+        assert code == 0, err
+        weights.append(checkpoint.load_model(run)[0].blocks[0].ffn_out.weight)
+    drawn, blended, trained = weights
+    torch.testing.assert_close(blended, (drawn + trained) / 2, rtol=1e-6, atol=1e-7)
+    assert not torch.equal(drawn, trained)
 
 
 def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whole, tmp_path):
