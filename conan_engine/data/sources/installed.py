@@ -19,11 +19,25 @@ TRAINING_PACKAGES = (
     "transformers", "polars", "huggingface_hub", "mteb", "datasets", "sentence_transformers", "pydantic",
 )  # fmt: skip
 MORE_PACKAGES = (
-    "Bio", "IPython", "MDAnalysis", "altair", "ase", "astropy", "bokeh", "botorch", "celery", "cirq", "cobra", "control", "darts", "dask",
-    "deepchem", "dendropy", "dgl", "distributed", "flax", "gymnasium", "jax", "keras", "kornia", "langchain_core", "manim",
-    "metpy", "mne", "nibabel", "nilearn", "nltk", "numba", "optax", "optuna", "peft", "pennylane", "prompt_toolkit", "pymatgen", "pymc",
-    "pyod", "pyro", "pytorch_lightning", "qiskit", "scrapy", "skbio", "sktime", "sqlalchemy", "stable_baselines3", "statsmodels", "sunpy",
-    "textual", "timm", "torch_geometric", "tornado", "twisted", "werkzeug", "xarray", "zarr",
+    "Bio", "IPython", "MDAnalysis", "SCons", "aif360", "aiida", "airflow", "alibi", "allennlp", "altair", "angr", "ansible", "arch",
+    "asciimatics", "ase", "astroid", "astropy", "astroquery", "atomate2", "autogluon", "behave", "bids", "blackjax", "bokeh", "boltons",
+    "botorch", "breezy", "brian2", "bson", "captum", "celery", "cherrypy", "cinder", "cirq", "ckan", "climpred", "cobra", "composer", "conan",
+    "control", "coverage", "cvxpy", "dagster", "darts", "dash", "dask", "deepchem", "deluge", "dendropy", "dgl", "diffusers", "dipy", "discord",
+    "distributed", "docutils", "dowhy", "dspy", "dulwich", "econml", "elasticsearch", "fairlearn", "faker", "falcon", "featuretools", "filer",
+    "fipy", "flair", "flask", "flax", "geonode", "geopandas", "git", "gluonts", "gpytorch", "gramps", "great_expectations", "gridfs", "gwpy",
+    "gymnasium", "haiku", "haystack", "holoviews", "ibis", "ignite", "imageio", "imodels", "indico", "intake", "iris", "jax", "jupyter_server",
+    "kedro", "keras", "kornia", "langchain", "langchain_core", "libpysal", "librosa", "lifelines", "lightkurve", "lightly", "linearmodels",
+    "litestar", "llama_index", "lmfit", "luigi", "machina", "mailman", "manim", "matminer", "mdtraj", "megatron", "mesonbuild", "metpy", "misago",
+    "mlflow", "mne", "monai", "more_itertools", "moviepy", "music21", "napari", "napari_builtins", "nengo", "neo4j", "neuralforecast", "neutron",
+    "nibabel", "nilearn", "nipype", "nltk", "numba", "numpyro", "openai", "openmdao", "openmm", "openstack", "optax", "optuna", "oscar", "osmnx",
+    "pandapower", "paramiko", "parsl", "peft", "pennylane", "pettingzoo", "pgmpy", "photutils", "pint", "plotnine", "poetry", "prefect", "pretix",
+    "prompt_toolkit", "py2neo", "pycaret", "pydicom", "pyglet", "pylint", "pymatgen", "pymc", "pymongo", "pyod", "pyomo", "pypdf", "pypsa",
+    "pyqtgraph", "pyramid", "pyro", "pytorch_lightning", "pyvista", "qcodes", "qiskit", "rdflib", "redis", "rest_framework", "robot", "rope",
+    "sanic", "satpy", "scapy", "scrapy", "seaborn", "shap", "shuup", "signac", "skbio", "skimage", "skorch", "sktime", "speechbrain", "spyder",
+    "sqlalchemy", "sqlfluff", "sqlglot", "stable_baselines3", "stanza", "statsforecast", "statsmodels", "strawberry", "streamlit", "sunpy",
+    "tables", "telegram", "tensorflow_datasets", "tensorflow_probability", "textual", "thonny", "timm", "torch_geometric", "torchaudio",
+    "torchio", "torchmetrics", "torchvision", "tornado", "tox", "trac", "traitlets", "trax", "trimesh", "trl", "tsfresh", "tslearn", "twisted",
+    "urwid", "vispy", "weblate", "werkzeug", "xarray", "xlsxwriter", "zarr",
 )  # fmt: skip
 HELD_OUT_PACKAGES = ("networkx", "sympy")
 
