@@ -1,5 +1,6 @@
 """What does each stage bring? A run's model as it starts and after each of its stages, by the tasks of `conan_engine.evaluate`; and the
-last without what its attention, or whole blocks, add to the tokens' own vectors.
+last without what its attention, or whole blocks, add to the tokens' own vectors; and with all that the weak stage learnt, where weak.blend
+keeps a share of it.
 
     python benchmarks/stages.py RUN [--out runs/benchmarks]
 
@@ -40,6 +41,16 @@ def silence(model, parts):
             getattr(block, part).weight.zero_()
 
 
+@torch.no_grad()
+def unblend(encoder, run, settings, mesh):
+    """What the weak stage changed, back to its whole size."""
+    before = settings.stages[: settings.stages.index("weak")]
+    began = checkpoint.load_model(checkpoint.of_stage(run, before[-1])[0])[0] if before else at_start(settings, mesh).model
+    ended = checkpoint.load_model(checkpoint.of_stage(run, "weak")[0])[0]
+    for weight, old, new in zip(encoder.model.parameters(), began.parameters(), ended.parameters()):
+        weight.add_(new - old, alpha=1 / settings.weak.blend - 1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder, such as runs/demo")
@@ -53,12 +64,15 @@ def main():
     settings, mesh = dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"), Mesh(settings.device)
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     given, rows = tasks.load(), []
-    for stage in ("start", *settings.stages, *SILENT):
+    last, whole = settings.stages[-1], ["no blend"] if "weak" in settings.stages and settings.weak.blend < 1 else []
+    for stage in ("start", *settings.stages, *SILENT, *whole):
         if stage == "start":
             encoder = at_start(settings, mesh)
         else:
-            encoder = Encoder.load(checkpoint.of_stage(arguments.run, settings.stages[-1] if stage in SILENT else stage)[0])
+            encoder = Encoder.load(checkpoint.of_stage(arguments.run, stage if stage in settings.stages else last)[0])
             silence(encoder.model, SILENT.get(stage, ()))
+            if stage in whole:
+                unblend(encoder, arguments.run, settings, mesh)
         mine = [step for step in steps if step["stage"] == stage]
         row = {"stage": stage, "steps": len(mine), "seconds": sum(step["seconds"] for step in mine), "tokens": sum(step["tokens"] for step in mine)}
         rows.append(row | tasks.measure(tasks.Embedded(encoder.encode, given), given, encoder.dims))
