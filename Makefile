@@ -9,7 +9,7 @@ demo: .venv/ready
 	$(BIN)/python -m conan_engine.evaluate runs/demo --beside benchmarks/results/static-bag-cpu.json
 	$(BIN)/python -m conan_engine.search runs/demo "shortest path between two nodes of a graph"
 
-# The model to keep, of the demo's text and that of 57 more packages: about an hour on 2 cores.
+# The model to keep, of the demo's text and that of 229 more packages: about an hour on 2 cores.
 base: .venv/ready .venv/texts
 	$(BIN)/torchrun conan_engine/train.py configs/base.toml
 	$(BIN)/python -m conan_engine.evaluate runs/base
