@@ -249,10 +249,10 @@ def make_model(config, tokenizer, shards, mesh, found, first):
 
 def model_before(name, config, tokenizer, shards, mesh):
     """The model as the stage `name` began with it."""
-    earlier = config.stages[: config.stages.index(name)]
+    earlier = config.stages[: config.stages.index(name)][-1:]
     found = checkpoint.newest(config.out_dir, earlier, mesh)
     if earlier and not found:
-        raise UserError(f"{config.out_dir}/checkpoints: holds nothing of {earlier[-1]} any more, which {name}.blend = {getattr(config, name).blend} needs; put it back or set that to 1")
+        raise UserError(f"{config.out_dir}/checkpoints: holds nothing of {earlier[0]} any more, which {name}.blend = {getattr(config, name).blend} needs; put it back or set that to 1")
     with mesh.together():
         return make_model(config, tokenizer, shards, mesh, found, [name])[0]
 
