@@ -33,7 +33,7 @@ test-all: .venv/ready
 # What an exported file computes in llama.cpp, which is built first: a quarter of an hour.
 check-gguf: .venv/ready
 	$(BIN)/pip install -q -c constraints.txt llama-cpp-python
-	$(BIN)/pytest tests/export/test_gguf.py
+	$(BIN)/pytest tests/export/test_gguf.py tests/data/test_gguf_tokenizer.py
 
 # Every kernel and architecture with every Triton that the README promises: hours the first time, then what is cached.
 matrix: .venv/ready

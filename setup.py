@@ -80,12 +80,13 @@ setup(
     extras_require={
         "gpu": ["triton>=3.6", "faiss-gpu", "mteb", "tensorboard"],
         "cpu": ["faiss-cpu"],
+        "gguf": ["gguf"],
         "export": ["gguf", "onnx", "onnxscript"],
         "zstd": ["zstandard"],
         "ray": ["ray"],
         "teacher": ["sentence-transformers"],
         "translate": ["httpx"],
-        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "zstandard", "httpx", "triton", "sentence-transformers", "gguf", "onnx", "onnxscript", "onnxruntime"],
+        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "zstandard", "httpx", "triton", "sentence-transformers", "gguf", "accelerate", "onnx", "onnxscript", "onnxruntime"],
         # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot say:
         # see the Makefile.
         "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from conan_engine import config as settings
 from conan_engine import llama, lora, pretrained
+from conan_engine.data import gguf_file
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.device import check_heads
 from conan_engine.errors import UserError
@@ -39,21 +40,23 @@ def newest(run, stages=settings.STAGES, mesh=None):
     return None
 
 
-def start_from(start, model, tokenizer, mesh=None):
-    """Copy the weights of init_from into `model`: a transformers folder's, or the newest of a run. Raises UserError for what is none of
-    these or does not fit."""
-    if pretrained.is_transformers(start):
-        llama.load_weights(start, model)
+def start_from(start, model, tokenizer, mesh=None, layers=None):
+    """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or the newest of a run. layers: as
+    pretrained.chosen gives them. Raises UserError for what is none of these or does not fit."""
+    if gguf_file.is_gguf(start) or pretrained.is_transformers(start):
+        llama.load_weights(start, model, layers)
         return
     found = newest(start, mesh=mesh)
     if found is None:
-        raise UserError(f"init_from: {start} has no whole checkpoint, and is no folder of transformers; name one that is, or leave init_from empty")
-    load_weights(*found, model, tokenizer, mesh)
+        raise UserError(f"init_from: {start} has no whole checkpoint, and is no folder of transformers and no .gguf file; name one that is, or leave init_from empty")
+    load_weights(*found, model, tokenizer, mesh, layers)
 
 
 def base_of(start, mesh=None):
     """What identifies the weights of init_from, under which adapters alone are saved: {"folder", "digest"}."""
-    if pretrained.is_transformers(start):
+    if gguf_file.is_gguf(start):
+        folder, files = Path(start), [Path(start)]
+    elif pretrained.is_transformers(start):
         folder, files = Path(start), sorted(Path(start).glob("*.safetensors"))
     else:
         folder = newest(start, mesh=mesh)[0]
@@ -65,19 +68,23 @@ def base_of(start, mesh=None):
     return {"folder": str(folder.resolve()), "digest": mesh.of_all(digests)[0] if mesh else digests()}
 
 
-def load_base(folder, state, model, tokenizer, mesh=None):
-    """Copy the weights under a checkpoint's adapters into `model`. Raises UserError if they are not what they were."""
+def load_base(folder, state, model, tokenizer, mesh=None, layers=None):
+    """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as pretrained.chosen gives them. Raises
+    UserError if they are not what they were."""
     base = state["base"]
     if not Path(base["folder"]).exists() or base_of(base["folder"], mesh) != base:
         raise UserError(f"{folder}: holds adapters of {base['folder']}, which is gone or another one now; put it back as it was")
-    start_from(base["folder"], model, tokenizer, mesh)
+    own = pretrained.chosen(state["config"].get("init_layers"))
+    start_from(base["folder"], model, tokenizer, mesh, [own[i] for i in layers] if own and layers else own or layers)
 
 
-def load_weights(folder, state, model, tokenizer, mesh=None):
+def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
     """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with adapters, these.
-    Raises UserError for another shape or another tokenizer."""
+    layers: as pretrained.chosen gives them. Raises UserError for another shape or another tokenizer."""
     config = settings.from_dict(state["config"], f"{folder}/state.json")
     trained = dataclasses.asdict(config.model)
+    if layers is not None:
+        trained["layers"] = len(layers)
     for key, ours in dataclasses.asdict(model.config).items():
         theirs = trained[key]
         if theirs != ours:
@@ -89,14 +96,14 @@ def load_weights(folder, state, model, tokenizer, mesh=None):
         )
     merge = config.lora.rank and all(p.requires_grad for p in model.parameters())
     if merge:
-        load_base(folder, state, model, tokenizer, mesh)
+        load_base(folder, state, model, tokenizer, mesh, layers)
         lora.adapt(model, config.lora, seed=0)
     weights = _pieces(folder, state, "model")
     for name, p in model.named_parameters():
         if not p.requires_grad:
             continue
         try:
-            weights.read_into(p.detach().view(-1), name, p, model.tensor.group)
+            weights.read_into(p.detach().view(-1), pretrained.source(name, layers), p, model.tensor.group)
         except KeyError:
             raise UserError(f"{folder}: holds no {name}: it was saved by a stage that does without; start from one of an earlier stage, or set model.tied = true") from None
     if merge:

@@ -163,7 +163,8 @@ class Validation:
 class Config:
     out_dir: str = "runs/demo"  # the run: checkpoints, shards, metrics
     stages: list[str] = field(default_factory=lambda: list(STAGES))
-    init_from: str = ""  # a run whose newest weights to start from, or a folder of transformers; it brings [model] and tokenizer. Empty: random weights
+    init_from: str = ""  # a run whose newest weights to start from, a folder of transformers or a .gguf file; it brings [model] and tokenizer. Empty: random weights
+    init_layers: str | list[int] = ""  # of init_from: "first:8", or a list of layers, counted from 0, in the order in which they are to stand. Empty: all
     token_vectors: str = "spelling"  # ours: how a new token table starts: tokens spelled alike are alike; or "random"
     token_weights: str = "rarity"  # ours: a token weighs in the mean as much as it is rare in the data, to begin with; or "equal"
     seed: int = 1
@@ -210,6 +211,7 @@ def load(path, overrides=()):
             tree = {section: tree}
         _assign(config, tree, "", f"argument {text!r}")
         given.update(_named(tree))
+    _check_layers(config, where)
     if config.init_from:
         pretrained.adopt(config, given, where)
     _check(config, where)
@@ -283,17 +285,24 @@ def _assign(node, tree, prefix, where):
             sources = {source: _source(about, f"{where}: {name}[{source!r}]") for source, about in value.items()}
             merged = {**(current if where.startswith("argument") else {}), **sources}
             setattr(node, key, {source: about for source, about in merged.items() if about.weight})
-        elif isinstance(hint, types.GenericAlias):
-            item = hint.__args__[0]
-            if not isinstance(value, list) or not all(type(v) is item for v in value):
-                raise UserError(f"{where}: {name} is {value!r}; expected a list of {item.__name__}")
-            setattr(node, key, value)
         else:
             if hint is float and type(value) is int:
                 value = float(value)
-            if type(value) is not hint:
-                raise UserError(f"{where}: {name} is {value!r}; expected {hint.__name__}")
+            forms = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
+            if not any(_has_type(value, form) for form in forms):
+                raise UserError(f"{where}: {name} is {value!r}; expected {' or '.join(map(_type_name, forms))}")
             setattr(node, key, value)
+
+
+def _has_type(value, form):
+    """form: a type, or list[a type]."""
+    if isinstance(form, types.GenericAlias):
+        return isinstance(value, list) and all(type(v) is form.__args__[0] for v in value)
+    return type(value) is form
+
+
+def _type_name(form):
+    return f"a list of {form.__args__[0].__name__}" if isinstance(form, types.GenericAlias) else form.__name__
 
 
 def _source(about, where):
@@ -339,6 +348,15 @@ def settings_with_comments(node=None, prefix=""):
             yield from settings_with_comments(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value, comments.get(key, "")
+
+
+def _check_layers(config, where):
+    try:
+        layers = pretrained.chosen(config.init_layers)
+    except ValueError:
+        raise UserError(f'{where}: init_layers is {config.init_layers!r}; expected "first:8" (the first 8), or a list of layers counted from 0, such as [0, 2, 4]') from None
+    if layers and not config.init_from:
+        raise UserError(f"{where}: init_layers is {config.init_layers!r}; there is no init_from whose layers these could be")
 
 
 def _check(config, where):

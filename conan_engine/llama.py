@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
+from conan_engine import gguf_model, pretrained
+from conan_engine.data import gguf_file
 from conan_engine.errors import UserError
 
 # ours -> theirs, of a block and of what is no block's; of several theirs the rows one after another
@@ -45,27 +47,45 @@ def tensors(model):
     return found
 
 
-def load_weights(folder, model):
-    """Copy the safetensors of a transformers folder into `model`, in place: each rank what it has of them. Raises UserError for what is
-    missing, damaged, of another shape, or has no place."""
+def load_weights(start, model, layers=None):
+    """Copy the weights of a transformers folder or a GGUF file into `model`, in place: each rank what it has of them. layers: the numbers of
+    the file's blocks that become the model's, in order; None: all. Raises UserError for what is missing, damaged, of another shape, or has
+    no place."""
+    there = gguf_model.tensors(start) if gguf_file.is_gguf(start) else _tensors(start)
+    read = set()
+    try:
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                names = theirs(pretrained.source(name, layers))
+                missing = [other for other in names if other not in there]
+                if missing:
+                    raise UserError(f"{start}: holds no {missing[0]}, which its {'metadata promises' if gguf_file.is_gguf(start) else 'config.json promises'}")
+                whole = torch.cat([there[other]() for other in names])
+                read.update(names)
+                split = getattr(p, "split_by", None)
+                expected = [sum(split.sections) if split and dim == split.dim else size for dim, size in enumerate(p.shape)]
+                if list(whole.shape) != expected:
+                    raise UserError(f"{start}: {' and '.join(names)} have shape {list(whole.shape)}, its {'metadata says' if gguf_file.is_gguf(start) else 'config.json says'} {expected}")
+                p.copy_(split.cut(whole, model.tensor.group) if split else whole)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UserError(f"{start}: cannot read its weights ({error}); fetch it again") from None
+    dropped = tuple(f"layers.{i}." for i in range(_blocks(there)) if layers is not None and i not in layers)
+    left = sorted(name for name in there if name not in read and not name.startswith(dropped) and not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight")
+    if left:
+        raise UserError(f"{start}: holds {left[0]}, which this engine's model has no place for")
+
+
+def _tensors(folder):
+    """{their name: function that gives its float32 tensor} of a transformers folder."""
     index = Path(folder, "model.safetensors.index.json")
     try:
         files = sorted(set(json.loads(index.read_bytes())["weight_map"].values())) if index.exists() else ["model.safetensors"]
         opened = [safe_open(Path(folder, file), "pt") for file in files]
-        where = {name.removeprefix("model."): (file, name) for file in opened for name in file.keys()}
-        with torch.no_grad():
-            for name, p in model.named_parameters():
-                missing = [other for other in theirs(name) if other not in where]
-                if missing:
-                    raise UserError(f"{folder}: holds no {missing[0]}, which its config.json promises")
-                whole = torch.cat([file.get_tensor(full).float() for file, full in map(where.pop, theirs(name))])
-                split = getattr(p, "split_by", None)
-                expected = [sum(split.sections) if split and dim == split.dim else size for dim, size in enumerate(p.shape)]
-                if list(whole.shape) != expected:
-                    raise UserError(f"{folder}: {' and '.join(theirs(name))} have shape {list(whole.shape)}, its config.json says {expected}")
-                p.copy_(split.cut(whole, model.tensor.group) if split else whole)
+        return {name.removeprefix("model."): lambda file=file, name=name: file.get_tensor(name).float() for file in opened for name in file.keys()}
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot read its weights ({error}); init_from takes safetensors files") from None
-    left = sorted(name for name in where if not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight")
-    if left:
-        raise UserError(f"{folder}: holds {left[0]}, which this engine's model has no place for")
+
+
+def _blocks(names):
+    """How many blocks the names speak of."""
+    return 1 + max((int(name.split(".")[1]) for name in names if name.startswith("layers.")), default=-1)

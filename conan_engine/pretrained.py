@@ -1,9 +1,12 @@
 """What a model that one has tells of itself, so that a run can start from it: a folder of transformers (Llama, Mistral or Qwen3, with
-or without an LM head, or what conan_engine.export wrote) or another run."""
+or without an LM head, or what conan_engine.export wrote), a GGUF file (Llama or Qwen3) or another run."""
 
 import json
+import re
 from pathlib import Path
 
+from conan_engine import gguf_model
+from conan_engine.data import gguf_file
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 
@@ -21,10 +24,15 @@ CANNOT = {  # key of config.json: what it means, unless it is one of these value
 
 
 def adopt(config, given, where):
-    """Take over the [model] of init_from into `config`: a transformers folder's, with its tokenizer, or a run's. given: the dotted keys
-    that the user set. Of these pooling, embedding_scale and a shorter context stand; raises UserError for another one that differs."""
+    """Take over the [model] of init_from into `config`: a transformers folder's or GGUF file's, with its tokenizer, or a run's. given: the
+    dotted keys that the user set. Of these pooling, embedding_scale and a shorter context stand; raises UserError for another one that
+    differs, and for init_layers that the model does not have."""
     start = config.init_from if Path(config.init_from).exists() else config.out_dir  # that started from it when it was there
-    found, dims = of_transformers(start) if is_transformers(start) else _of_run(start)
+    found, dims = gguf_model.shape(start) if gguf_file.is_gguf(start) else of_transformers(start) if is_transformers(start) else _of_run(start)
+    if found and start == config.init_from and (layers := chosen(config.init_layers)):
+        if max(layers) >= found["layers"]:
+            raise UserError(f"{where}: init_layers is {config.init_layers!r}; the model in {start} has {found['layers']} layers, 0 to {found['layers'] - 1}")
+        found["layers"] = len(layers)
     for key, value in found.items():
         own = getattr(config.model, key)
         if f"model.{key}" not in given:
@@ -39,7 +47,27 @@ def adopt(config, given, where):
         config.supervised.dims = dims or [*(dim for dim in config.supervised.dims if dim < width), width]
     if found and not config.tokenizer.path and start == config.init_from:
         home = Path(start).parent.parent if Path(start, "state.json").exists() else start
-        config.tokenizer.path = str(Tokenizer.of(home) or "")
+        config.tokenizer.path = start if gguf_file.is_gguf(start) else str(Tokenizer.of(home) or "")
+
+
+def chosen(init_layers):
+    """The layers that init_layers names ("first:8", or a list of numbers from 0 on), as a list; None: all. Raises ValueError for others."""
+    if isinstance(init_layers, str) and init_layers:
+        count = re.fullmatch(r"first:([1-9]\d*)", init_layers)
+        if not count:
+            raise ValueError(init_layers)
+        return list(range(int(count[1])))
+    if init_layers and min(init_layers) < 0:
+        raise ValueError(init_layers)
+    return init_layers or None
+
+
+def source(name, layers):
+    """The name of the parameter, in the model that one starts from, that becomes the parameter `name`; layers: as `chosen` gives them."""
+    if layers is None or not name.startswith("blocks."):
+        return name
+    _, i, part = name.split(".", 2)
+    return f"blocks.{layers[int(i)]}.{part}"
 
 
 def is_transformers(folder):

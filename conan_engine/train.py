@@ -20,7 +20,7 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, checkpoint, errors, initial, lock, lora, mining, resuming
+from conan_engine import __version__, checkpoint, errors, initial, lock, lora, mining, pretrained, resuming
 from conan_engine.config import load, settings_with_comments
 from conan_engine.device import check_heads
 from conan_engine.errors import UserError
@@ -229,16 +229,16 @@ def make_model(config, tokenizer, shards, mesh, found, first):
     model = Transformer(config.model, vocab_size, config.precision, mesh.tensor, config.recompute).to(mesh.device)
     if first not in (["pretrain"], ["sft"]):
         model.lm_head = None  # the checkpoint may do without already
-    base = None
+    base, layers = None, pretrained.chosen(config.init_layers)
     if config.lora.rank:
         if found:
             checkpoint.load_base(*found, model, tokenizer, mesh)
         else:
-            checkpoint.start_from(config.init_from, model, tokenizer, mesh)
+            checkpoint.start_from(config.init_from, model, tokenizer, mesh, layers)
         base = found[1]["base"] if found else checkpoint.base_of(config.init_from, mesh)
         lora.adapt(model, config.lora, config.seed)
     elif config.init_from and not found:
-        checkpoint.start_from(config.init_from, model, tokenizer, mesh)
+        checkpoint.start_from(config.init_from, model, tokenizer, mesh, layers)
     elif not found:
         model.init_weights(config.seed)
         initial.start(model, tokenizer, shards.values(), config)

@@ -1,4 +1,4 @@
-"""Runs that start from a model of transformers: its hidden states are ours, what we cannot do is named, and it goes back out."""
+"""Runs that start from a model of transformers or from a GGUF file: its hidden states are ours, what we cannot do is named, and it goes back out."""
 
 import json
 import re
@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from gguf_files import of_library, write_model
 from runs import ROOT, one_line, train, write_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from conan_engine import llama, pretrained
+from conan_engine import checkpoint, llama, pretrained
 from conan_engine.config import load
 from conan_engine.data.tokenizer import Tokenizer as Ours
 from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError
+from conan_engine.export.gguf import write as write_gguf
 from conan_engine.export.sentence_transformers import write
 from conan_engine.model import Transformer
 
@@ -318,3 +320,88 @@ def test_what_a_model_does_not_say_is_asked_of_the_kind(tmp_path):
     path.write_text(json.dumps(about))
     found, dims = pretrained.of_transformers(tmp_path / "model")
     assert (found["kv_heads"], found["head_dim"], found["tied"], found["rope_theta"], found["norm_eps"], dims) == (4, 0, False, 1e4, 1e-6, None)
+
+
+def gguf_of(folder, tokenizer="begin", kind="llama"):
+    """A GGUF file of a random model and a tokenizer."""
+    theirs = make(folder, kind)
+    save_tokenizer(folder, tokenizer)
+    library = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    library.add_tokens([f"[{i}]" for i in range(library.get_vocab_size(), SHAPE["vocab_size"])])
+    return write_model(folder / "model.gguf", theirs, "Q8_0", of_library(library, "gpt-2", "<|end_of_text|>", "<|begin_of_text|>", add_bos=tokenizer == "begin"))
+
+
+@pytest.mark.slow
+def test_a_gguf_file_is_trained_exported_and_started_from_again(shapeless, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    (tmp_path / "model").mkdir()
+    path = gguf_of(tmp_path / "model")
+    options = [f"--init_from={path}", "--init_layers=[1, 0]"]
+    code, out, err = train(shapeless, tmp_path / "run", *options, *SHORT)
+    assert code == 0, err
+    encoder = Encoder.load(tmp_path / "run")
+    assert encoder.tokenizer.encode_texts(["x"], 9)[0][0] == encoder.tokenizer.library.token_to_id("<|begin_of_text|>")
+    for name, write_form in (("st", write), ("gguf", write_gguf)):
+        (tmp_path / name).mkdir()
+        write_form(tmp_path / name, tmp_path / "run", encoder, "float32")
+    theirs = SentenceTransformer(str(tmp_path / "st"), device="cpu")
+    np.testing.assert_allclose(theirs.encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+
+    again = adopted(tmp_path, next((tmp_path / "gguf").iterdir()))
+    model = Transformer(again.model, 0, "float32")
+    llama.load_weights(again.init_from, model)
+    np.testing.assert_allclose(Encoder(model, Ours.load(again.tokenizer.path), 64, [64]).encode(TEXTS), encoder.encode(TEXTS), atol=1e-5)
+
+    path.unlink()  # a run goes on without
+    shutil.rmtree(tmp_path / "run/checkpoints/supervised-00000003")
+    code, out, err = train(shapeless, tmp_path / "run", *options, *SHORT)
+    assert code == 0 and "resuming after step 3 of weak" in out, err
+
+
+@pytest.mark.slow
+def test_some_layers_of_a_run_with_adapters_on_some_layers_of_a_file(shapeless, tmp_path):
+    (tmp_path / "model").mkdir()
+    path = gguf_of(tmp_path / "model", kind="llama, tied")
+    short = ["--stages=['weak']", "--weak.steps=2", "--weak.lr=1e-2"]
+    code, _, err = train(shapeless, tmp_path / "run", f"--init_from={path}", "--init_layers=[1, 0, 1]", "--lora.rank=2", *short)
+    assert code == 0, err
+    whole = Encoder.load(tmp_path / "run").model
+    config = adopted(tmp_path, tmp_path / "run", "--init_layers=[2, 0]")
+    model = Transformer(config.model, 0, "float32")
+    checkpoint.start_from(config.init_from, model, Ours.load(config.tokenizer.path), layers=pretrained.chosen(config.init_layers))
+    whole.blocks = torch.nn.ModuleList([whole.blocks[2], whole.blocks[0]])
+    for (name, p), q in zip(model.named_parameters(), whole.parameters()):
+        torch.testing.assert_close(p, q, msg=name)
+    assert not torch.equal(whole.blocks[0].qkv.weight, whole.blocks[1].qkv.weight)
+
+    code, _, err = train(shapeless, tmp_path / "more", f"--init_from={tmp_path}/run", "--init_layers=first:2", *short)
+    assert code == 0 and len(Encoder.load(tmp_path / "more").model.blocks) == 2, err
+
+
+def test_init_layers_and_a_gguf_files_shape_and_tokenizer(tmp_path):
+    path = gguf_of(tmp_path)
+    config = adopted(tmp_path, path, "--init_layers=first:1")
+    assert (config.model.layers, config.model.width, config.supervised.dims, config.tokenizer.path) == (1, 64, [64], str(path))
+    assert adopted(tmp_path, path, "--init_layers=[1, 0, 1]").model.layers == 3
+    assert Ours.load(path).hash == Ours.load(config.tokenizer.path).hash
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--init_layers=first:3"], "init_layers is 'first:3'; the model in {} has 2 layers, 0 to 1"),
+        (["--init_layers=[0, 2]"], "init_layers is [0, 2]; the model in {} has 2 layers, 0 to 1"),
+        (["--init_layers=last:1"], "init_layers is 'last:1'; expected \"first:8\" (the first 8), or a list of layers counted from 0"),
+        (["--init_layers=first:0"], "init_layers is 'first:0'; expected"),
+        (["--init_layers=[-1]"], "init_layers is [-1]; expected"),
+        (["--init_layers=1"], "init_layers is 1; expected str or a list of int"),
+        (["--init_layers=first:1", "--init_from="], "init_layers is 'first:1'; there is no init_from"),
+        (["--init_layers=first:1", "--model.layers=2"], "model.layers is 2; the model in {} has 1"),
+    ],
+)
+def test_layers_that_there_are_not(tmp_path, options, said):
+    make(tmp_path / "model", "llama")
+    with pytest.raises(UserError) as error:
+        adopted(tmp_path, tmp_path / "model", *options)
+    assert said.format(tmp_path / "model") in str(error.value)

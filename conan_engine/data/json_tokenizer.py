@@ -54,14 +54,19 @@ class JsonTokenizer:
             said = json.loads(beside.read_bytes()).get("eos_token") if beside.exists() else None
             said = said["content"] if isinstance(said, dict) else said
             end = said or next((token for token in ENDS if token in known), None)
-            if end is None:
-                raise UserError(f"{path}: says nowhere which token ends a text; put a tokenizer_config.json with eos_token beside it")
-            tokenizer = cls(model, end)
-        except UserError:
-            raise
         except Exception as error:  # the library raises no narrower one
-            reason = " ".join(str(error).split())
-            raise UserError(f"{path}: cannot load this tokenizer ({reason}); name a tokenizer.json of the tokenizers library") from None
+            raise _unreadable(path, error) from None
+        if end is None:
+            raise UserError(f"{path}: says nowhere which token ends a text; put a tokenizer_config.json with eos_token beside it")
+        return cls.checked(model, end, path)
+
+    @classmethod
+    def checked(cls, model, end, path):
+        """As `load`, of what `path` holds: a tokenizer.json's bytes, and which token ends a text."""
+        try:
+            tokenizer = cls(model, end)
+        except Exception as error:  # as above
+            raise _unreadable(path, error) from None
         if tokenizer.eos_id is None:
             raise UserError(f"{path}: has no token {end!r}, which tokenizer_config.json says ends a text")
         if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
@@ -91,3 +96,8 @@ class JsonTokenizer:
 
     def decode(self, ids):
         return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _unreadable(path, error):
+    reason = " ".join(str(error).split())
+    return UserError(f"{path}: cannot load this tokenizer ({reason}); name a tokenizer.json of the tokenizers library")

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import sentencepiece
 
+from conan_engine.data import gguf_file, gguf_tokenizer
 from conan_engine.data.json_tokenizer import JsonTokenizer, put
 from conan_engine.errors import UserError
 
@@ -36,9 +37,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """This, or a JsonTokenizer of a .json file. Raises UserError if `path` is missing or not a tokenizer that `train` wrote."""
+        """This, or a JsonTokenizer of a .json or .gguf file. Raises UserError if `path` is missing or not a tokenizer that `train` wrote."""
         if Path(path).suffix == ".json":
             return JsonTokenizer.load(path)
+        if gguf_file.is_gguf(path):
+            return gguf_tokenizer.load(path)
         try:
             tokenizer = cls(Path(path).read_bytes())
         except (OSError, RuntimeError) as error:

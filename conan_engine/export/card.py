@@ -37,7 +37,7 @@ def text(run, encoder, instruction=""):
         lines.append(f"| {stage} | {steps:,} | {data} | {about.batch:,} {'rows' if stage in ('pretrain', 'sft') else 'queries'} | {about.max_tokens:,} tokens |")
     lines += ["", f"{shape.layers} layers, width {shape.width}, {shape.heads} query and {shape.kv_heads} KV heads, FFN {shape.ffn}, {len(encoder.model.embedding):,} tokens."]
     if config.init_from:
-        lines[-1] += f" Training started from the weights of {Path(config.init_from).name}."
+        lines[-1] += f" Training started from the weights of {Path(config.init_from).name}" + (f", its layers {config.init_layers}." if config.init_layers else ".")
     results = home / "results.json"
     if results.exists():
         lines += ["", "## Results", "", "| | score |", "|---|---|"]

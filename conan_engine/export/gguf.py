@@ -2,13 +2,14 @@
 
 import dataclasses
 
-import numpy as np
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, PoolingType, TokenType, quants
 
 from conan_engine import checkpoint, llama
 from conan_engine.config import RopeScaling
+from conan_engine.data import gguf_tokenizer
 from conan_engine.data.json_tokenizer import JsonTokenizer
 from conan_engine.errors import UserError
+from conan_engine.gguf_model import NAMES, neighbours
 from conan_engine.model import frequencies
 
 DTYPES = {
@@ -17,21 +18,6 @@ DTYPES = {
     "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, "f16"),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0, "q8_0"),
 }
-NAMES = {
-    "embed_tokens": "token_embd",
-    "norm": "output_norm",
-    "input_layernorm": "attn_norm",
-    "self_attn.q_proj": "attn_q",
-    "self_attn.k_proj": "attn_k",
-    "self_attn.v_proj": "attn_v",
-    "self_attn.q_norm": "attn_q_norm",
-    "self_attn.k_norm": "attn_k_norm",
-    "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate",
-    "mlp.up_proj": "ffn_up",
-    "mlp.down_proj": "ffn_down",
-}
 BLOCK = 32  # numbers that share a scale in q8_0: rows of another length stay float16
 
 
@@ -39,8 +25,6 @@ def write(folder, run, encoder, dtype):
     """Into `folder`, which exists; dtype: a key of DTYPES. Norms are float32 always, as llama.cpp wants them."""
     kind, file_type, ending = DTYPES[dtype]
     shape, tokenizer = encoder.model.config, encoder.tokenizer
-    if isinstance(tokenizer, JsonTokenizer):
-        raise UserError(f"{run}: its tokenizer is a tokenizer.json, of which llama.cpp knows some by name only; export the sentence-transformers form and give that to llama.cpp's convert_hf_to_gguf.py")
     if shape.qk_norm and shape.rope_scaling.factor != 1:
         raise UserError(f"{run}: has both model.rope_scaling and model.qk_norm; llama.cpp's Qwen3 knows no scaling of this kind: take another --format")
     name = checkpoint.newest(run)[0].parent.parent.resolve().name
@@ -61,14 +45,17 @@ def write(folder, run, encoder, dtype):
     writer.add_vocab_size(len(encoder.model.embedding))
     writer.add_causal_attention(False)
     writer.add_pooling_type({"mean": PoolingType.MEAN, "last": PoolingType.LAST}[shape.pooling])
-    _add_tokenizer(writer, tokenizer, len(encoder.model.embedding))
+    if isinstance(tokenizer, JsonTokenizer):
+        gguf_tokenizer.write(writer, tokenizer, len(encoder.model.embedding), run)
+    else:
+        _add_tokenizer(writer, tokenizer, len(encoder.model.embedding))
     if shape.rope_scaling.factor != 1:  # by what each pair turns slower
         slower = frequencies(dataclasses.replace(shape, rope_scaling=RopeScaling())) / frequencies(shape)
         writer.add_tensor("rope_freqs.weight", slower.numpy(), raw_dtype=GGMLQuantizationType.F32)
     for full, tensor in llama.tensors(encoder.model).items():
         array = tensor.numpy()
         if ("q_proj" in full or "k_proj" in full) and not shape.qk_norm:  # its Qwen3 turns what ours does
-            array = _neighbours(array, shape.head)
+            array = neighbours(array, shape.head)
         *layer, part = full.removesuffix(".weight").split(".", 2) if full.startswith("layers.") else (full.removesuffix(".weight"),)
         own = GGMLQuantizationType.F32 if array.ndim == 1 else GGMLQuantizationType.F16 if kind == GGMLQuantizationType.Q8_0 and array.shape[1] % BLOCK else kind
         prefix = f"blk.{layer[1]}." if layer else ""
@@ -77,11 +64,6 @@ def write(folder, run, encoder, dtype):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-
-
-def _neighbours(weight, head):
-    """Rows of a projection so that RoPE's pairs, (d, d + D/2) of each head, are neighbours: llama.cpp turns (2d, 2d + 1)."""
-    return np.ascontiguousarray(weight.reshape(-1, 2, head // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape))
 
 
 def _add_tokenizer(writer, tokenizer, rows):
