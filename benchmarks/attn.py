@@ -13,13 +13,13 @@ take a shape or a mask is left out, with the reason. TFLOP/s count what the mask
 times that backward. Forward runs with gradients on; backward is both minus forward. Times are medians.
 
 With --device cpu the kernels run in Triton's interpreter: that shows that everything runs, and is no measure of speed.
-Prints; writes attn.json after every row, and attn_*.png at the end where matplotlib is installed, to DIR (runs/benchmarks).
+Prints; writes attn.json after every row, the most telling first, and attn_*.png at the end where matplotlib is installed, to DIR
+(runs/benchmarks). The same command again goes on behind the rows that are there.
 """
 
 import argparse
 import importlib
 import inspect
-import json
 import os
 import platform
 import statistics
@@ -35,7 +35,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from conan_kernels import soft_mask_attention
 from conan_kernels.reference import soft_mask_attention_reference, soft_mask_bias
 
-ALPHAS = (0.0, 0.3, 1.0)
+ALPHAS = (0.3, 1.0, 0.0)  # first the one that few can do
 
 
 class Problem:
@@ -285,14 +285,20 @@ def shown(value, unit, form):
     return format("-", f">{form[:2]}") if value is None else format(value / unit, form)
 
 
-def run_question(report, question, shapes, forms, options, H, G, dtype, gemm):
+def run_question(rows, question, shapes, forms, options, H, G, dtype, gemm):
     print(f"\n{question}\n{'form':22}{'batch':>16}{'alpha':>6}{'D':>5}{'fwd ms':>10}{'bwd ms':>10}{'fwd TF/s':>10}{'bwd TF/s':>10}"
           f"{'fwd/GEMM':>10}{'bwd/GEMM':>10}{'peak MiB':>10}{'differs':>9}")  # fmt: skip
     for (label, lengths), alpha, D in shapes:
         torch.manual_seed(0)
         problem, expected = Problem(lengths, alpha, H, G, D, options.device, dtype), None
         for name, build in forms.items():
-            row = {"question": question, "form": name, "batch": label, "tokens": sum(lengths), "alpha": alpha, "D": D, "H": H, "G": G}
+            about = {"question": question, "form": name, "batch": label, "tokens": sum(lengths), "alpha": alpha, "D": D, "H": H, "G": G}
+            if expected is None and name != "ours":
+                with torch.no_grad():
+                    expected = ours(problem).run()
+            if rows.find(**about):
+                continue
+            row = dict(about)
             try:
                 row |= measure(build, problem, expected)
             except Exception as error:  # whatever a peer raises for what it does not take; the row says it
@@ -309,30 +315,26 @@ def run_question(report, question, shapes, forms, options, H, G, dtype, gemm):
                 times = f"{1e3 * row['forward']:10.3f}{1e3 * backward:10.3f}"
                 print(f"{name:22}{label:>16}{alpha:6}{D:5}", times, *rates, *shares, shown(row["peak_bytes"], 2**20, "10,.0f"),
                       f"{row['difference']:9.0e}", sep="", flush=True)  # fmt: skip
-                if expected is None:
-                    with torch.no_grad():
-                        expected = build(problem).run()
-            report["rows"].append(row)
-            (options.out / "attn.json").write_text(json.dumps(report, indent=1))
+            rows.add(row)
             if options.device == "cuda":
                 torch.cuda.empty_cache()
         torch.compiler.reset()
 
 
-def summarise(report):
+def summarise(rows):
     """Against the best peer, batch by batch: above 1 is faster."""
     print("\nours beside the fastest peer, forward / forward and backward, as times as fast")
-    measured = [row for row in report["rows"] if "forward" in row]
-    for key in dict.fromkeys((row["batch"], row["alpha"], row["D"]) for row in measured):
-        rows = [row for row in measured if (row["batch"], row["alpha"], row["D"]) == key]
-        own, peers = [row for row in rows if row["form"] == "ours"], [row for row in rows if row["form"] not in ("ours", "reference")]
+    timed = [row for row in rows if "forward" in row]
+    for key in dict.fromkeys((row["batch"], row["alpha"], row["D"]) for row in timed):
+        same = [row for row in timed if (row["batch"], row["alpha"], row["D"]) == key]
+        own, peers = [row for row in same if row["form"] == "ours"], [row for row in same if row["form"] not in ("ours", "reference")]
         if own and peers:
             best = {what: min(peers, key=lambda row: row[what]) for what in ("forward", "both")}
             found = ", ".join(f"{best[what][what] / own[0][what]:.2f} ({best[what]['form']})" for what in best)
             print(f"{key[0]:>16}  alpha {key[1]}  D {key[2]}: {found}")
 
 
-def draw(report, folder):
+def draw(rows, name, folder):
     try:
         import matplotlib
     except ImportError:
@@ -341,10 +343,12 @@ def draw(report, folder):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    measured = [row for row in report["rows"] if "forward" in row]
-    D = measured[0]["D"]  # the model's; the others stand in the table
-    by_length = [row for row in measured if row["batch"].startswith("L = ") and row["D"] == D]
-    for name, keys, unit in (
+    timed = [row for row in rows if "forward" in row]
+    if not timed:
+        return
+    D = timed[0]["D"]  # the model's; the others stand in the table
+    by_length = [row for row in timed if row["batch"].startswith("L = ") and row["D"] == D]
+    for what, keys, unit in (
         ("length", ("forward_flops", "backward_flops"), "FLOP/s"),
         ("gemm", ("forward_share", "backward_share"), "share of the measured GEMM rate"),
         ("memory", ("peak_bytes",), "peak bytes, forward and backward"),
@@ -353,7 +357,7 @@ def draw(report, folder):
             continue
         figure, axes = plt.subplots(len(keys), len(ALPHAS), figsize=(14, 4 * len(keys)), layout="constrained", squeeze=False)
         for line, key in zip(axes, keys):
-            for axis, alpha in zip(line, ALPHAS):
+            for axis, alpha in zip(line, sorted(ALPHAS)):
                 for form in dict.fromkeys(row["form"] for row in by_length):
                     own = [row for row in by_length if (row["form"], row["alpha"]) == (form, alpha) and row[key] is not None]
                     points = [(int(row["batch"][4:]), row[key]) for row in own]
@@ -362,9 +366,9 @@ def draw(report, folder):
                 axis.set_xscale("log", base=2)
                 axis.set(title=f"alpha = {alpha}", xlabel="tokens a sequence", ylabel=f"{key.partition('_')[0]}, {unit}" if len(keys) > 1 else unit)
         axes[0, 0].legend(fontsize=7)
-        figure.suptitle(f"Soft-masked attention, D = {D}, {report['machine']}")
-        figure.savefig(folder / f"attn_{name}.png", dpi=120)
-    packed = [row for row in measured if not row["batch"].startswith("L = ") and row["D"] == D]
+        figure.suptitle(f"Soft-masked attention, D = {D}, {name}")
+        figure.savefig(folder / f"attn_{what}.png", dpi=120)
+    packed = [row for row in timed if not row["batch"].startswith("L = ") and row["D"] == D]
     batches = list(dict.fromkeys((row["batch"], row["alpha"]) for row in packed))
     figure, axes = plt.subplots(1, len(batches), figsize=(4 * len(batches), 4), layout="constrained", squeeze=False)
     for axis, key in zip(axes[0], batches):
@@ -391,29 +395,30 @@ def main():
         print("On a CPU `ours` runs in Triton's interpreter, one tile after another in NumPy: no number below is a speed of the kernels.")
     options.out.mkdir(parents=True, exist_ok=True)
     dtype, (H, G), dims = (torch.float32, (2, 1), (112,)) if cpu else (torch.bfloat16, (32, 8), (112, 128))
-    lengths = ([32, 64] if cpu else [2048, 16384]) if options.quick else [64, 128, 256] if cpu else [2**n for n in range(9, 16)]
+    lengths = ([64, 32] if cpu else [16384, 2048]) if options.quick else [64, 128, 256] if cpu else [2**n for n in range(15, 8, -1)]
     tokens = 64 if cpu else 16384
-    by_length = [((f"L = {n}", [n] * max(1, tokens // n)), alpha, D) for D in dims for n in lengths for alpha in ALPHAS]
+    even = [(f"L = {n}", [n] * max(1, tokens // n)) for n in lengths]
 
     torch.manual_seed(0)  # log-normal lengths: median 128, half of the tokens in sequences above some 350
     number, median, most = (8, 16, 64) if cpu else (128 if options.quick else 512, 128, 4096)
     drawn = torch.randn(number).exp().mul(median).round().clamp(1, most).int().tolist()
     batches = [("log-normal", drawn), ("4 x 16" if cpu else "32 x 512", [16] * 4 if cpu else [512] * 32)]
-    packed = [(batch, alpha, D) for D in (dims[:1] if options.quick else dims) for batch in batches for alpha in ALPHAS]
 
     gemm = gemm_rate(options.device, dtype)
-    report = machine(options.device) | {"gemm_flops": gemm, "rows": []}
-    print(f"{report['machine']}: matrix products at {gemm / 1e12:.3g} TFLOP/s in {dtype}")
+    rows = measured.Rows(options.out / "attn.json", machine(options.device))
+    gemm = rows.report.setdefault("gemm_flops", gemm)  # an earlier start's, where this one goes on
+    print(f"{rows.report['machine']}: matrix products at {gemm / 1e12:.3g} TFLOP/s in {dtype}")
     dense, ragged = peers(options.device)
     own = {"ours": ours} | ({"reference": reference} if cpu else {})
     padded = {f"padded {name}": form for name, form in dense.items() if name.startswith("SDPA")}
     chosen = [{name: form for name, form in peers.items() if not options.forms or name in options.forms} for peers in (dense, padded | ragged)]
-    arguments = options, H, G, dtype, gemm
-    run_question(report, "Against length (questions 1, 3 and 4)", by_length, own | chosen[0], *arguments)
-    run_question(report, "Packed batches (question 2)", packed, own | chosen[1], *arguments)
+    for D in dims:
+        for question, shapes, peer in (("Against length (questions 1, 3 and 4)", even, chosen[0]), ("Packed batches (question 2)", batches, chosen[1])):
+            if D == dims[0] or not options.quick or shapes is even:
+                run_question(rows, question, [(shape, alpha, D) for alpha in ALPHAS for shape in shapes], own | peer, options, H, G, dtype, gemm)
     if not cpu:
-        summarise(report)
-    draw(report, options.out)
+        summarise(rows)
+    draw(rows, rows.report['machine'], options.out)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,8 @@
 
 import contextlib
 import importlib.metadata
+import json
+import os
 import platform
 import re
 import subprocess
@@ -11,7 +13,9 @@ import torch
 
 
 def commit():
-    """Of the code, "-dirty" where it is not as committed; empty outside a repository."""
+    """Of the code, "-dirty" where it is not as committed; outside a repository what CONAN_COMMIT says."""
+    if "CONAN_COMMIT" in os.environ:
+        return os.environ["CONAN_COMMIT"]
     return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
 
 
@@ -35,3 +39,29 @@ def versions(*packages):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
     return found
+
+
+class Rows:
+    """A results file of one JSON object, `rows` among its keys, written anew after each row: what was measured is kept whatever comes.
+    Started again with the same `about` (commit, machine, settings), it goes on behind the rows that are there."""
+
+    def __init__(self, path, about):
+        self.path, self.report = Path(path), {**about, "rows": []}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self.path.read_text(encoding="utf-8"))
+            if {key: found.get(key) for key in about} == json.loads(json.dumps(about)):
+                self.report = found
+
+    def __iter__(self):
+        return iter(self.report["rows"])
+
+    def find(self, **known):
+        """The row with these values, or None."""
+        return next((row for row in self if all(row.get(key) == value for key, value in known.items())), None)
+
+    def add(self, row):
+        self.report["rows"].append(row)
+        partial = self.path.with_name(f"{self.path.name}.partial")
+        partial.write_text(json.dumps(self.report, indent=1), encoding="utf-8")
+        partial.replace(self.path)

@@ -1,0 +1,85 @@
+"""The tables of README.md, benchmarks/README.md and docs/, from the JSON under benchmarks/results/: no number in them is typed.
+
+    python benchmarks/tables.py [--check]
+
+A page holds a pair of lines, `<!-- table NAME FILE.json ... -->` and `<!-- end -->`; what stands between them is made anew. --check
+changes nothing and ends with 1 where a page is not as it would be made.
+"""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks/results"
+PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+MARKED = re.compile(r"(<!-- table (\w+) ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+FORMS = {  # attn.py's names -> a column's
+    "ours": "ours",
+    "Flex Triton": "FlexAttention",
+    "Flex FLASH": "FlexAttention, FLASH",
+    "SDPA cuDNN": "cuDNN",
+    "padded SDPA cuDNN": "cuDNN",
+    "SDPA flash": "flash-attention 2",
+    "varlen": "flash-attention 2",
+    "flash-attn 2": "flash-attention 2",
+    "flash-attn 3": "flash-attention 3",
+}
+
+
+def attention(*files):
+    """Forward / backward, ms, of attn.py's rows: a line a batch, alpha and D; a column a form."""
+    rows = [row for file in files for row in _read(file)["rows"] if row["form"] in FORMS]
+    cells = {}
+    for row in rows:
+        key = (row["batch"], row["tokens"], row["D"], row["alpha"])
+        shown = f"{1e3 * row['forward']:.3g} / {1e3 * (row['both'] - row['forward']):.3g}" if "forward" in row else None
+        cells.setdefault(key, {}).setdefault(FORMS[row["form"]], shown or "")
+        if shown:
+            cells[key][FORMS[row["form"]]] = shown
+    columns = [name for name in dict.fromkeys(FORMS.values()) if any(line.get(name) for line in cells.values())]
+    order = sorted(cells, key=lambda key: (not key[0].startswith("L = "), -int(key[0][4:]) if key[0].startswith("L = ") else 0, key[0], key[2], key[3]))
+    return _table(["batch", "D", "alpha", *columns], ([_batch(*key[:2]), key[2], f"{key[3]:g}", *(cells[key].get(name, "") for name in columns)] for key in order))
+
+
+def _batch(label, tokens):
+    length = label.removeprefix("L = ")
+    return f"{max(1, tokens // int(length))} x {int(length):,}" if length != label else f"{label}, {tokens:,} tokens" if label == "log-normal" else label
+
+
+def _table(head, lines):
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *lines)) + "\n"
+
+
+def _read(file):
+    return json.loads((RESULTS / file).read_text(encoding="utf-8"))
+
+
+TABLES = {"attention": attention}
+
+
+def made(text):
+    """A page's text with its tables made anew."""
+    return MARKED.sub(lambda found: f"{found[1]}\n{TABLES[found[2]](*found[3].split())}\n{found[5]}", text)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--check", action="store_true")
+    arguments, stale = parser.parse_args(), []
+    for page in PAGES:
+        before = page.read_text(encoding="utf-8")
+        after = made(before)
+        if after != before:
+            stale.append(str(page.relative_to(ROOT)))
+            if not arguments.check:
+                page.write_text(after, encoding="utf-8")
+    if stale:
+        print(f"{'not as made' if arguments.check else 'made anew'}: {', '.join(stale)}")
+    sys.exit(bool(stale and arguments.check))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,27 @@
+"""The pages' tables are those that the results give."""
+
+import json
+
+import tables
+
+
+def test_the_pages_hold_what_is_made():
+    for page in tables.PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert tables.made(text) == text, f"{page}: run python benchmarks/tables.py"
+    assert any(tables.MARKED.search(page.read_text(encoding="utf-8")) for page in tables.PAGES)
+
+
+def test_attention_gives_a_line_a_batch_and_a_column_a_form(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    rows = [
+        {"form": form, "batch": batch, "tokens": 4096, "alpha": alpha, "D": 112} | ({"forward": 1e-3, "both": both} if both else {"left_out": "no"})
+        for form, batch, alpha, both in (("ours", "L = 2048", 0.3, 3e-3), ("SDPA cuDNN", "L = 2048", 0.3, None), ("SDPA cuDNN", "L = 2048", 1.0, 2e-3), ("varlen", "log-normal", 1.0, 0.0205))
+    ]
+    (tmp_path / "a.json").write_text(json.dumps({"rows": rows}))
+    assert tables.made("x\n<!-- table attention a.json -->\nold\n<!-- end -->\ny") == (
+        "x\n<!-- table attention a.json -->\n\n"
+        "| batch | D | alpha | ours | cuDNN | flash-attention 2 |\n| --- | --- | --- | --- | --- | --- |\n"
+        "| 2 x 2,048 | 112 | 0.3 | 1 / 2 |  |  |\n| 2 x 2,048 | 112 | 1 |  | 1 / 1 |  |\n| log-normal, 4,096 tokens | 112 | 1 |  |  | 1 / 19.5 |\n"
+        "\n<!-- end -->\ny"
+    )
