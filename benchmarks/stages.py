@@ -2,10 +2,11 @@
 last without what its attention, or whole blocks, add to the tokens' own vectors; and with all that the weak stage learnt, where weak.blend
 keeps a share of it.
 
-    python benchmarks/stages.py RUN [--out runs/benchmarks]
+    python benchmarks/stages.py RUN [--tasks FILE] [--out runs/benchmarks]
 
-RUN keeps every stage's last checkpoint; how it starts is drawn again from its seed. Prints a table and writes stages.json: one row a
-stage, with its seconds and tokens.
+RUN keeps every stage's last checkpoint; how it starts is drawn again from its seed, or taken from init_from, then also causal, as it came.
+Prints a table and writes stages.json: one row a stage, with its seconds and tokens; the same command again goes on behind the rows that
+are there. --tasks: a file of gpu/pack.py, where the packages with the texts are not installed.
 """
 
 import argparse
@@ -54,6 +55,7 @@ def unblend(encoder, run, settings, mesh):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", help="a run folder, such as runs/demo")
+    parser.add_argument("--tasks", metavar="FILE")
     parser.add_argument("--out", default="runs/benchmarks")
     arguments = parser.parse_args()
     found = checkpoint.newest(arguments.run)
@@ -63,11 +65,17 @@ def main():
     # it may have been moved, and trained by several ranks; float32, as Encoder.load has it
     settings, mesh = dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"), Mesh(settings.device)
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    given, rows = tasks.load(), []
+    given = tasks.load(arguments.tasks)
+    about = {"commit": measured.commit(), "machine": measured.machine(mesh.device.type), "run": arguments.run}
+    rows = measured.Rows(Path(arguments.out, "stages.json"), about)
     last, whole = settings.stages[-1], ["no blend"] if "weak" in settings.stages and settings.weak.blend < 1 else []
-    for stage in ("start", *settings.stages, *SILENT, *whole):
-        if stage == "start":
+    causal = ["start, causal"] if settings.init_from else []
+    for stage in ("start", *causal, *settings.stages, *SILENT, *whole):
+        if rows.find(stage=stage):
+            continue
+        if stage.startswith("start"):
             encoder = at_start(settings, mesh)
+            encoder.alpha = 0.0 if stage in causal else 1.0
         else:
             encoder = Encoder.load(checkpoint.of_stage(arguments.run, stage if stage in settings.stages else last)[0])
             silence(encoder.model, SILENT.get(stage, ()))
@@ -75,11 +83,7 @@ def main():
                 unblend(encoder, arguments.run, settings, mesh)
         mine = [step for step in steps if step["stage"] == stage]
         row = {"stage": stage, "steps": len(mine), "seconds": sum(step["seconds"] for step in mine), "tokens": sum(step["tokens"] for step in mine)}
-        rows.append(row | tasks.measure(tasks.Embedded(encoder.encode, given), given, encoder.dims))
-    results = {"commit": measured.commit(), "machine": measured.machine(mesh.device.type), "rows": rows}
-    path = Path(arguments.out, "stages.json")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1))
+        rows.add(row | tasks.measure(tasks.Embedded(encoder.encode, given), given, encoder.dims))
     print(f"{'after':28}" + "".join(f"{row['stage']:>14}" for row in rows))
     for key, name in {**NAMES, "steps": "steps", "seconds": "seconds", "tokens": "tokens"}.items():
         print(f"{name:28}" + "".join(f"{row[key]:14.3f}" if key in NAMES else f"{row[key]:14,.0f}" for row in rows))

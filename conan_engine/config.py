@@ -205,11 +205,11 @@ def load(path, overrides=()):
     where, given = str(path), set(_named(tree))
     _assign(config, tree, "", where)
     for text in overrides:
-        keys, value = _of_source(text) or _of_setting(text)
-        tree = value
+        one = _of_source(text)
+        keys, tree = one or _of_setting(text)
         for section in reversed(keys):
             tree = {section: tree}
-        _assign(config, tree, "", f"argument {text!r}")
+        _assign(config, tree, "", f"argument {text!r}", one is not None)
         given.update(_named(tree))
     _check_layers(config, where)
     if config.init_from:
@@ -266,7 +266,8 @@ def from_dict(tree, where):
     return config
 
 
-def _assign(node, tree, prefix, where):
+def _assign(node, tree, prefix, where, one_source=False):
+    """one_source: a table of sources in the tree names one, and the others stay."""
     hints = typing.get_type_hints(type(node))
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -277,13 +278,12 @@ def _assign(node, tree, prefix, where):
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
                 raise UserError(f"{where}: {name} is a section: set one of its keys, such as {name}.{next(iter(vars(current)))}")
-            _assign(current, value, f"{name}.", where)
+            _assign(current, value, f"{name}.", where, one_source)
         elif hint == dict[str, Source]:
             if not isinstance(value, dict):
                 raise UserError(f"{where}: {name} is {value!r}; expected a table of source = weight")
-            # an override of one source (--weak.data.docstrings=2) keeps the others; a file's table replaces the default
             sources = {source: _source(about, f"{where}: {name}[{source!r}]") for source, about in value.items()}
-            merged = {**(current if where.startswith("argument") else {}), **sources}
+            merged = {**(current if one_source else {}), **sources}
             setattr(node, key, {source: about for source, about in merged.items() if about.weight})
         else:
             if hint is float and type(value) is int:

@@ -42,10 +42,11 @@ def pick(values, cu_seqlens, rows, device):
 
 
 class Encoder:
-    """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was trained to be truncated to."""
+    """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was trained to be truncated
+    to; alpha is how far the soft mask is open, from causal (0) to bidirectional (1)."""
 
-    def __init__(self, model, tokenizer, max_tokens, dims):
-        self.model, self.tokenizer, self.max_tokens, self.dims = model.eval(), tokenizer, max_tokens, dims
+    def __init__(self, model, tokenizer, max_tokens, dims, alpha=1.0):
+        self.model, self.tokenizer, self.max_tokens, self.dims, self.alpha = model.eval(), tokenizer, max_tokens, dims, alpha
 
     @classmethod
     def load(cls, run):
@@ -63,7 +64,7 @@ class Encoder:
         encoded = self.tokenizer.encode_texts(list(texts), self.max_tokens)
         cu_seqlens = np.concatenate(([0], np.cumsum([len(ids) for ids in encoded]))).astype(np.int32)
         tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded] or [np.zeros(0, np.int32)])
-        return truncate(embed_sequences(self.model, tokens, cu_seqlens), dim)
+        return truncate(embed_sequences(self.model, tokens, cu_seqlens, alpha=self.alpha), dim)
 
 
 def truncate(vectors, dim):

@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import os
 import re
 from pathlib import Path
 
@@ -48,11 +49,20 @@ def plan(config):
     to_train = {(use, source): prepare.make_job(source, use, stage, tokenizer, folder, max_bad_share) for source, use, stage, _ in uses}
     held_out = {}
     for source, about in config.validation.data.items():
-        for use in prepare.fits(source, about, [*config.stages, *["sts"] * ("supervised" in config.stages)], config.skip_bad_records):
+        uses, kinds = prepare.fits(source, about, [*config.stages, *["sts"] * ("supervised" in config.stages)], config.skip_bad_records)
+        if not uses:
+            _say(f"validation.data: {source} holds {' or '.join(kinds)} records, which none of {', '.join(config.stages)} takes: it is passed over")
+        for use in uses:
             name = "supervised" if use == "sts" else use
             stage = dataclasses.replace(getattr(config, name), **{"sts" if use == "sts" else "data": {source: about}})
             held_out.setdefault(name, {})[source] = prepare.make_job(source, use, stage, tokenizer, folder, max_bad_share)
     return tokenizer, to_train, held_out
+
+
+@functools.cache  # several ask for the plan
+def _say(line):
+    if os.environ.get("RANK", "0") == "0":
+        print(line, flush=True)
 
 
 def _jobs(to_train, held_out):

@@ -7,6 +7,9 @@ which part of its package a summary is from.
 
 import functools
 import itertools
+import json
+import lzma
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -70,8 +73,10 @@ class Classification(NamedTuple):
         return float(LogisticRegression(max_iter=1000).fit(of(self.shown), self.shown_labels).score(of(self.asked), self.asked_labels))
 
 
-def load():
-    """{key of results.json: task}."""
+def load(path=None):
+    """{key of results.json: task}, from the packages installed here or from a file that `save` wrote. Raises UserError where it cannot be read."""
+    if path:
+        return _saved(path)
     docs = held_out_docs()
     messages = list(catalogues.read(CATALOGUES))
     return {
@@ -81,6 +86,33 @@ def load():
         "sts.messages.spearman": _similarity(installed.message_sts([m for m in messages if catalogues.held_out(m.english) and m.language in LANGUAGES])),
         "classification.accuracy": classification(docs),
     }
+
+
+KINDS = {kind.__name__: kind for kind in (Search, Similarity, Classification)}
+
+
+def save(given, path):
+    """Tasks as a file (xz), for a machine that lacks the packages."""
+    content = {key: {"kind": type(task).__name__, **{name: _plain(value) for name, value in task._asdict().items()}} for key, task in given.items()}
+    Path(path).write_bytes(lzma.compress(json.dumps(content, ensure_ascii=False).encode()))
+
+
+def _plain(value):
+    return value.tolist() if isinstance(value, np.ndarray) else value.__name__ if callable(value) else value
+
+
+def _saved(path):
+    try:
+        content = json.loads(lzma.decompress(Path(path).read_bytes()))
+        given = {key: KINDS[fields.pop("kind")](**fields) for key, fields in content.items()}
+    except (OSError, lzma.LZMAError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: cannot read its tasks ({error}); make it with benchmarks/gpu/pack.py") from None
+    for key, task in given.items():
+        if isinstance(task, Search):
+            given[key] = task._replace(answer=np.array(task.answer), metric=getattr(metrics, task.metric))
+        elif isinstance(task, Similarity):
+            given[key] = task._replace(grades=np.array(task.grades))
+    return given
 
 
 def held_out_docs():

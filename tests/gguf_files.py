@@ -3,6 +3,8 @@
 import gguf
 import numpy as np
 import sentencepiece
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PARTS = {
     "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
@@ -64,6 +66,18 @@ def _quantised(array, kind):
         for at in scales:
             blocks[:, at : at + 2] = np.float16(size * (1 + np.random.default_rng(at).random(len(blocks)))).view(np.uint8).reshape(-1, 2)
         return blocks.reshape(len(array), -1)
+
+
+def random_gguf(path, **shape):
+    """A small random Llama with a byte-level tokenizer; shape: of its transformers.LlamaConfig."""
+    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    library = Tokenizer(models.BPE())
+    library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    texts = [f"question {i} answer {i} another wrong bad good label" for i in range(300)]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    library.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False))
+    config = transformers.LlamaConfig(**{**sizes, "vocab_size": library.get_vocab_size(), "tie_word_embeddings": True, **shape})
+    return write_model(path, transformers.LlamaForCausalLM(config), "Q8_0", of_library(library, "gpt-2", "<|end|>"))
 
 
 def close(writer):

@@ -30,6 +30,8 @@ def test_a_file_overrides_the_default_and_an_argument_the_file():
     assert (config.weak.lr, config.out_dir, config.stages) == (0.5, "elsewhere", ["sft"])
     assert config.weak.data["docstrings"].weight == 7 and "catalogues" in config.weak.data
     assert "catalogues" not in load(CONFIGS / "demo.toml", ["--weak.data.catalogues=0"]).weak.data
+    assert list(load(CONFIGS / "demo.toml", ["--weak.data={ docstrings = 3 }", "--validation.data={}"]).weak.data) == ["docstrings"], "a table given whole replaces the file's"
+    assert load(CONFIGS / "demo.toml", ["--validation.data={}"]).validation.data == {}
 
 
 @pytest.mark.parametrize("path", ["my/pairs.jsonl", "a=b/x=1.jsonl", "../a b.parquet", "x.y.z", "C:\\pairs.csv", "x=1"])

@@ -6,6 +6,7 @@ import pytest
 from conan_engine import tasks
 from conan_engine.data.sources import catalogues, installed
 from conan_engine.data.sources.docstrings import Docstring
+from conan_engine.errors import UserError
 from conan_engine.metrics import ndcg, recall
 
 rng = np.random.default_rng()
@@ -66,3 +67,26 @@ def test_what_is_asked_is_held_out():
     assert not {text for text in given["sts.messages.spearman"].second if catalogues.held_out(text)} & trained
     assert len(set(given["classification.accuracy"].asked_labels)) > 10
     assert set(given["sts.docs.spearman"].grades) == {0, 0.25, 0.5, 1}
+
+
+def test_saved_tasks_score_as_they_did(tmp_path):
+    texts = [f"text {i} \u4e2d" for i in range(60)]
+    vectors = unit(rng.standard_normal((60, 16)).astype(np.float32))
+    given = {
+        "docs.ndcg@10": tasks.Search(texts[:20], texts[20:40], np.arange(20), ndcg),
+        "cross_lingual.de.recall@20": tasks.Search(texts[40:60], texts[10:40], np.arange(20), recall),
+        "sts.docs.spearman": tasks.Similarity(texts[:20], texts[40:60], rng.random(20)),
+        "classification.accuracy": tasks.Classification(texts[:20], ["a", "b"] * 10, texts[20:60], ["b", "a"] * 20),
+    }
+    tasks.save(given, tmp_path / "tasks.json.xz")
+    again = tasks.load(tmp_path / "tasks.json.xz")
+    encode = lambda asked: vectors[[texts.index(text) for text in asked]]
+    assert tasks.measure(tasks.Embedded(encode, again), again, [4]) == tasks.measure(tasks.Embedded(encode, given), given, [4])
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no xz"])
+def test_tasks_that_cannot_be_read_are_named(tmp_path, content):
+    if content is not None:
+        (tmp_path / "t.xz").write_bytes(content)
+    with pytest.raises(UserError, match="t.xz: cannot read its tasks"):
+        tasks.load(tmp_path / "t.xz")

@@ -197,7 +197,7 @@ def test_a_mistake_gets_one_line(tiny, whole, tmp_path):
     def refused(*options):
         return train(tiny, tmp_path / "run", "--stages=['pretrain']", f"--tokenizer.path={whole / 'tokenizer.model'}", *options)
 
-    one_line(refused(f"--validation.data.{tiny.parent}/sts.jsonl=1"), "sts.jsonl holds sts records, which none of pretrain takes")
+    one_line(refused(f"--validation.data.{tiny.parent}/absent.jsonl=1"), "absent.jsonl")
     for options, said in (
         ([f"--validation.data.{tiny.parent}/text.jsonl=1"], "text.jsonl'; expected records held out: pretrain.data trains on these"),
         (["--validation.every=0"], "validation.every is 0; expected at least 1"),
@@ -208,3 +208,9 @@ def test_a_mistake_gets_one_line(tiny, whole, tmp_path):
         with pytest.raises(UserError) as error:
             load(tiny, options)
         assert said in str(error.value)
+
+
+def test_a_source_for_stages_that_do_not_run_is_passed_over_with_a_line(tiny, whole, tmp_path):
+    options = ["--stages=['pretrain']", "--pretrain.steps=1", f"--tokenizer.path={whole / 'tokenizer.model'}", f"--validation.data.{tiny.parent}/sts.jsonl=1"]
+    code, out, err = train(tiny, tmp_path / "run", *options)
+    assert code == 0 and out.count("sts.jsonl holds sts records, which none of pretrain takes: it is passed over") == 1, err

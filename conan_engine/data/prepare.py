@@ -39,16 +39,12 @@ def built_in(source, use):
 
 
 def fits(source, about, uses, skip=False):
-    """Those of `uses` that take a source's kind of records. Raises UserError where none does. `skip`: without the records that
-    cannot be used."""
+    """(those of `uses` that take a source's kind of records, its kinds). `skip`: without the records that cannot be used."""
     kinds = [kind for name, kind in installed.READERS if name == source]
     if not kinds:
         kind, _ = next(files.read(source, about.columns, _nothing if skip else None))
         kinds = [kind]
-    found = [use for use in uses if set(TAKES[use]) & set(kinds)]
-    if not found:
-        raise UserError(f"validation.data: {source} holds {' or '.join(kinds)} records, which none of {', '.join(uses)} takes; leave it out")
-    return found
+    return [use for use in uses if set(TAKES[use]) & set(kinds)], kinds
 
 
 def _nothing(*_):

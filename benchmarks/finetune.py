@@ -1,0 +1,170 @@
+"""How fast does a language model become an embedding model here, beside sentence-transformers' own trainer? Same weights, pairs and batches.
+
+    python benchmarks/finetune.py CONFIG [--section.key=value ...] [--steps 12] [--minutes M] [--compiled] [--tasks FILE] [--out DIR]
+
+CONFIG has a weak stage and an init_from. First each trains so many steps: seconds a step (the median without the first quarter), tokens a second (those
+of the texts; what the peer pads is not counted) and peak memory. Then, with --minutes, theirs trains for so long, ours on as many pairs and
+ours for as long; of each the nDCG@10 of the held-out docs. Theirs: CachedMultipleNegativesRankingLoss in MatryoshkaLoss, bfloat16 and SDPA on a
+GPU, bidirectional; --compiled: with torch.compile, too. Writes finetune.json, a row a training, into DIR (runs/benchmarks); works in
+DIR/finetune. Needs `pip install sentence-transformers accelerate datasets`.
+"""
+
+import argparse
+import shutil
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import measured
+import torch
+from stages import at_start
+
+from conan_engine import errors, tasks, train
+from conan_engine.config import load
+from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.encoder import Encoder
+from conan_engine.export import sentence_transformers as export
+from conan_engine.parallel import Mesh
+from conan_engine.prepare import prepare_data
+
+
+class Bench:
+    def __init__(self, path, settings, folder):
+        self.path, self.folder, self.settings = path, folder, [*settings, "--stages=['weak']", "--validation.data={}", "--save_every=1000000"]
+        self.config = load(path, [*self.settings, f"--out_dir={folder}/start"])
+        self.mesh = Mesh(self.config.device)
+        self.cuda = self.mesh.device.type == "cuda"
+        self.tokenizer, self.shards, _ = prepare_data(self.config)
+
+    def batches(self, steps):
+        """The texts of so many steps, [(query, document), ...], as our weak stage draws them, and how many tokens they have."""
+        stage, tokens, texts = train.make_stage("weak", self.config, self.shards, self.mesh.data), 0, []
+        for _ in range(steps):
+            batch = stage.draw()
+            ids, edges = batch.tokens.cpu().numpy(), batch.cu_seqlens.tolist()
+            decoded = [self.tokenizer.decode(ids[start:end]) for start, end in zip(edges, edges[1:])]
+            texts += zip(decoded[: len(decoded) // 2], decoded[len(decoded) // 2 :])
+            tokens += len(ids)
+        stage.close()
+        return texts, tokens
+
+    def ours(self, steps):
+        """(seconds of each step, peak bytes, encode) of a run of ours."""
+        run = self.folder / "ours"
+        shutil.rmtree(run, ignore_errors=True)
+        run.mkdir(parents=True)
+        (run / "data").symlink_to((self.folder / "start/data").resolve())
+        peak = self.fresh_memory()
+        sys.argv = ["train.py", str(self.path), *self.settings, f"--out_dir={run}", f"--weak.steps={steps}"]
+        train.main()
+        peak = peak()
+        seconds = [row["seconds"] for row in _lines(run / "metrics.jsonl")]
+        return seconds, peak, Encoder.load(run).encode
+
+    def theirs(self, texts, steps, compiled=False):
+        """The same of sentence-transformers'."""
+        from datasets import Dataset
+        from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+        from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+        from transformers import TrainerCallback
+
+        class InOrder(SentenceTransformerTrainer):
+            def get_batch_sampler(self, dataset, batch_size, *_, **__):
+                return torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(dataset), batch_size, drop_last=True)
+
+        class Clock(TrainerCallback):
+            def __init__(self, settle):
+                self.seconds, self.settle, self.began = [], settle, None
+
+            def on_step_begin(self, *_, **__):
+                self.settle()
+                self.began = time.perf_counter()
+
+            def on_step_end(self, *_, **__):
+                self.settle()
+                self.seconds.append(time.perf_counter() - self.began)
+
+        weak, folder = self.config.weak, self.folder / "start/model"
+        if not folder.exists():
+            start = at_start(self.config, self.mesh)
+            folder.mkdir(parents=True)
+            export.write(folder, self.folder / "ours", Encoder(start.model, Tokenizer.load(Tokenizer.of(self.folder / "start")), weak.max_tokens, weak.dims), "float32")
+        peak = self.fresh_memory()
+        model = SentenceTransformer(str(folder), device=str(self.mesh.device), model_kwargs={"attn_implementation": "sdpa"})
+        model.max_seq_length = weak.max_tokens
+        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / weak.temperature, mini_batch_size=weak.chunk or weak.batch)
+        loss = MatryoshkaLoss(model, loss, weak.dims or [self.config.model.width])
+        clock = Clock(torch.cuda.synchronize if self.cuda else lambda: None)
+        options = SentenceTransformerTrainingArguments(
+            str(self.folder / "theirs"), per_device_train_batch_size=weak.batch, max_steps=steps, learning_rate=weak.lr, warmup_steps=round(weak.warmup * steps),
+            lr_scheduler_type="linear", weight_decay=weak.weight_decay, max_grad_norm=weak.clip, bf16=self.cuda, use_cpu=not self.cuda, torch_compile=compiled,
+            dataloader_num_workers=4 if self.cuda else 0, save_strategy="no", report_to="none", logging_steps=1000, disable_tqdm=True,
+        )  # fmt: skip
+        pairs = Dataset.from_dict({"anchor": [query for query, _ in texts], "positive": [document for _, document in texts]})
+        InOrder(model, options, pairs, loss=loss, callbacks=[clock]).train()
+        peak = peak()
+        model.max_seq_length = self.config.model.context
+        return clock.seconds, peak, lambda given: model.encode(given, batch_size=128, normalize_embeddings=True)
+
+    def fresh_memory(self):
+        """A function that says the peak since now, in bytes; None without a GPU."""
+        if not self.cuda:
+            return lambda: None
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.max_memory_allocated
+
+
+def _lines(path):
+    import json
+
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("config")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--minutes", type=float)
+    parser.add_argument("--compiled", action="store_true")
+    parser.add_argument("--tasks", metavar="FILE")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    arguments, settings = parser.parse_known_args()
+    bench = Bench(arguments.config, settings, arguments.out / "finetune")
+    weak = bench.config.weak
+    about = {"commit": measured.commit(), "machine": measured.machine(bench.mesh.device.type), "versions": measured.versions("torch", "triton", "transformers", "sentence-transformers")}
+    about |= {"config": arguments.config, "settings": settings, "batch": weak.batch, "chunk": weak.chunk, "max_tokens": weak.max_tokens}
+    rows = measured.Rows(arguments.out / "finetune.json", about)
+    texts, tokens = bench.batches(arguments.steps)
+
+    def add(name, what, steps, train_it, given=None):
+        """A row of one training, unless it is there; the seconds that a step takes."""
+        row = rows.find(trainer=name, question=what)
+        if row is None:
+            seconds, peak, encode = train_it(steps)
+            row = {"trainer": name, "question": what, "steps": steps, "pairs": steps * weak.batch, "peak_bytes": peak, "seconds": sum(seconds)}
+            row["seconds_a_step"] = statistics.median(seconds[len(seconds) // 4 :])
+            if what == "rate":
+                row["tokens_per_s"] = tokens / steps / row["seconds_a_step"]
+            if given:
+                row["docs.ndcg@10"] = given.score(tasks.Embedded(encode, {"docs": given}))
+            rows.add(row)
+        said = f"{row['docs.ndcg@10']:.3f} docs nDCG@10" if "docs.ndcg@10" in row else f"{row['tokens_per_s']:,.0f} tokens/s"
+        print(f"{name}, {what}: {row['steps']} steps, {row['seconds_a_step']:.3f} s each, {said}" + (f", {row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] else ""), flush=True)
+        return row["seconds_a_step"]
+
+    ours = add("ours", "rate", arguments.steps, bench.ours)
+    theirs = add("sentence-transformers", "rate", arguments.steps, lambda steps: bench.theirs(texts, steps))
+    if arguments.minutes:
+        docs = tasks.load(arguments.tasks)["docs.ndcg@10"]
+        many = max(2, round(60 * arguments.minutes / theirs))
+        add("ours", "as many pairs", many, bench.ours, docs)
+        add("sentence-transformers", "as many pairs", many, lambda steps: bench.theirs(bench.batches(steps)[0], steps), docs)
+        add("ours", "as many minutes", max(2, round(60 * arguments.minutes / ours)), bench.ours, docs)
+    if arguments.compiled:
+        add("sentence-transformers, compiled", "rate", arguments.steps, lambda steps: bench.theirs(texts, steps, compiled=True))
+
+
+if __name__ == "__main__":
+    errors.run(main)

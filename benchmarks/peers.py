@@ -1,0 +1,75 @@
+"""What do models that others have trained score on the held-out tasks? Of sentence-transformers, or a language model as it came.
+
+    python benchmarks/peers.py [NAME=]MODEL ... [--tasks FILE] [--device cpu] [--out runs/benchmarks]
+
+MODEL is a folder of sentence-transformers; or a language model that `--init_from` takes (a transformers folder, a .gguf file), whose last
+hidden states are averaged over a text's tokens, once causal and once bidirectional. Texts are cut to 512 tokens, or to what the model says. Prints
+the scores and writes peers.json, a row a model; the same command again goes on behind the rows that are there. --tasks: a file of
+gpu/pack.py, where the packages with the texts are not installed.
+"""
+
+import argparse
+import functools
+import time
+from pathlib import Path
+
+import measured
+import torch
+
+from conan_engine import checkpoint, errors, tasks
+from conan_engine.config import Config
+from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.device import choose
+from conan_engine.encoder import Encoder
+from conan_engine.evaluate import NAMES
+from conan_engine.model import Transformer
+from conan_engine.pretrained import adopt
+
+MOST = 512  # tokens of a text
+
+
+def of_sentence_transformers(name, path, device):
+    """{name of the row: (encode, parameters, tokens of a text at most)}"""
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(path), device=str(device))
+    model.max_seq_length = min(MOST, model.max_seq_length or MOST)
+    encode = functools.partial(model.encode, batch_size=128, normalize_embeddings=True, show_progress_bar=False)
+    return {name: (encode, sum(p.numel() for p in model.parameters()), model.max_seq_length)}
+
+
+def of_language_model(name, path, device):
+    config = Config(init_from=str(path))
+    adopt(config, set(), "peers.py")
+    tokenizer = Tokenizer.load(config.tokenizer.path)
+    model = Transformer(config.model, tokenizer.vocab_size, "auto" if device.type == "cuda" else "float32").to(device)
+    checkpoint.start_from(config.init_from, model, tokenizer)
+    model.lm_head = None
+    about, most = sum(p.numel() for p in model.parameters()), min(MOST, config.model.context)
+    return {f"{name}, {mask}": (Encoder(model, tokenizer, most, [], alpha).encode, about, most) for mask, alpha in (("causal", 0.0), ("bidirectional", 1.0))}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL")
+    parser.add_argument("--tasks", metavar="FILE")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
+    arguments = parser.parse_args()
+    given = tasks.load(arguments.tasks)
+    rows = measured.Rows(arguments.out / "peers.json", {"commit": measured.commit(), "machine": measured.machine(arguments.device)})
+    for text in arguments.models:
+        name, _, path = text.rpartition("=")
+        path = Path(path)
+        models = of_sentence_transformers if (path / "modules.json").exists() else of_language_model
+        for name, (encode, parameters, most) in models(name or path.name, path, choose(arguments.device)).items():
+            if rows.find(model=name):
+                continue
+            began = time.perf_counter()
+            scores = tasks.measure(tasks.Embedded(encode, given), given, ())
+            rows.add({"model": name, "parameters": parameters, "tokens": most, "seconds": time.perf_counter() - began, **scores})
+            print(name, *(f"  {NAMES[key]:28}{rows.find(model=name)[key]:.3f}" for key in given), sep="\n", flush=True)
+
+
+if __name__ == "__main__":
+    errors.run(main)
