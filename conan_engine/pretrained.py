@@ -29,6 +29,8 @@ def adopt(config, given, where):
     differs, and for init_layers that the model does not have."""
     start = config.init_from if Path(config.init_from).exists() else config.out_dir  # that started from it when it was there
     found, dims = gguf_model.shape(start) if gguf_file.is_gguf(start) else of_transformers(start) if is_transformers(start) else _of_run(start)
+    if not found and start != config.init_from:
+        raise UserError(f"{where}: init_from is {config.init_from!r}, which is not there; name a run, a folder of transformers or a .gguf file that is")
     if found and start == config.init_from and (layers := chosen(config.init_layers)):
         if max(layers) >= found["layers"]:
             raise UserError(f"{where}: init_layers is {config.init_layers!r}; the model in {start} has {found['layers']} layers, 0 to {found['layers'] - 1}")

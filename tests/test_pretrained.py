@@ -289,6 +289,11 @@ def test_trained_exported_and_loaded_and_all_the_way_round(shapeless, tmp_path, 
     assert code == 0 and "resuming after step 3 of weak" in out, err
 
 
+def test_a_start_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match="init_from is .*/absent.gguf', which is not there"):
+        adopted(tmp_path, tmp_path / "absent.gguf", f"--out_dir={tmp_path}/run")
+
+
 def test_the_readmes_command_is_taken(tmp_path):
     make(tmp_path / "model", "llama")
     save_tokenizer(tmp_path / "model")

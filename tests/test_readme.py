@@ -1,5 +1,6 @@
 """What the README tells people to type is taken."""
 
+import json
 import re
 import shlex
 import textwrap
@@ -18,8 +19,15 @@ def test_it_names_settings():
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_its_settings_are_known(setting):
-    load(ROOT / "configs/demo.toml", shlex.split(setting))
+def test_its_settings_are_known(tmp_path, setting):
+    options = shlex.split(setting)
+    if not {"--init_from=FOLDER", "--init_from=RUN"} & set(options):
+        load(ROOT / "configs/demo.toml", options)
+        return
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 9, "num_attention_heads": 4, "vocab_size": 512, "max_position_embeddings": 4096}
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"], **sizes}))
+    options = [f"--init_from={tmp_path}" if option.startswith("--init_from=") else option for option in options]
+    load(ROOT / "configs/finetune.toml", [*options, "--weak.data.docstrings=1", "--supervised.data.docstrings=1"])
 
 
 @pytest.mark.parametrize("table", TABLES)
