@@ -20,7 +20,7 @@ def write(tmp_path, text):
     return path
 
 
-@pytest.mark.parametrize("name", ["demo.toml", "base.toml", "conan-1.4b.toml"])
+@pytest.mark.parametrize("name", ["demo.toml", "base.toml", "small.toml", "conan-1.4b.toml"])
 def test_shipped_configs_load(name):
     assert load(CONFIGS / name).stages == ["pretrain", "sft", "weak", "supervised"]
 

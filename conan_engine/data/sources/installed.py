@@ -11,7 +11,7 @@ import hashlib
 import random
 import re
 
-from conan_engine.data.sources import catalogues, docstrings
+from conan_engine.data.sources import catalogues, code_files, docstrings
 from conan_engine.languages import PAPER
 
 TRAINING_PACKAGES = (
@@ -84,6 +84,16 @@ def messages(validation=False, packages=tuple(catalogues.FOLDERS)):
 
 def _kept(text):
     return fraction(text) < 0.02
+
+
+def code(validation=False, packages=TRAINING_PACKAGES):
+    """Files of source code, to train on or kept for validation; copies of the held-out packages are left out."""
+    return (file for file in code_files.read(packages, HELD_OUT_PACKAGES) if _kept(file.text) is validation)
+
+
+def _code_text(files):
+    for file in files:
+        yield {"text": file.text}
 
 
 def _doc_text(docs):
@@ -192,6 +202,7 @@ def _readers():
     for source, packages in (("docstrings", TRAINING_PACKAGES), ("library", TRAINING_PACKAGES + MORE_PACKAGES)):
         texts, with_code = functools.partial(docs, packages=packages), functools.partial(functions, packages=packages)
         yield source, "text", _doc_text, texts
+        yield f"{source}.source", "text", _code_text, functools.partial(code, packages=packages)
         yield source, "instruction", _doc_instructions, texts
         yield f"{source}.names", "pairs", _doc_names, texts
         yield f"{source}.sections", "pairs", _doc_sections, texts

@@ -1,0 +1,32 @@
+"""The source code of installed packages, whole files: text that a language model learns from."""
+
+import hashlib
+from typing import NamedTuple
+
+from conan_engine.data.sources import docstrings
+
+SHORTEST, LONGEST = 400, 200_000  # characters: less says little, more is mostly data
+WIDEST = 200  # characters a line on average: beyond it a file was written by a program
+
+
+class CodeFile(NamedTuple):
+    module: str  # numpy.linalg
+    text: str
+
+
+def read(packages, without=()):
+    """Yield the CodeFiles of packages, each text once; of modules with a part of their name in `without` none: other packages carry copies.
+    Raises UserError for a package that is not installed."""
+    seen = set()
+    for package in packages:
+        for path, module in docstrings.modules(package):
+            if set(module.split(".")) & set(without):
+                continue
+            try:
+                text = path.read_text(encoding="utf-8").strip()
+            except (OSError, UnicodeDecodeError):
+                continue
+            digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+            if SHORTEST <= len(text) <= LONGEST and len(text) <= WIDEST * (text.count("\n") + 1) and digest not in seen:
+                seen.add(digest)
+                yield CodeFile(module, text)
