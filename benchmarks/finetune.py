@@ -10,6 +10,7 @@ DIR/finetune. Needs `pip install sentence-transformers accelerate datasets`.
 """
 
 import argparse
+import json
 import shutil
 import statistics
 import sys
@@ -117,8 +118,6 @@ class Bench:
 
 
 def _lines(path):
-    import json
-
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

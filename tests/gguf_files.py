@@ -1,5 +1,7 @@
 """GGUF files as llama.cpp's converter writes them of a model of transformers, for tests to start from."""
 
+import json
+
 import gguf
 import numpy as np
 import sentencepiece
@@ -107,8 +109,6 @@ def placeholders(count):
 
 def of_library(library, pre, end, begin=None, **flags):
     """A tokenizer of the `tokenizers` library, byte-level; flags: add_bos, add_eos."""
-    import json
-
     about = json.loads(library.to_str())
 
     def add(writer):
