@@ -31,7 +31,7 @@ def tokens_per_second(model):
     return TOKENS / min(seconds)
 
 
-FILLED = 1 / 4  # of max_tokens, by a text on average (configs/smollm.toml's texts: 44 of 256 tokens in weak, 60 in supervised)
+FILLED = 1 / 4  # of max_tokens, by a text on average (configs/smollm.toml's weak stage: 44 of 256 tokens)
 
 
 def tokens(config):
