@@ -82,7 +82,7 @@ def shape(path):
     }
     pooling = of("pooling_type", 0)
     if pooling and pooling not in POOLING:
-        raise UserError(f"{path}: {kind}.pooling_type is {pooling}; this engine has {' and '.join(f'{n} ({name})' for n, name in POOLING.items())}: set model.pooling")
+        raise UserError(f"{path}: {kind}.pooling_type is {pooling}; this engine has {' and '.join(f'{n} ({name})' for n, name in POOLING.items())}: take a file that says one of these, or none")
     return found | ({"pooling": POOLING[pooling]} if pooling else {}), None
 
 
