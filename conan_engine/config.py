@@ -97,6 +97,7 @@ class Stage:
 class Pretrain(Stage):
     batch: int = 256
     max_tokens: int = 32768
+    masked: float = 0.0  # ours: above 0, this share of the tokens is hidden and predicted, bidirectional (masked next token: LLM2Vec, arXiv 2404.05961)
 
 
 @dataclass
@@ -402,6 +403,7 @@ def _check(config, where):
     one_of("precision", config.precision, "auto", "bfloat16", "float32")
     one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating", "open", "closed")
     one_of("weak.mask", config.weak.mask, "column", "row", "uniform")
+    require(0 <= config.pretrain.masked < 1, "pretrain.masked", config.pretrain.masked, "from 0 to below 1")
     require(0 <= config.max_bad_share < 1, "max_bad_share", config.max_bad_share, "from 0 to below 1")
     in_order = [name for name in STAGES if name in config.stages]
     require(config.stages == in_order != [], "stages", config.stages, f"some of {', '.join(STAGES)}, in this order")

@@ -17,8 +17,10 @@ import conan_kernels
 from conan_engine import losses, mining, negatives
 from conan_engine.data import known as known_positives
 from conan_engine.data.loader import Loader
+from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.encoder import embed_sequences
 from conan_engine.errors import UserError
+from conan_engine.model import positions
 
 ALPHA = {  # how far the soft mask has opened at progress t / tau in [0, 1] (arXiv 2509.12892 section 3.2)
     "linear": lambda progress: progress,
@@ -104,27 +106,51 @@ class Stage:
 
 
 class LanguageModelling(Stage):
-    """Stages 1 and 2: next token, causal; of the whole text (pretrain) or of the output only (sft)."""
+    """Stages 1 and 2: next token, causal; of the whole text (pretrain) or of the output only (sft). With pretrain.masked: masked next
+    token, bidirectional (LLM2Vec, arXiv 2404.05961)."""
 
     def __init__(self, name, config, shards, group):
         super().__init__(name, config, group)
+        self.masked = config.pretrain.masked if name == "pretrain" else 0.0
+        if self.masked:  # models that learnt the next token have no token for a mask: LLM2Vec takes "_"
+            self.mask_token = Tokenizer.load(Tokenizer.of(config.out_dir)).encode("_")[-1]
         self.add_loader("data", shards, self.settings.data, "batch", kind="text" if name == "pretrain" else "instruction", shape="rows")
 
     def attention(self, step):
-        return 0.0, "column"
+        return 0.0, "column"  # of validation, whose loss is the next token's in either case
 
     def backward(self, model, batch, step, before_last=lambda: None):
-        sequences, targets = packed(batch), batch.targets.long()
+        sequences, targets, alpha = packed(batch), batch.targets.long(), 0.0
+        if self.masked:
+            alpha = 1.0
+            hidden = chosen(sequences, self.masked, self.config.seed + step)
+            sequences, targets = hide(sequences, targets, hidden, self.mask_token)
         counted = self.group.sum((targets != -100).sum())
         loss, start = 0.0, 0
         parts = sequences.split(self.settings.chunk, batch.rows)
         for part in parts:
-            summed = model.next_token_loss(part.tokens, part.cu_seqlens, targets[start : start + len(part.tokens)])
+            summed = model.next_token_loss(part.tokens, part.cu_seqlens, targets[start : start + len(part.tokens)], alpha)
             if part is parts[-1]:
                 before_last()
             (summed / counted).backward()
             loss, start = loss + summed.detach(), start + len(part.tokens)
         return {"loss": (self.group.sum(loss) / counted).item(), "source": batch.source, "tokens": tokens_of(sequences, self.group)}
+
+
+def chosen(sequences, share, seed):
+    """A share of a batch's tokens, drawn by a hash of token, place and seed, so that it does not depend on which rank has them: bool [T]."""
+    x = sequences.tokens.long() * 0x9E3779B1 + positions(sequences.cu_seqlens, len(sequences.tokens)) * 0x85EBCA77 + seed * 0xC2B2AE3D
+    for _ in range(2):  # what is added may wrap: it is a hash
+        x = (x ^ ((x >> 15) & 0x1FFFF)) * 0x2C1B3C6D & 0xFFFFFFFF
+    return (x ^ (x >> 15)) & 0xFFFFFF < share * 2**24
+
+
+def hide(sequences, targets, hidden, token):
+    """Put `token` where hidden, bool [T], says; the targets that are left are those of tokens before hidden ones: (Packed, int64 [T])."""
+    next_hidden = hidden.roll(-1)
+    ends = sequences.cu_seqlens[1:].long() - 1
+    next_hidden[ends[ends >= 0]] = False  # what follows is another sequence's
+    return sequences._replace(tokens=sequences.tokens.masked_fill(hidden, token)), targets.masked_fill(~next_hidden, -100)
 
 
 class Contrastive(Stage):

@@ -105,6 +105,50 @@ def test_pretraining_predicts_every_token_but_a_sequences_first(tmp_path):
     assert [followers[token] for token in batch.tokens.tolist()] == batch.targets.tolist()
 
 
+def test_a_hidden_token_is_to_be_found_from_the_one_before_it():
+    sequences = stages.Packed(torch.tensor([5, 6, 7, 8, 9, 10], dtype=torch.int32), torch.tensor([0, 0, 3, 3, 4, 6], dtype=torch.int32))
+    targets = torch.tensor([6, 7, 70, 80, 10, -100])  # 7 and 8 end pieces of texts that go on elsewhere
+    hidden = torch.tensor([True, False, True, True, False, True])
+    (tokens, cu_seqlens), left = stages.hide(sequences, targets, hidden, 1)
+    assert tokens.tolist() == [1, 6, 1, 1, 9, 1] and torch.equal(cu_seqlens, sequences.cu_seqlens)
+    assert left.tolist() == [-100, 7, -100, -100, 10, -100]
+
+
+def test_which_tokens_are_hidden_depends_on_the_step_and_on_no_rank():
+    lengths = torch.randint(1, 80, (200,))
+    sequences = stages.Packed(torch.randint(50_000, (int(lengths.sum()),), dtype=torch.int32), torch.cat((torch.zeros(1), lengths.cumsum(0))).int())
+    hidden = stages.chosen(sequences, 0.2, 7)
+    n = len(hidden)
+    assert abs(hidden.float().mean() - 0.2) < 5 * (0.2 * 0.8 / n) ** 0.5
+    assert torch.equal(torch.cat([stages.chosen(part, 0.2, 7) for part in sequences.split(33)]), hidden)
+    both = (hidden & stages.chosen(sequences, 0.2, 8)).float().mean()
+    assert abs(both - 0.04) < 5 * (0.04 * 0.96 / n) ** 0.5
+
+
+def test_a_masked_pretraining_learns(tiny, untrained_run):
+    config = load(tiny, [f"--out_dir={untrained_run}", "--pretrain.masked=0.2"])
+    tokenizer = prepare.make_tokenizer(config.tokenizer, [], untrained_run)
+    (source,) = config.pretrain.data
+    shards = {source: shards_of(source, "pretrain", config.pretrain, tokenizer, untrained_run / "data")}
+    stage, model = stages.LanguageModelling("pretrain", config, shards, Mesh("cpu")), Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    found, chunked = [], []
+    for step in range(30):
+        batch = stage.draw()
+        found.append(stage.backward(model, batch, step)["loss"])
+        stage.settings.chunk, before = 3, [p.grad.clone() for p in model.parameters()]
+        optimizer.zero_grad()
+        chunked.append(stage.backward(model, batch, step)["loss"])
+        stage.settings.chunk = 0
+        if step == 0:
+            assert all(torch.allclose(p.grad, old, atol=1e-6) for p, old in zip(model.parameters(), before))
+        optimizer.step()
+        optimizer.zero_grad()
+    stage.close()
+    assert found == pytest.approx(chunked, rel=1e-5)
+    assert sum(found[-5:]) < 0.9 * sum(found[:5])
+
+
 LENGTHS = [3, 0, 1, 4, 2]
 
 

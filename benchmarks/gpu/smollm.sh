@@ -9,33 +9,17 @@
 # these learning rates. Settings go to every training; CONFIG, RUN and TASKS name others than configs/smollm.toml and what belongs to it.
 set -u
 source "$(dirname "$0")/steps.sh"
-CONFIG=${CONFIG:-configs/smollm.toml}
-RUN=${RUN:-runs/smollm}
-[[ -z "${INPUT:-}" ]] || bash benchmarks/gpu/unpack.sh "$INPUT" || exit 1
-TASKS=${TASKS:-$RUN/tasks.json.xz}
-tasks=()
-[[ ! -e "$TASKS" ]] || tasks=(--tasks "$TASKS")
-data=$(realpath -m "$RUN/data")
-mkdir -p "$data"
-
-train() { # folder, settings...
-    mkdir -p "$1"
-    [[ -e "$1/data" ]] || ln -s "$data" "$1/data"
-    "$PYTHON" conan_engine/train.py "$CONFIG" --out_dir="$1" "${@:2}"
-}
-export -f train
-export PYTHON CONFIG data
+about configs/smollm.toml runs/smollm
 
 for lr in ${PROBE:-}; do
-    MOST=60 step "probe-$lr" bash -c 'train "$@"' _ "$OUT/probe-$lr" "$@" --stages="['weak']" --weak.steps="${PROBE_STEPS:-60}" --weak.lr="$lr"
+    MOST=60 train "probe-$lr" "$OUT/probe-$lr" "$@" --stages="['weak']" --weak.steps="${PROBE_STEPS:-60}" --weak.lr="$lr"
     cp "$OUT/probe-$lr/metrics.jsonl" "$OUT/probe-$lr.jsonl"
     rm -rf "${OUT:?}/probe-$lr"
 done
-mkdir -p "$OUT/finetune/start"
-[[ -e "$OUT/finetune/start/data" ]] || ln -s "$data" "$OUT/finetune/start/data"
+share "$OUT/finetune/start"
 MOST=110 step rates "$PYTHON" benchmarks/finetune.py "$CONFIG" "$@" --steps "${RATE_STEPS:-12}" "${tasks[@]}" --out "$OUT"
-steps=$("$PYTHON" benchmarks/gpu/affordable.py "$CONFIG" "$OUT/finetune.json" "${TRAIN_SECONDS:-240}" "$@")
-step train bash -c 'train "$@"' _ "$RUN" --weak.steps="$steps" "$@"
+steps=$("$PYTHON" benchmarks/gpu/affordable.py "$CONFIG" weak "${TRAIN_SECONDS:-240}" "$OUT/finetune.json" "$@")
+train train "$RUN" "$@" --weak.steps="$steps"
 cp "$RUN"/metrics.jsonl "$RUN"/loss.png "$OUT"
 step stages "$PYTHON" benchmarks/stages.py "$RUN" "${tasks[@]}" --out "$OUT"
 step finetune "$PYTHON" benchmarks/finetune.py "$CONFIG" "$@" --steps "${RATE_STEPS:-12}" --minutes "${BESIDE_MINUTES:-0.75}" --compiled "${tasks[@]}" --out "$OUT"

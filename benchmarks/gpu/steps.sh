@@ -8,6 +8,32 @@ mkdir -p "$OUT"
 failed=()
 set -o pipefail
 
+# For scripts about a config: CONFIG, RUN (its out_dir) and TASKS may be given; INPUT names a folder of pack.py's parts, for a machine without the
+# texts. Sets the array `tasks`.
+about() { # config, run
+    CONFIG=${CONFIG:-$1}
+    RUN=${RUN:-$2}
+    [[ -z "${INPUT:-}" ]] || bash benchmarks/gpu/unpack.sh "$INPUT" || exit 1
+    TASKS=${TASKS:-$RUN/tasks.json.xz}
+    tasks=()
+    [[ ! -e "$TASKS" ]] || tasks=(--tasks "$TASKS")
+    mkdir -p "$RUN/data"
+}
+
+# RUN's shards and tokenizer in another run's folder, too.
+share() { # folder
+    local file
+    mkdir -p "$1"
+    for file in "$RUN"/data "$RUN"/tokenizer*; do
+        [[ ! -e "$file" || -e "$1/$(basename "$file")" ]] || ln -s "$(realpath "$file")" "$1"
+    done
+}
+
+train() { # name, folder, settings...
+    share "$2"
+    step "$1" "$PYTHON" conan_engine/train.py "$CONFIG" --out_dir="$2" "${@:3}"
+}
+
 step() { # name, command...
     local name=$1 left=$((${MINUTES:-9} * 60 - SECONDS))
     shift

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from gguf_files import random_gguf
-from runs import ROOT
+from runs import ROOT, write_lines
 
 from conan_engine import metrics, tasks
 
@@ -23,11 +23,11 @@ def rehearse(script, out, *arguments, **environment):
 def test_attention_stops_in_time_and_goes_on(tmp_path):
     code, said = rehearse("attention.sh", tmp_path, "--device", "cpu", MOST="30")
     assert code == 1 and "failed: attention" in said, said
-    first = json.loads((tmp_path / "attn.json").read_text())["rows"]
+    first = rows(tmp_path / "attn.json")
     code, said = rehearse("attention.sh", tmp_path, "--device", "cpu", MINUTES="4")
-    rows = json.loads((tmp_path / "attn.json").read_text())["rows"]
-    assert code == 0 and len(rows) > len(first) > 0 and rows[: len(first)] == first, said
-    assert all(row["difference"] < 1e-4 for row in rows)
+    everything = rows(tmp_path / "attn.json")
+    assert code == 0 and len(everything) > len(first) > 0 and everything[: len(first)] == first, said
+    assert all(row["difference"] < 1e-4 for row in everything)
 
 
 SMALL = """
@@ -66,32 +66,59 @@ def small(tiny, tmp_path):
     return config, tmp_path / "run"
 
 
-@pytest.mark.slow
-def test_smollm_measures_trains_and_evaluates(small, tmp_path):
-    config, run = small
+@pytest.fixture
+def held_out(tmp_path):
+    """A file of small tasks, as pack.py writes it."""
     texts = [f"text {i} about {i % 7}" for i in range(60)]
-    tasks.save(
-        {
-            "docs.ndcg@10": tasks.Search(texts[:20], texts[20:40], np.arange(20), metrics.ndcg),
-            **{f"cross_lingual.{language}.recall@20": tasks.Search(texts[:20], texts[20:60], np.arange(20), metrics.recall) for language in tasks.LANGUAGES},
-            **{f"sts.{kind}.spearman": tasks.Similarity(texts[:20], texts[40:60], np.arange(20) / 20) for kind in ("docs", "messages")},
-            "classification.accuracy": tasks.Classification(texts[:20], ["a", "b"] * 10, texts[20:60], ["b", "a"] * 20),
-        },
-        tmp_path / "tasks.json.xz",
-    )
-    environment = {"CONFIG": str(config), "RUN": str(run), "TASKS": str(tmp_path / "tasks.json.xz"), "PROBE": "1e-3 1e-2", "PROBE_STEPS": "2", "RATE_STEPS": "4", "TRAIN_SECONDS": "0.5", "BESIDE_MINUTES": "0.02"}
+    given = {
+        "docs.ndcg@10": tasks.Search(texts[:20], texts[20:40], np.arange(20), metrics.ndcg),
+        **{f"cross_lingual.{language}.recall@20": tasks.Search(texts[:20], texts[20:60], np.arange(20), metrics.recall) for language in tasks.LANGUAGES},
+        **{f"sts.{kind}.spearman": tasks.Similarity(texts[:20], texts[40:60], np.arange(20) / 20) for kind in ("docs", "messages")},
+        "classification.accuracy": tasks.Classification(texts[:20], ["a", "b"] * 10, texts[20:60], ["b", "a"] * 20),
+    }
+    tasks.save(given, tmp_path / "tasks.json.xz")
+    return tmp_path / "tasks.json.xz"
+
+
+def rows(path):
+    return json.loads(path.read_text())["rows"]
+
+
+@pytest.mark.slow
+def test_smollm_measures_trains_and_evaluates(small, held_out, tmp_path):
+    config, run = small
+    environment = {"CONFIG": str(config), "RUN": str(run), "TASKS": str(held_out), "PROBE": "1e-3 1e-2", "PROBE_STEPS": "2", "RATE_STEPS": "4", "TRAIN_SECONDS": "0.5", "BESIDE_MINUTES": "0.02"}
     code, said = rehearse("smollm.sh", tmp_path / "out", **environment)
     assert code == 0 or "failed: finetune" in said, said  # torch.compile needs a compiler that tests may lack
-    rows = {(row["trainer"], row["question"]): row for row in json.loads((tmp_path / "out/finetune.json").read_text())["rows"]}
-    assert rows["ours", "rate"]["tokens_per_s"] > 0 and rows["sentence-transformers", "rate"]["tokens_per_s"] > 0
-    assert rows["ours", "as many pairs"]["pairs"] == rows["sentence-transformers", "as many pairs"]["pairs"]
-    stages = json.loads((tmp_path / "out/stages.json").read_text())["rows"]
+    trained = {(row["trainer"], row["question"]): row for row in rows(tmp_path / "out/finetune.json")}
+    assert trained["ours", "rate"]["tokens_per_s"] > 0 and trained["sentence-transformers", "rate"]["tokens_per_s"] > 0
+    assert trained["ours", "as many pairs"]["pairs"] == trained["sentence-transformers", "as many pairs"]["pairs"]
+    stages = rows(tmp_path / "out/stages.json")
     assert [row["stage"] for row in stages] == ["start", "start, causal", "weak", "supervised", "no attention", "no blocks"]
     assert 0 < stages[2]["steps"] <= 40 and all(0 <= row["docs.ndcg@10"] <= 1 for row in stages)
     assert (tmp_path / "out/probe-1e-2.jsonl").read_text().count("\n") == 2
     before = (tmp_path / "out/stages.json").read_bytes()
     rehearse("smollm.sh", tmp_path / "out", **environment | {"PROBE": ""})
     assert (tmp_path / "out/stages.json").read_bytes() == before, "what is there is not measured again"
+
+
+@pytest.mark.slow
+def test_small_trains_from_nothing_with_and_without_language_modelling(tiny, held_out, tmp_path):
+    write_lines(tmp_path / "held.jsonl", ({"text": f"def text_{i}(about): return about[{i}]"} for i in range(40)))
+    environment = {"CONFIG": str(tiny), "RUN": str(tmp_path / "run"), "TASKS": str(held_out), "RATE_STEPS": "4", "TRAIN_SECONDS": "0.02"}
+    settings = [f"--validation.data.{tmp_path}/held.jsonl=1", "--validation.every=2", "--pretrain.steps=40"]
+    code, said = rehearse("small.sh", tmp_path / "out", *settings, **environment)
+    assert code == 0, said
+    trained = {row["stage"]: row for row in rows(tmp_path / "out/rates.json")}
+    assert list(trained) == ["pretrain", "sft", "weak", "supervised"] and 0 < trained["pretrain"]["steps"] < 40
+    assert all(row["tokens_per_s"] > 0 and row["share"] > 0 and len(row["curve"]) == row["steps"] for row in trained.values())
+    assert [one["step"] for one in trained["sft"]["held_out"]] == [] and trained["pretrain"]["held_out"][-1]["validation/loss"] > 0
+    stages = ["start", "weak", "supervised", "no attention", "no blocks"]
+    assert [row["stage"] for row in rows(tmp_path / "out/stages.json")] == ["start", "pretrain", "sft", *stages[1:]]
+    assert [row["stage"] for row in rows(tmp_path / "out/stages-without.json")] == stages
+    before = [(tmp_path / "out" / name).read_bytes() for name in ("rate.jsonl", "stages.json", "stages-without.json")]
+    assert rehearse("small.sh", tmp_path / "out", *settings, **environment)[0] == 0
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("rate.jsonl", "stages.json", "stages-without.json")] == before
 
 
 @pytest.mark.slow
