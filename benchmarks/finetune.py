@@ -13,12 +13,12 @@ import argparse
 import json
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 
 import measured
 import torch
+import training
 from stages import at_start
 
 from conan_engine import errors, tasks, train
@@ -54,11 +54,8 @@ class Bench:
         """(seconds of each step, peak bytes, encode) of a run of ours."""
         run = self.folder / "ours"
         shutil.rmtree(run, ignore_errors=True)
-        run.mkdir(parents=True)
-        (run / "data").symlink_to((self.folder / "start/data").resolve())
         peak = self.fresh_memory()
-        sys.argv = ["train.py", str(self.path), *self.settings, f"--out_dir={run}", f"--weak.steps={steps}"]
-        train.main()
+        training.run(self.path, run, *self.settings, f"--weak.steps={steps}", data=self.folder / "start/data")
         peak = peak()
         seconds = [row["seconds"] for row in _lines(run / "metrics.jsonl")]
         return seconds, peak, Encoder.load(run).encode

@@ -88,11 +88,11 @@ class Timed(mining.Mining):
         self.times.append(time.perf_counter())
 
 
-def mine(folder, documents, queries, rule):
+def mine(folder, documents, queries, rule, device="cpu"):
     """-> (the pools' file, seconds by part)"""
     shards, known = _source(documents)
     vectors = Vectors(documents)
-    job = Timed(mining.Corpus(shards, known), known, np.arange(queries), rule, 0, "synthetic", folder, Mesh("cpu"))
+    job = Timed(mining.Corpus(shards, known), known, np.arange(queries), rule, 0, "synthetic", folder, Mesh(device))
     job.run(vectors)
     texts, index, pools = np.diff(job.times)
     return folder / mining.POOLS, {"vectors written": float(texts - vectors.seconds), "index": float(index), "pools": float(pools)}
@@ -103,7 +103,7 @@ def memory_of_its_own():
     return int(status.split("RssAnon:")[1].split()[0]) * 1024
 
 
-def index_alone(folder, documents, queries, index, search):
+def index_alone(folder, documents, queries, index, search, device):
     """What the process of its own does; prints a line of JSON."""
     peak, before = [0], memory_of_its_own()
 
@@ -113,12 +113,12 @@ def index_alone(folder, documents, queries, index, search):
             time.sleep(0.02)
 
     threading.Thread(target=watch, daemon=True).start()
-    _, seconds = mine(folder, documents, queries, Negatives(pool=NEAREST, index=index, search=search, max_ratio=9.0))
+    _, seconds = mine(folder, documents, queries, Negatives(pool=NEAREST, index=index, search=search, max_ratio=9.0), device)
     print(json.dumps({"seconds": seconds, "peak_bytes": peak[0], "before_bytes": before}))
 
 
-def with_index(folder, documents, queries, index, search):
-    command = [sys.executable, __file__, "--alone", str(folder / "index"), "--documents", str(documents), "--queries", str(queries), "--index", index, "--search", search]
+def with_index(folder, documents, queries, index, search, device):
+    command = [sys.executable, __file__, "--alone", str(folder / "index"), "--documents", str(documents), "--queries", str(queries), "--index", index, f"--search={search}", "--device", device]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     result = json.loads(done.stdout.splitlines()[-1])
     vectors, rows = Vectors(documents), np.sort(np.random.default_rng(3).choice(queries, min(SAMPLE, queries), replace=False))
@@ -127,7 +127,7 @@ def with_index(folder, documents, queries, index, search):
         numbers = np.arange(start, min(start + BLOCK, documents))
         stored[numbers] = vectors(numbers, np.ones(len(numbers)))
     asked = vectors(rows, np.zeros(len(rows))).astype(np.float16).astype(np.float32)
-    _, exact = mining._exact(stored, Mesh("cpu").device)(asked, NEAREST + 1)
+    _, exact = mining._exact(stored, Mesh(device).device)(asked, NEAREST + 1)
     found = np.load(folder / "index" / mining.POOLS, mmap_mode="r")[rows]
     # a pool leaves out the positive
     shared = [len(set(mine_) & set(theirs[theirs != row][:NEAREST])) for row, mine_, theirs in zip(rows, found, exact)]
@@ -181,18 +181,19 @@ def main():
     parser.add_argument("--search", default="nprobe=8")
     parser.add_argument("--peer", type=int, default=100_000, help="queries and documents of the comparison with sentence-transformers")
     parser.add_argument("--only", nargs="+", choices=("index", "exact", "peer"), default=("index", "exact", "peer"))
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="of the search (index): cuda, with --index Flat --search '', is exact search by torch")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     documents, queries = arguments.documents, arguments.queries or arguments.documents
     if arguments.alone:
-        return index_alone(arguments.alone, documents, queries, arguments.index, arguments.search)
-    result = {"commit": measured.commit(), "machine": measured.processor(), "cores": os.cpu_count(), "documents": documents, "queries": queries, "index": arguments.index, "search": arguments.search}
+        return index_alone(arguments.alone, documents, queries, arguments.index, arguments.search, arguments.device)
+    result = {"commit": measured.commit(), "machine": measured.processor() if arguments.device == "cpu" else measured.machine(arguments.device), "cores": os.cpu_count(), "documents": documents, "queries": queries, "index": arguments.index, "search": arguments.search}
     arguments.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=arguments.out))
     try:
         if {"index", "exact"} & set(arguments.only):
-            result["with index"] = found = with_index(folder, documents, queries, arguments.index, arguments.search)
+            result["with index"] = found = with_index(folder, documents, queries, arguments.index, arguments.search, arguments.device)
             parts = ", ".join(f"{part} {seconds:.0f} s" for part, seconds in found["seconds"].items())
             print(f"{queries:,} queries, {documents:,} documents, {arguments.index}, {arguments.search}: {sum(found['seconds'].values()):.0f} s ({parts})")
             print(f"{found['recall']:.4f} of the {NEAREST} nearest; at most {found['peak_bytes'] / 2**20:.0f} MiB of its own, {found['before_bytes'] / 2**20:.0f} of them before", flush=True)

@@ -1,88 +1,146 @@
 """Does each of the paper's ideas help? Train with and without it, on several seeds, and compare seed by seed.
 
-    python benchmarks/recipe.py [--seeds 5] [--hours H] [--arm ARM ...] [--out benchmarks/results/recipe.json]
+    python benchmarks/recipe.py [--config configs/recipe.toml] [--seeds 5] [--hours H] [--arm ARM ...] [--tasks FILE] [--out FILE.json]
 
-An arm is benchmarks/recipe.toml with some settings changed; the arms of a seed share its language-modelling stages. Each
-run's row goes to --out as it comes; after --hours no new run begins, and the same command goes on behind the rows that are
-there. Ends with what they say so far: recipe.md and recipe.png beside --out. Works in runs/recipe, about 1 GB.
+An arm is the config with some settings changed. The arms of a seed share what they have in common: language modelling, and the weak stage where
+only the supervised one differs. configs/recipe.toml starts from nothing, for CPUs; configs/recipe-smollm.toml from a real language model, for a
+GPU. Each arm's row goes to --out (benchmarks/results/, named as the config) as it comes; after --hours no new arm begins, and the same command
+goes on behind the rows that are there. --tasks: a file of gpu/pack.py, where the packages with the texts are not installed; --seeds 0: write the
+files of pairs that the config names, and train nothing. Ends with what the rows say so far: a .md and a .png beside --out.
 """
 
 import argparse
+import hashlib
 import itertools
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import measured
 import recipe_report
+import torch
+import training
 
-from conan_engine import checkpoint, tasks
+from conan_engine import checkpoint, errors, tasks
+from conan_engine.config import load
 from conan_engine.data import prepare
 from conan_engine.data.sources import installed
 from conan_engine.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
-WORK = Path("runs/recipe")
-DIMS = list(recipe_report.DIMS)
 PAIRS = 1500  # of a source, that the supervised stage trains on
-
-# what to change for an arm without the idea
-NO_SOFT_MASK = ["--weak.alpha=open"]
-NO_CROSS_LINGUAL = ["--weak.data.catalogues=0", f"--supervised.data.{WORK}/catalogues.jsonl=0", "--supervised.sts.catalogues.sts=0"]
+OPEN = ["--weak.alpha=open"]
 NO_DHNM = ["--negatives.low=-1", "--negatives.bound=-1"]  # no cosine is below: the first 7 for ever
+LORA = ["--lora.rank=64", "--lora.alpha=64"]  # the paper's rank (table 6)
 
 FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, False), repeat=3)}
-ARMS = {
-    arm: [change for idea, has in zip((NO_SOFT_MASK, NO_CROSS_LINGUAL, NO_DHNM), on) if not has for change in idea] for arm, on in FACTORS.items()
-} | {
-    "accelerating": ["--weak.alpha=accelerating"],
-    "decelerating": ["--weak.alpha=decelerating"],
-    "causal": ["--weak.alpha=closed"],
-    "row": ["--weak.mask=row"],
-    "uniform": ["--weak.mask=uniform"],
-    "no Matryoshka": [f"--weak.dims=[{DIMS[-1]}]", f"--supervised.dims=[{DIMS[-1]}]"],
-    "no hard negatives": ["--negatives.count=0"],
-    "random negatives": ["--negatives.index=random", *NO_DHNM],
-    "alternating": ["--supervised.balance=alternating"],
-    "no STS": ["--supervised.sts.docstrings.sts=0", "--supervised.sts.catalogues.sts=0"],
-    "quantiles": ["--negatives.bounds=quantile", "--negatives.low=0.1"],
-    "equal weights": ["--token_weights=equal"],
-}  # fmt: skip
+# What is trained first, on all seeds, most telling first; the arms that are in none come last.
+ROUNDS = [
+    [recipe_report.ALL, "CLR + DHNM", "LLM2Vec", "causal"],
+    ["SM + CLR", "no hard negatives", "random negatives", "quantiles", "alternating", "no STS"],
+    ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM"],
+    ["row", "uniform", "accelerating", "decelerating"],
+]
+STAGES = {"weak": ("weak",), "supervised": ("supervised", "negatives")}  # what changes what
 
 
-def train(run, *settings):
-    """Train, or go on; the run's log is beside it."""
-    run.mkdir(parents=True, exist_ok=True)
-    data = run / "data"
-    if not data.exists():
-        data.symlink_to((WORK / "data").resolve())  # the shards of all runs
-    command = [sys.executable, ROOT / "conan_engine/train.py", ROOT / "benchmarks/recipe.toml", f"--out_dir={run}", *settings]
-    with open(run.with_suffix(".log"), "w") as log:
-        if subprocess.run(command, stdout=log, stderr=subprocess.STDOUT).returncode:
-            sys.exit(f"{run}: the training failed:\n" + Path(log.name).read_text().replace("\r", "\n")[-2000:])
+def arms(config):
+    """{arm: the settings that it changes}, by rounds."""
+    no_cross_lingual = [
+        f"--{table}.{source}=0"
+        for table, sources in (("weak.data", config.weak.data), ("supervised.data", config.supervised.data), ("supervised.sts", config.supervised.sts))
+        for source in sources
+        if "catalogues" in source
+    ]
+    whole = config.weak.dims[-1]
+    found = {arm: [change for idea, has in zip((OPEN, no_cross_lingual, NO_DHNM), on) if not has for change in idea] for arm, on in FACTORS.items()} | {
+        "accelerating": ["--weak.alpha=accelerating"],
+        "decelerating": ["--weak.alpha=decelerating"],
+        "causal": ["--weak.alpha=closed"],
+        "row": ["--weak.mask=row"],
+        "uniform": ["--weak.mask=uniform"],
+        "no Matryoshka": [f"--weak.dims=[{whole}]", f"--supervised.dims=[{whole}]"],
+        "no hard negatives": ["--negatives.count=0"],
+        "random negatives": ["--negatives.index=random", *NO_DHNM],
+        "quantiles": ["--negatives.bounds=quantile", "--negatives.low=0.1"],
+    }
+    if config.supervised.sts:
+        found |= {"alternating": ["--supervised.balance=alternating"], "no STS": ["--supervised.sts={}"]}
+    if config.init_from:
+        found |= {"LLM2Vec": ["--pretrain.masked=0.2", *OPEN], "LoRA": LORA, "LoRA, open": [*LORA, *OPEN]}
+    else:
+        found |= {"equal weights": ["--token_weights=equal"]}
+    return {arm: found[arm] for arm in sorted(found, key=round_of)}
 
 
-def some_pairs():
-    """The two files of pairs: some of a source's, by their hashes."""
-    for source in ("docstrings", "catalogues"):
-        path = WORK / f"{source}.jsonl"
-        if not path.exists():
-            _, records = prepare.read(source, "supervised")
+def round_of(arm):
+    return next((i for i, those in enumerate(ROUNDS) if arm in those), len(ROUNDS))
+
+
+class Leg(NamedTuple):
+    """One run on the way to an arm's model."""
+
+    folder: Path
+    start: Path | None  # the run that it starts from; None: what the config says
+    stages: list
+    changes: list
+
+
+def legs(changes, config, work, seed):
+    """The runs that make an arm's model, each from the one before. What two arms have in common is in one folder."""
+    first = [change for change in changes if change.startswith(("--pretrain.", "--token_weights"))]
+    rest = [change for change in changes if change not in first]
+    if any(change.startswith("--lora.") for change in rest):  # the same adapters in both stages
+        split = [(["weak", "supervised"], rest)]
+    else:
+        split = [([stage], [change for change in rest if change[2:].partition(".")[0] in keys]) for stage, keys in STAGES.items()]
+    if not config.init_from:
+        split.insert(0, (["pretrain", "sft"], first))
+    elif first:
+        split.insert(0, (["pretrain"], first))
+    found, way = [], []
+    for stages, mine in split:
+        way += [stages, mine]
+        name = f"{seed}-{'-'.join(stages)}-{hashlib.blake2b(json.dumps(way).encode(), digest_size=4).hexdigest()}"
+        found.append(Leg(work / name, found[-1].folder if found else None, stages, mine))
+    return found
+
+
+def train(path, leg, work, seed):
+    """Train a leg, or go on, unless it is done; its log is beside it."""
+    if (leg.folder / "done").exists():
+        return
+    start = [f"--init_from={leg.start}"] if leg.start else []
+    stages = f"--stages=[{', '.join(map(repr, leg.stages))}]"
+    log = leg.folder.with_suffix(".log")
+    try:
+        training.run(path, leg.folder, stages, *start, f"--seed={seed}", *leg.changes, data=work / "data", log=log)
+    except BaseException:
+        print(f"{leg.folder}: the training ended early; {log}:\n" + log.read_text(encoding="utf-8").replace("\r", "\n")[-2000:])
+        raise
+    (leg.folder / "done").touch()
+
+
+def some_pairs(config, work):
+    """The config's files of pairs, NAME.jsonl under its folder: some of the source NAME's, by their hashes."""
+    for path in map(Path, config.supervised.data):
+        if path.parent == work and not path.exists():
+            _, records = prepare.read(path.stem, "supervised")
             chosen = sorted(records, key=lambda record: installed.fraction(record["input"]))[:PAIRS]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(record) + "\n" for record in chosen))
-            os.replace(partial, path)
+            os.utime(partial, (0, 0))  # its shards are known by it, also where it was unpacked
+            partial.replace(path)
 
 
-def scores(run, given):
+def scores(run, given, dims):
     """Of a trained run, the numbers of a row."""
     encoder = Encoder.load(run)
-    found = tasks.measure(tasks.Embedded(encoder.encode, given), given, DIMS)
-    for prefix in ("", *(f"dims.{dim}." for dim in DIMS)):
+    found = tasks.measure(tasks.Embedded(encoder.encode, given), given, dims)
+    for prefix in ("", *(f"dims.{dim}." for dim in dims)):
         found[f"{prefix}cross_lingual.recall@20"] = sum(found[f"{prefix}cross_lingual.{language}.recall@20"] for language in tasks.LANGUAGES) / len(tasks.LANGUAGES)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found["replaced"] = metrics[-1].get("replaced", 0)
@@ -90,47 +148,48 @@ def scores(run, given):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", type=Path, default=ROOT / "configs/recipe.toml")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hours", type=float, default=float("inf"))
-    parser.add_argument("--out", type=Path, default=ROOT / "benchmarks/results/recipe.json")
-    parser.add_argument("--arm", action="append", choices=ARMS, help="only this one; may be given several times")
+    parser.add_argument("--arm", action="append", metavar="ARM", help="only this one; may be given several times")
+    parser.add_argument("--tasks", metavar="FILE")
+    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    arguments.out = arguments.out.resolve()
+    path, out = arguments.config.resolve(), (arguments.out or ROOT / f"benchmarks/results/{arguments.config.stem}.json").resolve()
+    given, began = arguments.tasks and tasks.load(Path(arguments.tasks).resolve()), time.monotonic()
     os.chdir(ROOT)
-    began, given = time.monotonic(), None
-    rows = json.loads(arguments.out.read_text())["rows"] if arguments.out.exists() else []
+    config = load(path)
+    changes, work = arms(config), Path(config.out_dir)
+    for arm in arguments.arm or ():
+        if arm not in changes:
+            raise errors.UserError(f"--arm: {arm!r} is none of {', '.join(changes)}")
+    rows = json.loads(out.read_text())["rows"] if out.exists() else []
     done = {(row["arm"], row["seed"]) for row in rows}
-    commit = measured.commit()
-    (WORK / "data").mkdir(parents=True, exist_ok=True)
-    some_pairs()
-    for seed, arm in itertools.product(range(1, arguments.seeds + 1), arguments.arm or ARMS):
-        if (arm, seed) in done:
-            continue
-        changes = ARMS[arm]
-        if time.monotonic() - began > arguments.hours * 3600:
-            break
-        weights = [change for change in changes if change.startswith("--token_weights")]
-        start, run = WORK / f"lm-{seed}{'-equal' if weights else ''}", WORK / f"arm-{seed}"
-        if not (start / "done").exists():
-            train(start, "--stages=['pretrain', 'sft']", f"--seed={seed}", *weights)
-            (start / "done").touch()
-        whose = run / "arm"
-        if run.exists() and (not whose.exists() or whose.read_text() != arm):
-            shutil.rmtree(run)  # of an arm that another start of this finished, or of none
-        run.mkdir(exist_ok=True)
-        whose.write_text(arm)
-        train(run, "--stages=['weak', 'supervised']", f"--init_from={start}", f"--seed={seed}", *changes)
+    todo = [(arm, seed) for arm in arguments.arm or changes for seed in range(1, arguments.seeds + 1) if (arm, seed) not in done]
+    todo.sort(key=lambda one: (round_of(one[0]), one[1]))  # stable: of a round, seed by seed
+    commit, device = measured.commit(), "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
+    (work / "data").mkdir(parents=True, exist_ok=True)
+    some_pairs(config, work)
+    while todo and time.monotonic() - began <= arguments.hours * 3600:
+        arm, seed = todo.pop(0)
+        way, seconds = legs(changes[arm], config, work, seed), 0.0
+        for leg in way:
+            train(path, leg, work, seed)
+            if leg.stages[0] not in ("pretrain", "sft"):
+                seconds += checkpoint.newest(leg.folder)[1]["seconds"]
         given = given or tasks.load()
         factors = dict(zip(("soft_mask", "cross_lingual", "dhnm"), FACTORS.get(arm, ())))
-        _, state = checkpoint.newest(run)
-        made = {"changes": changes, "seconds": round(state["seconds"], 1), "commit": commit, "machine": measured.processor()}
-        rows.append({"arm": arm, **factors, "seed": seed, **scores(run, given), **made})
-        recipe_report.write(rows, arguments.out)
-        print(f"{arm}, seed {seed}: docs {rows[-1]['docs.ndcg@10']:.4f}, cross-lingual {rows[-1]['cross_lingual.recall@20']:.4f}, {rows[-1]['seconds']:.0f} s", flush=True)
-        shutil.rmtree(run)
+        about = {"changes": changes[arm], "seconds": round(seconds, 1), "commit": commit, "machine": measured.machine(device)}
+        rows.append({"arm": arm, **factors, "seed": seed, **scores(way[-1].folder, given, config.weak.dims), **about})
+        recipe_report.write(rows, out)
+        print(f"{arm}, seed {seed}: docs {rows[-1]['docs.ndcg@10']:.4f}, cross-lingual {rows[-1]['cross_lingual.recall@20']:.4f}, {seconds:.0f} s", flush=True)
+        wanted = {leg.folder for other, its in todo for leg in legs(changes[other], config, work, its)}
+        for leg in way:
+            if leg.folder not in wanted:
+                shutil.rmtree(leg.folder)
     print(recipe_report.table(rows))
 
 
 if __name__ == "__main__":
-    main()
+    errors.run(main)

@@ -15,7 +15,6 @@ METRICS = {
     "classification.accuracy": "classification",
 }
 ENGLISH, MULTI, *_ = METRICS  # which of ours the paper's MTEB scores are compared with
-DIMS = (32, 64, 128, 256)
 
 
 def name_of(soft_mask, cross_lingual, dhnm):
@@ -49,7 +48,13 @@ COMPARISONS = [
     Comparison("soft mask, else bidirectional from the start", _pairs(0), 1.24, 1.49),
     Comparison("cross-lingual data, else English alone", _pairs(1), 1.24, 2.43),
     Comparison("dynamic hard negatives, else the first 7", _pairs(2), 1.88, 1.01),
+    Comparison("soft mask, beside the other two", [(ALL, name_of(False, True, True))]),
+    Comparison("cross-lingual data, beside the other two", [(ALL, name_of(True, False, True))], 0.74, 2.14),
+    Comparison("dynamic hard negatives, beside the other two", [(ALL, name_of(True, True, False))], 1.38, 0.72),
     Comparison("all three, else none", [(ALL, "none")]),
+    Comparison("soft mask, else bidirectional after masked next tokens (LLM2Vec)", [(ALL, "LLM2Vec")]),
+    Comparison("soft mask, else bidirectional from the start: LoRA", [("LoRA", "LoRA, open")], 0.57),
+    Comparison("all weights, else LoRA", [(ALL, "LoRA")], 1.12),
     Comparison("linear schedule, else accelerating", [(ALL, "accelerating")], said="linear is best"),
     Comparison("linear schedule, else decelerating", [(ALL, "decelerating")], said="linear is best"),
     Comparison("linear schedule, else causal until the last stage", [(ALL, "causal")]),
@@ -61,8 +66,14 @@ COMPARISONS = [
     Comparison("STS in the same step, else alternating", [(ALL, "alternating")], said="in the same step is better"),
     Comparison("STS in the same step, else none", [(ALL, "no STS")]),
     Comparison("tokens weighted by rarity, else equal", [(ALL, "equal weights")]),
-    *(Comparison(f"Matryoshka, else the whole alone: at {dim}", [(ALL, "no Matryoshka")], prefix=f"dims.{dim}.") for dim in DIMS),
 ]  # fmt: skip
+
+
+def comparisons(rows):
+    """Those of COMPARISONS, and of each Matryoshka dim, for which the rows have a seed."""
+    dims = sorted({int(key.split(".")[1]) for row in rows for key in row if key.startswith("dims.")})
+    of_dims = [Comparison(f"Matryoshka, else the whole alone: at {dim}", [(ALL, "no Matryoshka")], prefix=f"dims.{dim}.") for dim in dims]
+    return [one for one in [*COMPARISONS, *of_dims] if difference(rows, one, ENGLISH)]
 
 
 def difference(rows, comparison, metric):
@@ -91,16 +102,29 @@ def verdict(found, papers):
     return "confirmed here" if mean * papers > 0 else "contradicted here"
 
 
+def verdicts(one, english, multi):
+    """Of a Comparison's two differences that the paper has."""
+    sign = 1 if one.said else None  # each is said of the first
+    return verdict(english, one.english or sign), verdict(multi, one.multi or sign)
+
+
+def shown(found):
+    """A difference with its interval, as text."""
+    return "" if found is None else f"{found[0]:+.4f}" + ("" if np.isnan(found[1]) else f" ± {found[1]:.4f}")
+
+
+def papers(one):
+    """What the paper has on a Comparison, as text."""
+    return one.said or ", ".join(f"{points:+.2f}" for points in (one.english, one.multi) if points is not None)
+
+
 def table(rows):
     """Markdown."""
-    lines = ["| the first, less the second | " + " | ".join(METRICS.values()) + " | paper: Eng, Multi | docs | cross-lingual |", "|---" * (len(METRICS) + 4) + "|"]
-    for one in COMPARISONS:
+    lines = ["| the first, less the second | " + " | ".join(METRICS.values()) + " | paper, points: Eng, Multi | docs | cross-lingual |", "|---" * (len(METRICS) + 4) + "|"]
+    for one in comparisons(rows):
         found = {metric: difference(rows, one, metric) for metric in METRICS}
-        cells = ["" if f is None else f"{f[0]:+.4f}" + ("" if np.isnan(f[1]) else f" ± {f[1]:.4f}") for f in found.values()]
-        paper = one.said if one.english is None else f"{one.english:+.2f}, {one.multi:+.2f} points"
-        sign = 1 if one.said else None  # each is said of the first
-        words = [verdict(found[ENGLISH], one.english or sign), verdict(found[MULTI], one.multi or sign)]
-        lines.append(f"| {one.name} | " + " | ".join([*cells, paper, *words]) + " |")
+        cells = [shown(f) for f in found.values()]
+        lines.append(f"| {one.name} | " + " | ".join([*cells, papers(one), *verdicts(one, found[ENGLISH], found[MULTI])]) + " |")
     arms = dict.fromkeys(row["arm"] for row in rows)
     lines += ["", "| arm | seeds | " + " | ".join(METRICS.values()) + " | negatives replaced | seconds a run, median |", "|---" * (len(METRICS) + 4) + "|"]
     for arm in arms:
@@ -117,16 +141,17 @@ def draw(rows, path):
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, 2, figsize=(11, 0.32 * len(COMPARISONS) + 1.2), sharey=True)
+    those = comparisons(rows)
+    figure, axes = plt.subplots(1, 2, figsize=(11, 0.32 * len(those) + 1.2), sharey=True)
     for axis, metric in zip(axes, (ENGLISH, MULTI)):
-        for place, one in enumerate(COMPARISONS):
+        for place, one in enumerate(those):
             found = difference(rows, one, metric)
             if found is not None:
                 mean, half, _ = found
                 axis.errorbar(mean, -place, xerr=None if np.isnan(half) else half, fmt="o", markersize=4, capsize=2, color="C3" if mean < -half else "C2" if mean > half else "0.5")
         axis.axvline(0, color="0.7", linewidth=0.8)
         axis.set(title=METRICS[metric], xlabel="difference, 95% interval over seeds")
-    axes[0].set_yticks([-place for place in range(len(COMPARISONS))], [one.name for one in COMPARISONS], fontsize=8)
+    axes[0].set_yticks([-place for place in range(len(those))], [one.name for one in those], fontsize=8)
     figure.tight_layout()
     partial = path.with_suffix(".partial.png")
     figure.savefig(partial, dpi=110)

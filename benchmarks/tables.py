@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 
+import recipe_report
+
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks/results"
 PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -80,6 +82,25 @@ def finetune(file):
     return _table(["trainer", "question", "pairs", "seconds", "tokens/s", "peak memory", "docs nDCG@10"], lines)
 
 
+def ablation(*files):
+    """A line a comparison of recipe.py's arms, two columns a file (NAME=FILE.json): the differences on docs and languages, with what they say of the
+    paper's."""
+    columns = {}
+    for file in files:
+        name, _, file = file.rpartition("=")
+        columns[name] = _read(file)["rows"]
+    lines, by_name = [], {one.name: one for rows in columns.values() for one in recipe_report.comparisons(rows)}
+    for name, one in by_name.items():
+        cells = []
+        for rows in columns.values():
+            found = [recipe_report.difference(rows, one, metric) for metric in (recipe_report.ENGLISH, recipe_report.MULTI)]
+            words = recipe_report.verdicts(one, *found)
+            cells += ["<br>".join((recipe_report.shown(value), word)) if value else "" for value, word in zip(found, words)]
+        lines.append([name, *cells, recipe_report.papers(one)])
+    heads = [f"{name}: {what}" for name in columns for what in ("docs nDCG@10", "languages R@20")]
+    return _table(["the first, less the second", *heads, "paper, points: English, multilingual"], lines)
+
+
 def _batch(label, tokens):
     length = label.removeprefix("L = ")
     return f"{max(1, tokens // int(length))} x {int(length):,}" if length != label else f"{label}, {tokens:,} tokens" if label == "log-normal" else label
@@ -93,7 +114,7 @@ def _read(file):
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
-TABLES = {"attention": attention, "scores": scores, "finetune": finetune}
+TABLES = {"attention": attention, "scores": scores, "finetune": finetune, "ablation": ablation}
 
 
 def made(text):

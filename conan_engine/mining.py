@@ -9,6 +9,7 @@ stopped run has finished are kept. The steps of a source:
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -248,26 +249,34 @@ def by_quantile(rule, scores):
 
 
 def _exact(documents, device):
-    """The nearest of all documents, slice by slice: no index, and no more of them in memory than a slice."""
-    import faiss
-
-    gpu = device.index if device.type == "cuda" and getattr(faiss, "get_num_gpus", int)() else None
-    resources = None if gpu is None else faiss.StandardGpuResources()
+    """The nearest of all documents, slice by slice: no index, and no more of them in memory than a slice. On a GPU by torch: it is there whether or
+    not faiss has a build for that CUDA."""
+    nearest = functools.partial(_nearest_by_torch, device) if device.type == "cuda" else _nearest_by_faiss
 
     def search(asked, count):
         scores, found = np.full((len(asked), count), -np.inf, np.float32), np.full((len(asked), count), -1)
         for start, part in _slices(documents):
-            some = min(count, len(part))
-            if gpu is None:
-                near, at = faiss.knn(asked, _single(part), some, faiss.METRIC_INNER_PRODUCT)
-            else:
-                near, at = faiss.knn_gpu(resources, asked.astype(np.float16), part, some, metric=faiss.METRIC_INNER_PRODUCT, device=gpu)
+            near, at = nearest(asked, part, min(count, len(part)))
             scores, found = np.concatenate((scores, near), axis=1), np.concatenate((found, start + at), axis=1)
             best = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # of equals, the first in the corpus
             scores, found = np.take_along_axis(scores, best, axis=1), np.take_along_axis(found, best, axis=1)
         return scores, found
 
     return search
+
+
+def _nearest_by_faiss(asked, part, count):
+    """The largest products of each of asked [n, E] with part [m, E], float32 [n, count], and where they stand in part."""
+    import faiss
+
+    return faiss.knn(asked, _single(part), count, faiss.METRIC_INNER_PRODUCT)
+
+
+def _nearest_by_torch(device, asked, part, count):
+    """The same on a device; on a GPU products of float16, summed in float32."""
+    dtype, options = (torch.float16, {"out_dtype": torch.float32}) if device.type == "cuda" else (torch.float32, {})
+    asked, part = (torch.from_numpy(vectors).to(device, dtype) for vectors in (asked, part))
+    return tuple(found.cpu().numpy() for found in torch.mm(asked, part.T, **options).topk(count))
 
 
 def _trained(faiss, rule, documents):

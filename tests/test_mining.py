@@ -1,5 +1,6 @@
 """Pools mined from a source small enough to check by eye, and from more vectors than that, by any ranks, from wherever a start stopped."""
 
+import functools
 import threading
 from types import SimpleNamespace
 
@@ -299,21 +300,24 @@ def test_what_faiss_does_not_know_is_named(tmp_path, rule, said):
     assert "\n" not in str(error.value)
 
 
-def test_a_gpu_is_given_half_precision(monkeypatch):
-    """What is asked of faiss-gpu, by a stand-in that computes on the CPU."""
-    import faiss
-
-    given = []
-
-    def knn_gpu(resources, asked, documents, count, metric, device):
-        given.append((asked.dtype, documents.dtype, device))
-        return faiss.knn(asked.astype(np.float32), documents.astype(np.float32), count, metric)
-
+def nearest_on(device, monkeypatch):
+    """What exact search finds by faiss on the CPU, and by torch on a device."""
     vectors = clustered(300).astype(np.float16)
     monkeypatch.setattr(mining, "SLICE", 128 * 32)
-    on_cpu = mining._exact(vectors, torch.device("cpu"))(vectors[:9].astype(np.float32), 20)
-    for name, stand_in in (("get_num_gpus", lambda: 2), ("StandardGpuResources", object), ("knn_gpu", knn_gpu)):
-        monkeypatch.setattr(faiss, name, stand_in, raising=False)
-    on_gpu = mining._exact(vectors, torch.device("cuda", 1))(vectors[:9].astype(np.float32), 20)
-    np.testing.assert_array_equal(on_gpu[1], on_cpu[1])
-    assert given == [(np.float16, np.float16, 1)] * 3
+    asked = vectors[:9].astype(np.float32)
+    by_faiss = mining._exact(vectors, torch.device("cpu"))(asked, 20)
+    monkeypatch.setattr(mining, "_nearest_by_faiss", functools.partial(mining._nearest_by_torch, device))
+    return by_faiss, mining._exact(vectors, torch.device("cpu"))(asked, 20)
+
+
+def test_torch_finds_what_faiss_does(monkeypatch):
+    by_faiss, by_torch = nearest_on(torch.device("cpu"), monkeypatch)
+    np.testing.assert_allclose(by_torch[0], by_faiss[0], rtol=1e-5)
+    assert (by_torch[1] == by_faiss[1]).mean() > 0.99  # but for near equals
+
+
+@pytest.mark.gpu
+def test_a_gpu_finds_what_faiss_does(monkeypatch):
+    by_faiss, by_torch = nearest_on(torch.device("cuda", 0), monkeypatch)
+    np.testing.assert_allclose(by_torch[0], by_faiss[0], rtol=1e-5)
+    assert (by_torch[1] == by_faiss[1]).mean() > 0.99

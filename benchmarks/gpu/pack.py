@@ -1,6 +1,6 @@
 """What a run needs of this machine, for one that has neither the packages with the texts nor a network: parts of at most 60 MB.
 
-    python benchmarks/gpu/pack.py CONFIG FOLDER [--with PATH ...]
+    python benchmarks/gpu/pack.py CONFIG FOLDER [--section.key=value ...] [--with PATH ...]
     bash benchmarks/gpu/unpack.sh FOLDER          # there, where FOLDER's parts have come together
 
 Packs CONFIG's token shards and tokenizer (made first where they are not there), its init_from where that is a file, the held-out tasks (as
@@ -50,8 +50,8 @@ def main():
     parser.add_argument("config")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--with", dest="paths", nargs="+", default=[], type=Path, metavar="PATH")
-    arguments = parser.parse_args()
-    config = load(arguments.config)
+    arguments, settings = parser.parse_known_args()
+    config = load(arguments.config, settings)
     run = Path(config.out_dir)
     prepare_data(config)
     tasks.save(tasks.load(), run / "tasks.json.xz")

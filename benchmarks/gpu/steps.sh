@@ -44,7 +44,7 @@ step() { # name, command...
         return
     fi
     echo "== $name ($left s left): $*"
-    if timeout "$left" "$@" 2>&1 | tee "$OUT/$name.log"; then
+    if timeout -k 15 "$left" "$@" 2>&1 | tee "$OUT/$name.log"; then
         echo "== $name: done after $SECONDS s"
     else
         echo "== $name: FAILED"

@@ -34,6 +34,11 @@ SMALL = """
 out_dir = "{run}"
 stages = ["weak", "supervised"]
 init_from = "{model}"
+[pretrain]
+data = {{ "{folder}/text.jsonl" = 1 }}
+steps = 2
+batch = 2
+max_tokens = 32
 [weak]
 data = {{ "{folder}/pairs.jsonl" = 1 }}
 steps = 40
@@ -103,6 +108,24 @@ def test_smollm_measures_trains_and_evaluates(small, held_out, tmp_path):
 
 
 @pytest.mark.slow
+def test_recipe_writes_a_row_an_arm_and_goes_on(small, held_out, tmp_path):
+    config, run = small
+    environment = {"CONFIG": str(config), "RUN": str(run), "TASKS": str(held_out)}
+    arms = ["SM + CLR + DHNM", "no STS", "LLM2Vec", "LoRA"]
+    several = [word for arm in arms for word in ("--arm", arm)]
+    code, said = rehearse("recipe.sh", tmp_path / "out", "--seeds", "1", *several[:4], **environment)
+    first = rows(tmp_path / "out/small.json")
+    assert code == 0 and [row["arm"] for row in first] == arms[:2], said
+    code, said = rehearse("recipe.sh", tmp_path / "out", "--seeds", "1", *several, **environment)
+    everything = rows(tmp_path / "out/small.json")
+    assert code == 0 and everything[:2] == first and [row["arm"] for row in everything] == [*arms[:2], "LLM2Vec", "LoRA"], said
+    assert len({row["docs.ndcg@10"] for row in everything}) > 1 and all(0 < row["dims.16.ndcg@10"] <= 1 for row in everything)
+    assert "all weights, else LoRA" in (tmp_path / "out/small.md").read_text()
+    code, said = rehearse("recipe.sh", tmp_path / "out", "--seeds", "2", **environment, MINUTES="1", LAST_SECONDS="60")
+    assert code == 0 and rows(tmp_path / "out/small.json") == everything, "no time is left for another arm"
+
+
+@pytest.mark.slow
 def test_small_trains_from_nothing_with_and_without_language_modelling(tiny, held_out, tmp_path):
     write_lines(tmp_path / "held.jsonl", ({"text": f"def text_{i}(about): return about[{i}]"} for i in range(40)))
     environment = {"CONFIG": str(tiny), "RUN": str(tmp_path / "run"), "TASKS": str(held_out), "RATE_STEPS": "4", "TRAIN_SECONDS": "0.02"}
@@ -119,6 +142,19 @@ def test_small_trains_from_nothing_with_and_without_language_modelling(tiny, hel
     before = [(tmp_path / "out" / name).read_bytes() for name in ("rate.jsonl", "stages.json", "stages-without.json")]
     assert rehearse("small.sh", tmp_path / "out", *settings, **environment)[0] == 0
     assert [(tmp_path / "out" / name).read_bytes() for name in ("rate.jsonl", "stages.json", "stages-without.json")] == before
+
+
+@pytest.mark.slow
+def test_encode_measures_texts_and_mining(small, held_out, tmp_path):
+    config, run = small
+    environment = {"CONFIG": str(config), "RUN": str(run), "TASKS": str(held_out), "TEXTS": "300", "BESIDE": "60", "DOCUMENTS": "3000", "DEVICE": "cpu"}
+    code, said = rehearse("encode.sh", tmp_path / "out", **environment)
+    assert code == 0, said
+    encoded = rows(tmp_path / "out/encode.json")
+    assert [(row["lengths"], row["texts"]) for row in encoded if row["form"] == "ours"] == [("mixed", 60), ("equal", 60), ("mixed", 300)]
+    assert all(row["lowest_cosine"] > 0.9999 for row in encoded if row["form"] != "ours") and len(encoded) == 7
+    mined = json.loads((tmp_path / "out/mining.json").read_text())
+    assert mined["with index"]["recall"] > 0.999 and mined["queries"] == 3000
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,28 +10,67 @@ import recipe
 import recipe_report
 from scipy import stats
 
-from conan_engine.config import load
+from conan_engine.config import Config, Source, Supervised, Weak, load
 
 rng = np.random.default_rng()
+SOURCES = {"a": Source(), "catalogues": Source()}
+PARTS = {"weak": Weak(data=SOURCES, dims=[4]), "supervised": Supervised(data=SOURCES, sts=SOURCES)}
+
+
+CONFIGS = [recipe.ROOT / "configs" / f"{name}.toml" for name in ("recipe", "recipe-smollm")]
+DIMS = (32, 64, 128, 256)
+
+
+@pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
+def config(request, monkeypatch):
+    """Of both configs, (path, settings over it). The language model that the one starts from need not be here."""
+    monkeypatch.setattr("conan_engine.pretrained.adopt", lambda *_: None)
+    return request.param, ["--model.width=576", "--model.heads=9", "--model.kv_heads=3"] if "smollm" in request.param.stem else []
 
 
 def rows_of(arms, seeds):
-    keys = [f"{prefix}{metric}" for prefix in ("", *(f"dims.{dim}." for dim in recipe.DIMS)) for metric in recipe_report.METRICS]
+    keys = [f"{prefix}{metric}" for prefix in ("", *(f"dims.{dim}." for dim in DIMS)) for metric in recipe_report.METRICS]
     keys = [key.replace(".docs.ndcg", ".ndcg") if key.startswith("dims") else key for key in keys]
     return [{"arm": arm, "seed": seed, "replaced": 0, "seconds": 1.0, **dict(zip(keys, rng.random(len(keys))))} for arm, seed in itertools.product(arms, seeds)]
 
 
-@pytest.mark.parametrize("arm", recipe.ARMS)
-def test_an_arm_is_the_recipe_with_something_changed(arm):
-    whole, changed = (load(recipe.ROOT / "benchmarks/recipe.toml", changes) for changes in ([], recipe.ARMS[arm]))
-    assert (changed == whole) == (arm == recipe_report.ALL)
-    assert changed.weak.data and changed.supervised.data
-    if arm in recipe.FACTORS and "CLR" not in arm:
-        assert not any("catalogues" in source for stage in (changed.weak, changed.supervised) for source in stage.data)
+def test_an_arm_is_the_recipe_with_something_changed(config):
+    path, settings = config
+    whole = load(path, settings)
+    for arm, changes in recipe.arms(whole).items():
+        changed = load(path, [*settings, *changes])
+        assert (changed == whole) == (arm == recipe_report.ALL)
+        assert changed.weak.data and changed.supervised.data
+        if arm in recipe.FACTORS and "CLR" not in arm:
+            assert not any("catalogues" in source for stage in (changed.weak, changed.supervised) for source in stage.data)
+        for leg in recipe.legs(changes, whole, Path("x"), 1):
+            load(path, [*settings, f"--stages={leg.stages}", *leg.changes])
+        assert sorted(change for leg in recipe.legs(changes, whole, Path("x"), 1) for change in leg.changes) == sorted(changes)
 
 
 def test_comparisons_are_of_arms_that_there_are_and_use_every_arm():
-    assert {arm for one in recipe_report.COMPARISONS for pair in one.pairs for arm in pair} == set(recipe.ARMS)
+    arms = {arm for config in CONFIGS for arm in recipe.arms(Config(init_from="x" * ("smollm" in config.stem), **PARTS))}
+    rows = rows_of(arms, [1])
+    compared = {arm for one in recipe_report.comparisons(rows) for pair in one.pairs for arm in pair}
+    assert compared == arms and set(itertools.chain(*recipe.ROUNDS)) <= arms
+    assert {arm for one in recipe_report.COMPARISONS for pair in one.pairs for arm in pair} <= arms
+
+
+def test_arms_share_what_they_have_in_common(config):
+    settings = load(config[0], config[1])
+    changes = recipe.arms(settings)
+    ways = {arm: [leg.folder for leg in recipe.legs(changes[arm], settings, Path("x"), 1)] for arm in changes}
+    whole = ways[recipe_report.ALL]
+    assert all(ways[arm][:-1] == whole[:-1] for arm in ("SM + CLR", "no STS", "random negatives", "quantiles"))
+    assert all(ways[arm][-2] != whole[-2] for arm in ("causal", "row", "none"))
+    assert len({way[-1] for way in ways.values()}) == len(ways)
+    other = [leg.folder for leg in recipe.legs([], settings, Path("x"), 2)]
+    assert not set(other) & set(whole)
+    for arm, way in ways.items():
+        legs = recipe.legs(changes[arm], settings, Path("x"), 1)
+        assert [leg.start for leg in legs] == [None, *way[:-1]]
+        stages = [stage for leg in legs for stage in leg.stages]
+        assert stages == (["pretrain"] if arm == "LLM2Vec" else [] if settings.init_from else ["pretrain", "sft"]) + ["weak", "supervised"]
 
 
 def test_an_interval_is_that_of_a_paired_t_test_over_the_seeds_that_have_both():
@@ -64,42 +104,51 @@ def test_a_verdict(found, papers, said):
 def test_it_goes_on_behind_the_rows_that_are_there(tmp_path, monkeypatch):
     trained, out = [], tmp_path / "recipe.json"
 
-    def train(run, *settings):
-        assert not (run / "left over").exists()
-        (run / "left over").parent.mkdir(parents=True, exist_ok=True)
-        (run / "left over").touch()
-        trained.append((run.name, settings))
+    def run(config, folder, *settings, data, log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text("step 1")
+        folder.mkdir(exist_ok=True)
+        trained.append((folder, settings))
         if stop and len(trained) == stop:
             raise KeyboardInterrupt
 
+    config = tmp_path / "recipe.toml"
+    config.write_text(CONFIGS[0].read_text().replace("runs/recipe", str(tmp_path)))
     scores = {key: value for key, value in rows_of(["x"], [1])[0].items() if key not in ("arm", "seed", "seconds")}
-    for name, instead in (("WORK", tmp_path), ("train", train), ("some_pairs", lambda: None), ("scores", lambda run, given: dict(scores))):
-        monkeypatch.setattr(recipe, name, instead)
+    for where, name, instead in ((recipe.training, "run", run), (recipe, "some_pairs", lambda *_: None), (recipe, "scores", lambda *_: dict(scores))):
+        monkeypatch.setattr(where, name, instead)
     monkeypatch.setattr(recipe.checkpoint, "newest", lambda run: (run, {"seconds": 1.0}))
-    monkeypatch.setattr(recipe.tasks, "load", lambda: None)
-    monkeypatch.setattr("sys.argv", ["recipe.py", "--seeds", "2", "--arm", "SM + CLR", "--arm", "equal weights", "--out", str(out)])
+    monkeypatch.setattr(recipe.tasks, "load", lambda path: {"x": None})
+    arms = ("--arm", "SM + CLR", "--arm", "equal weights", "--arm", "no STS")
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--config", str(config), "--seeds", "2", *arms, "--out", str(out), "--tasks", "x"])
     monkeypatch.chdir(tmp_path)
-    stop = 2  # the first seed's language model, then in its first arm
+    monkeypatch.setattr(recipe, "ROOT", tmp_path)
+    stop = 3  # in the supervised stage of the first arm
     with pytest.raises(KeyboardInterrupt):
         recipe.main()
     assert not out.exists()
-    (tmp_path / "arm-1" / "left over").unlink()
     stop = 0
     recipe.main()
-    assert [name for name, _ in trained] == ["lm-1", "arm-1", "arm-1", "lm-1-equal", "arm-1", "lm-2", "arm-2", "lm-2-equal", "arm-2"]
-    assert trained[1] == trained[2] and "--seed=2" in trained[-1][1] and "--token_weights=equal" in trained[-1][1]
+    stages = [settings[0].removeprefix("--stages=") for _, settings in trained]
+    one, other = ["['pretrain', 'sft']", "['weak']", "['supervised']"], ["['supervised']"]
+    assert stages == one + other + other + one[:2] + other * 2 + one * 2
+    assert trained[2] == trained[3] and "--token_weights=equal" in trained[-3][1] and "--seed=2" in trained[-1][1]
+    assert f"--init_from={trained[-2][0]}" in trained[-1][1]
     rows = json.loads(out.read_text())["rows"]
-    assert [(row["arm"], row["seed"]) for row in rows] == [("SM + CLR", 1), ("equal weights", 1), ("SM + CLR", 2), ("equal weights", 2)]
+    assert [(row["arm"], row["seed"]) for row in rows] == [("SM + CLR", 1), ("no STS", 1), ("SM + CLR", 2), ("no STS", 2), ("equal weights", 1), ("equal weights", 2)]
     assert (rows[0]["soft_mask"], rows[0]["cross_lingual"], rows[0]["dhnm"]) == (True, True, False) and "dhnm" not in rows[1]
+    assert rows[0]["seconds"] == 2.0 and not any(folder.exists() for folder, _ in trained), "language modelling does not count; what nobody needs is gone"
+    before = len(trained)
     recipe.main()
-    assert len(trained) == 9
+    assert len(trained) == before
 
 
 def test_rows_table_and_figure_are_written_whatever_is_there_yet(tmp_path):
     out = tmp_path / "results" / "recipe.json"
-    for rows in (rows_of(["SM"], [1]), rows_of(recipe.ARMS, [1, 2])):
+    for rows in (rows_of(["SM"], [1]), rows_of(["SM", "none", recipe_report.ALL, "no Matryoshka"], [1, 2])):
         recipe_report.write(rows, out)
         assert json.loads(out.read_text())["rows"] == rows
         table = out.with_suffix(".md").read_text()
-        assert all(one.name in table for one in recipe_report.COMPARISONS) and all(f"| {row['arm']} |" in table for row in rows)
+        compared = recipe_report.comparisons(rows)
+        assert len(compared) == (0 if len(rows) == 1 else 5) and all(one.name in table for one in compared) and all(f"| {row['arm']} |" in table for row in rows)
         assert out.with_suffix(".png").stat().st_size > 10_000
