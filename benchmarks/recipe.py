@@ -41,7 +41,7 @@ FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, Fal
 ROUNDS = [
     [recipe_report.ALL, "CLR + DHNM", "LLM2Vec", "causal"],
     ["SM + CLR", "no hard negatives", "random negatives", "quantiles", "alternating", "no STS"],
-    ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM"],
+    ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM", "margin"],
     ["row", "uniform", "accelerating", "decelerating"],
 ]
 STAGES = {"weak": ("weak",), "supervised": ("supervised", "negatives")}  # what changes what
@@ -65,6 +65,7 @@ def arms(config):
         "no Matryoshka": [f"--weak.dims=[{whole}]", f"--supervised.dims=[{whole}]"],
         "no hard negatives": ["--negatives.count=0"],
         "random negatives": ["--negatives.index=random", *NO_DHNM],
+        "margin": ["--weak.margin=0.1", "--supervised.margin=0.1"],
         "quantiles": ["--negatives.bounds=quantile", "--negatives.low=0.1"],
     }
     if config.supervised.sts:

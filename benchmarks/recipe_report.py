@@ -63,6 +63,7 @@ COMPARISONS = [
     Comparison("7 mined negatives, else none", [(name_of(True, True, False), "no hard negatives")]),
     Comparison("7 mined negatives, else 7 random ones", [(name_of(True, True, False), "random negatives")]),
     Comparison("bounds by quantile, else by cosine", [("quantiles", ALL)]),
+    Comparison("documents nearer than the positive by 0.1 left out, else all in", [("margin", ALL)]),
     Comparison("STS in the same step, else alternating", [(ALL, "alternating")], said="in the same step is better"),
     Comparison("STS in the same step, else none", [(ALL, "no STS")]),
     Comparison("tokens weighted by rarity, else equal", [(ALL, "equal weights")]),

@@ -114,6 +114,8 @@ class Weak(Stage):
     alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"; or not at all: "open", "closed"
     mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
     dims: list[int] = field(default_factory=list)  # ours: Matryoshka from this stage on; none: the whole vector alone, as in the paper
+    margin: float = 2.0  # ours: a document whose cosine is above the positive's by more than this is no negative (Qwen3-Embedding, GISTEmbed); 2: each is one
+    margin_strategy: str = "absolute"  # that is a cosine, or "relative", a share of the positive's
     teacher: str = ""  # who scores pairs: "module:function", "sentence-transformers:FOLDER", "cross-encoder:FOLDER"; empty: the data's own "score" column
     min_score: float = 0.4  # pairs that the teacher scores below this are dropped
 
@@ -123,6 +125,8 @@ class Supervised(Stage):
     batch: int = 4
     temperature: float = 0.02  # ours
     dims: list[int] = field(default_factory=lambda: [256, 512, 1024, 1536, 2048, 3072, 3584])  # Matryoshka
+    margin: float = 2.0  # as weak.margin; hard negatives, too
+    margin_strategy: str = "absolute"
     sts: dict[str, Source] = field(default_factory=dict)  # sources of scored sentence pairs
     sts_batch: int = 32
     sts_temperature: float = 0.05  # the usual CoSENT scale of 20
@@ -144,7 +148,7 @@ class Negatives:
     index: str = "Flat"  # ours: "Flat", exact; or a faiss index factory string ("IVF4096,SQfp16"); or "random": no search, any documents
     search: str = ""  # ours: how the index is searched, in faiss' words ("nprobe=32")
     dim: int = 0  # ours: the first numbers of the vectors that are compared; 0 = all
-    max_ratio: float = 0.95  # ours: a candidate scoring above this share of the positive is a false negative
+    max_ratio: float = 0.95  # ours: a candidate is a false negative if its cosine is above the positive's less 1 - this share of it
     bounds: str = "cosine"  # what low and bound are: cosines, or "quantile" (ours), the share of the negatives mined first whose cosine is lower
     low: float = 0.4  # dynamic replacement: replace if S_0 < low, or ...
     factor: float = 1.2  # ... if factor * S_i < S_0 and S_i < bound
@@ -428,6 +432,8 @@ def _check(config, where):
     require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
     require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for name in ("weak", "supervised"):
+        require(-2 <= getattr(config, name).margin <= 2, f"{name}.margin", getattr(config, name).margin, "-2 to 2, as cosines differ by at most 2")
+        one_of(f"{name}.margin_strategy", getattr(config, name).margin_strategy, "absolute", "relative")
         dims = getattr(config, name).dims
         require(dims == sorted(set(dims)) and min(dims, default=1) > 0 and (dims or name == "weak"), f"{name}.dims", dims, "increasing numbers")
         if name in config.stages and dims:

@@ -7,12 +7,20 @@ import torch
 import conan_kernels
 
 
-def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None, known=None):
+def margin_of(settings):
+    """What a stage's margin and margin_strategy are to the kernels: a Margin, or None."""
+    if settings.margin_strategy == "relative":
+        return conan_kernels.Margin(0.0, settings.margin)
+    return conan_kernels.Margin(settings.margin) if settings.margin < 2 else None
+
+
+def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None, known=None, margin=None):
     """InfoNCE over the whole global batch, with the documents of every rank as in-batch negatives.
 
     queries [n, E] and documents [m, E] are this rank's; the positive of queries[i] is documents[i]. query_group [n] and
     document_group [m], int64: a document of a query's own group never counts as its negative, nor one of a group that `known`
-    (a conan_kernels.Known of this rank's queries) names. Returns this rank's summands (loss, accuracy) of the means over all queries;
+    (a conan_kernels.Known of this rank's queries) names, nor, with a margin (a
+    conan_kernels.Margin), one that is nearer than the positive by more than that. Returns this rank's summands (loss, accuracy) of the means over all queries;
     the sum of every rank's gradients is the gradient of the mean.
     """
     counts = group.counts(len(documents))
@@ -22,20 +30,20 @@ def info_nce(queries, documents, query_group, document_group, temperature, group
 
     def of_mine():
         return conan_kernels.info_nce(
-            queries, documents, target, temperature, dims=dims, query_group=query_group, document_group=document_group, known=known
+            queries, documents, target, temperature, dims=dims, query_group=query_group, document_group=document_group, known=known, margin=margin
         )
 
     return _summands(of_mine, queries, documents, group)
 
 
-def info_nce_of_own(queries, documents, hard, temperature, group, dims=None):
+def info_nce_of_own(queries, documents, hard, temperature, group, dims=None, margin=None):
     """InfoNCE of each query over its positive, documents[i] [n, E], and its own negatives, hard[i] [n, K, E], alone. Returns as
     `info_nce`."""
     nobody = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)  # of one group, no document is a negative
     target = torch.arange(len(queries), device=queries.device)
 
     def of_mine():
-        return conan_kernels.info_nce(queries, documents, target, temperature, dims=dims, hard=hard, query_group=nobody, document_group=nobody)
+        return conan_kernels.info_nce(queries, documents, target, temperature, dims=dims, hard=hard, query_group=nobody, document_group=nobody, margin=margin)
 
     return _summands(of_mine, queries, documents, group)
 

@@ -166,7 +166,8 @@ class Mining:
                 asked = self.vectors[len(corpus) + rows].astype(np.float32)
                 positive = np.einsum("qe,qe->q", asked, self.vectors[self.positive[rows]].astype(np.float32))
                 scores, found = search(asked, min(2 * rule.pool, len(corpus)))
-                good = (found >= 0) & (scores <= rule.max_ratio * positive[:, None])
+                most = positive - (1 - rule.max_ratio) * np.abs(positive)  # below it where it is negative, too
+                good = (found >= 0) & (scores <= most[:, None])
             else:
                 scores, found, good = np.empty((len(rows), 0)), np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), bool)
             candidates = self._candidates(rows, found, good)

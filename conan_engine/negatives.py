@@ -58,11 +58,12 @@ class Pools:
     def state(self):
         """What has changed since they were mined, and where they are."""
         rows = np.flatnonzero(self.used)
-        return {"rows": rows, "slot": self.slot[rows], "first": self.first[rows], "folder": np.frombuffer(self.folder.name.encode(), np.uint8)}
+        return {"rows": rows, "slot": self.slot[rows], "first": self.first[rows], "folder": np.frombuffer(self.folder.name.encode(), np.uint8), "replaced": np.array([self.replaced])}
 
     def load_state(self, state):
         rows = state["rows"]
         self.slot[rows], self.first[rows], self.used[rows] = state["slot"], state["first"], True
+        self.replaced = int(state.get("replaced", [0])[0])  # checkpoints of version 0.1 do without
 
     @classmethod
     def mapped(cls, corpus, queries, rule, folder):

@@ -190,7 +190,7 @@ class Weak(Contrastive):
 
         def loss_of(embeddings):
             queries, documents = embeddings.chunk(2)
-            return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, self.settings.dims or None, known)
+            return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, self.settings.dims or None, known, losses.margin_of(self.settings))
 
         loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, mask, loss_of, before_last)
         return {
@@ -262,15 +262,15 @@ class Supervised(Contrastive):
         known = self.known_in(batch, document_group) if in_batch else None
         everything = concatenate(packed(batch), hard, *([packed(sts)] if sts else []))
         settings = self.settings
-        dims = settings.dims
+        dims, margin = settings.dims, losses.margin_of(settings)
 
         def loss_of(embeddings):
             queries, documents, pairs = embeddings.split((n, len(document_group), len(embeddings) - n - len(document_group)))
             hard = documents[n:].view(n, count, documents.shape[1])
             if in_batch:
-                loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known)
+                loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known, margin)
             else:
-                loss, accuracy = losses.info_nce_of_own(queries, documents[:n], hard, settings.temperature, self.group, dims)
+                loss, accuracy = losses.info_nce_of_own(queries, documents[:n], hard, settings.temperature, self.group, dims, margin)
             hard = F.cosine_similarity(queries[:, None], hard, dim=-1)  # [n, K]
             similar = 0.0 * loss
             if sts:

@@ -129,7 +129,7 @@ class Pairs:
             known = known and conan_kernels.Known(*(torch.from_numpy(x).to(device) for x in known))
             q, d, g = (torch.from_numpy(x).to(device) for x in (queries[rows], documents[self.positive[rows]], self.groups[rows]))
             dims = self.settings.dims or None
-            found.append(conan_kernels.info_nce(q, d, torch.arange(size, device=device), self.settings.temperature, dims, query_group=g, document_group=g, known=known).loss.item())
+            found.append(conan_kernels.info_nce(q, d, torch.arange(size, device=device), self.settings.temperature, dims, query_group=g, document_group=g, known=known, margin=losses.margin_of(self.settings)).loss.item())
         return float(np.mean(found))
 
 

@@ -143,6 +143,12 @@ def one_line(result, *said):
         assert text in lines[0], lines[0]
 
 
+def untimed(run):
+    """A run's lines of metrics.jsonl, without what depends on how fast it was."""
+    times = ("seconds", "waited", "tokens_per_s", "validation/seconds")
+    return [{key: value for key, value in row.items() if key not in times} for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+
+
 def losses(run):
     return [(row["stage"], row["step"], row["loss"]) for row in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())]
 

@@ -7,8 +7,9 @@ import pytest
 import torch
 from ranked import on_ranks
 
-from conan_kernels import Known
+from conan_kernels import Known, Margin
 from conan_engine import losses
+from conan_engine.config import Weak
 from conan_engine.parallel import Group
 
 ALONE = Group("cpu")
@@ -53,6 +54,21 @@ def test_info_nce_of_own_by_hand():
     assert accuracy.item() == 0.5  # query 1's second negative is as near as its positive
 
 
+@pytest.mark.parametrize(("margin", "strategy", "left"), [(0.2, "absolute", True), (0.4, "absolute", False), (0.5, "relative", True), (0.8, "relative", False), (2.0, "absolute", False)])
+def test_a_document_nearer_than_the_positive_by_a_margin_is_no_negative(margin, strategy, left):
+    settings = Weak(margin=margin, margin_strategy=strategy)
+    queries, documents = unit(0.0, 90.0), unit(60.0, 90.0, 30.0)  # query 0: 0.5, 0, sqrt(3)/2 = 0.5 + 0.37; query 1: sqrt(3)/2, 1, 0.5
+    others = [0.0] if left else [0.0, math.sqrt(3) / 2]
+    first = math.log(math.exp(0.5) + sum(map(math.exp, others))) - 0.5
+    second = math.log(math.exp(1.0) + math.exp(math.sqrt(3) / 2) + math.exp(0.5)) - 1.0
+    loss, _ = losses.info_nce(queries, documents, GROUPS, torch.tensor([1, 2, 3]), 1.0, ALONE, margin=losses.margin_of(settings))
+    assert loss.item() == pytest.approx((first + second) / 2, rel=ROUNDING)
+    hard = torch.stack((documents[2:].expand(2, -1), queries.flip(0)), dim=1)  # query 0: sqrt(3)/2, 0; query 1: 0.5, 0
+    loss, _ = losses.info_nce_of_own(queries, documents[:2], hard, 1.0, ALONE, margin=losses.margin_of(settings))
+    second = math.log(math.exp(1.0) + math.exp(0.5) + math.exp(0.0)) - 1.0
+    assert loss.item() == pytest.approx((first + second) / 2, rel=ROUNDING)
+
+
 def test_matryoshka_is_the_mean_over_the_dims():
     queries, documents = unit(30.0, 100.0), unit(20.0, 75.0)
     whole, _ = losses.info_nce(queries, documents, GROUPS, GROUPS, 0.1, ALONE)
@@ -92,6 +108,7 @@ def _both(group, seed, parts=((4, 3),)):
     right = Known(torch.tensor([0, 2, 0, 0])[own], torch.tensor([2, 2, 1, 0])[own], torch.tensor([3, 1]))
     everything, document_group = torch.cat((documents, negatives)), torch.cat((groups, torch.tensor([5, 1, 6])[more]))
     loss, accuracy = losses.info_nce(queries, everything, groups, document_group, TEMPERATURE, group, dims=[3, 8], known=right)
+    loss = loss + losses.info_nce(queries, everything, groups, document_group, TEMPERATURE, group, known=right, margin=Margin(0.1))[0]
     hard = torch.stack((documents, queries), dim=1)  # its own positive, and the query itself
     loss = loss + losses.info_nce_of_own(queries, documents, hard, TEMPERATURE, group, dims=[3, 8])[0]
     loss = loss + losses.cosent(queries, documents, score, TEMPERATURE, group, dims=[3, 8])

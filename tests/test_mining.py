@@ -74,6 +74,17 @@ def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives(tmp_path
     assert (np.diff(cosine[:, :4], axis=1) <= 2**-9).all(), "best first"
 
 
+@pytest.mark.parametrize("cosine", [-0.5, 0.5])
+def test_what_is_too_near_the_positive_is_no_negative_whatever_the_sign(tmp_path, cosine):
+    """Query 0's positive has that cosine; of the others one is a little nearer than the bound and one a little further."""
+    bound = cosine - 0.05 * abs(cosine)
+    cosines = np.array([cosine, bound + 0.01, bound - 0.01, bound - 0.2])
+    vectors = np.stack((cosines, np.sqrt(1 - cosines**2)), axis=1).astype(np.float32)
+    asked = np.array([[1, 0]], np.float32)
+    found = mine(tmp_path, FakeShards(range(4), np.zeros(4)), known_of(range(4)), np.arange(1), lambda r, f: np.where((f == 0)[:, None], asked[0], vectors[r]), Negatives(count=1, pool=2))
+    assert found.candidates.tolist() == [[2, 3]]
+
+
 def test_bounds_by_quantile_are_cosines_of_what_was_mined_first(tmp_path):
     vectors = np.random.default_rng().normal(size=(60, 8)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -188,7 +199,8 @@ def test_the_nearest_are_the_textbooks(tmp_path, source, small_blocks):
     v, a = vectors.astype(np.float16).astype(np.float64), asked.astype(np.float16).astype(np.float64)
     for row, record in enumerate(queries):
         cosines = a[record] @ v.T
-        right = (cosines <= 0.9 * cosines[groups[record]] + 1e-6) & (np.arange(350) != groups[record])
+        positive = cosines[groups[record]]
+        right = (cosines <= positive - 0.1 * abs(positive) + 1e-6) & (np.arange(350) != groups[record])
         # the search gives twice the pool before what is too near is left out
         order = [i for i in np.argsort(-cosines)[:40] if right[i]][:20]
         np.testing.assert_allclose(cosines[found[row][: len(order)]], cosines[order], atol=1e-6)

@@ -54,14 +54,14 @@ def test_an_exhausted_pool_keeps_what_it_has():
 
 def test_a_checkpoint_holds_what_has_changed():
     p = pools()
-    assert [len(array) for array in p.state().values()] == [0, 0, 0, 0]
+    assert [len(array) for array in p.state().values()] == [0, 0, 0, 0, 1]
     p.update(np.array([20]), np.array([[0.9, 0.3]]))
     state = {key: value.copy() for key, value in p.state().items()}
-    assert state["rows"].tolist() == [1] and sum(array.nbytes for array in state.values()) < 30
+    assert state["rows"].tolist() == [1] and sum(array.nbytes for array in state.values()) < 40
     again = pools()
     again.load_state(state)
     for q in (p, again):
         q.update(np.array([10, 20]), np.array([[0.5, 0.8], [0.4, 0.9]]))
     np.testing.assert_array_equal(p.slot, again.slot)
     np.testing.assert_array_equal(p.first, again.first)
-    assert p.replaced - 1 == again.replaced and again.state()["rows"].tolist() == [0, 1]
+    assert p.replaced == again.replaced > 0 and again.state()["rows"].tolist() == [0, 1]

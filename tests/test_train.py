@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from runs import losses, one_line, start, train
+from runs import losses, one_line, start, train, untimed
 
 import conan_engine
 from conan_engine import checkpoint, encode, evaluate, search
@@ -39,6 +39,7 @@ def test_killed_anywhere_and_started_again_gives_the_same_losses_bit_for_bit(tin
     code, _, err = train(tiny, run)
     assert code == 0, err
     assert losses(run) == losses(whole)
+    assert untimed(run) == untimed(whole), "every column but the times"
 
 
 @pytest.mark.slow
@@ -102,6 +103,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whol
     assert 1000 < json.loads((run / "checkpoints/supervised-00000006/state.json").read_text())["seconds"] < 1000 + time.perf_counter() - began
     assert "supervised-00000006 is damaged" in out and "supervised-00000004 is damaged" in out
     assert losses(run) == losses(whole)
+    assert untimed(run) == untimed(whole), "every column but the times"
 
 
 @pytest.mark.slow
