@@ -76,17 +76,18 @@ setup(
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
     ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/*.cpp")) + ["csrc/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/*.h")))],
     cmdclass={"build_ext": NinjaBuild},
-    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tokenizers", "loky", "tqdm", "bm25s", "matplotlib"],
+    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tokenizers", "loky", "tqdm", "bm25s", "matplotlib", "pyyaml"],
     extras_require={
         "gpu": ["triton>=3.6", "faiss-gpu", "mteb", "tensorboard"],
         "cpu": ["faiss-cpu"],
         "gguf": ["gguf"],
         "export": ["gguf", "onnx", "onnxscript"],
+        "hub": ["datasets"],
         "zstd": ["zstandard"],
         "ray": ["ray"],
         "teacher": ["sentence-transformers"],
         "translate": ["httpx"],
-        "test": ["pytest", "hypothesis", "mteb", "pyarrow", "zstandard", "httpx", "triton", "sentence-transformers", "gguf", "accelerate", "onnx", "onnxscript", "onnxruntime"],
+        "test": ["pytest", "hypothesis", "mteb", "datasets", "pyarrow", "zstandard", "httpx", "triton", "sentence-transformers", "gguf", "accelerate", "onnx", "onnxscript", "onnxruntime"],
         # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot say:
         # see the Makefile.
         "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],

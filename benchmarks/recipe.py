@@ -40,7 +40,7 @@ FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, Fal
 # What is trained first, on all seeds, most telling first; the arms that are in none come last.
 ROUNDS = [
     [recipe_report.ALL, "CLR + DHNM", "LLM2Vec", "causal"],
-    ["SM + CLR", "no hard negatives", "random negatives", "quantiles", "alternating", "no STS"],
+    ["SM + CLR", "no hard negatives", "random negatives", "quantiles", "alternating", "no STS", "light STS", "translations", "light translations"],
     ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM", "margin"],
     ["row", "uniform", "accelerating", "decelerating"],
 ]
@@ -69,7 +69,9 @@ def arms(config):
         "quantiles": ["--negatives.bounds=quantile", "--negatives.low=0.1"],
     }
     if config.supervised.sts:
+        translations, light = '--supervised.sts={"catalogues.translations" = 1}', "--supervised.beta=0.08"
         found |= {"alternating": ["--supervised.balance=alternating"], "no STS": ["--supervised.sts={}"]}
+        found |= {"light STS": [light], "translations": [translations], "light translations": [translations, light]}
     if config.init_from:
         found |= {"LLM2Vec": ["--pretrain.masked=0.2", *OPEN], "LoRA": LORA, "LoRA, open": [*LORA, *OPEN]}
     else:

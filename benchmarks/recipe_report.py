@@ -66,6 +66,9 @@ COMPARISONS = [
     Comparison("documents nearer than the positive by 0.1 left out, else all in", [("margin", ALL)]),
     Comparison("STS in the same step, else alternating", [(ALL, "alternating")], said="in the same step is better"),
     Comparison("STS in the same step, else none", [(ALL, "no STS")]),
+    Comparison("a tenth of beta, else no STS", [("light STS", "no STS")]),
+    Comparison("STS of translations, else none", [("translations", "no STS")]),
+    Comparison("STS of translations by a tenth of beta, else none", [("light translations", "no STS")]),
     Comparison("tokens weighted by rarity, else equal", [(ALL, "equal weights")]),
 ]  # fmt: skip
 

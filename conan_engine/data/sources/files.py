@@ -1,8 +1,9 @@
-"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz or .zst, and Parquet where pyarrow is installed. One
-kind of record a source."""
+"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz or .zst, and Parquet and Arrow where pyarrow is
+installed. One kind of record a source."""
 
 import codecs
 import csv
+import functools
 import gzip
 import io
 import json
@@ -16,6 +17,7 @@ from conan_engine.data.sources.forms import Bad, record
 from conan_engine.errors import UserError
 
 DECODER = json.JSONDecoder()
+BATCH = 1024  # rows of a table that are objects of Python at a time
 MAKE_LINES = "python -c 'import json,sys; [print(json.dumps(r)) for r in json.load(sys.stdin)]'"
 
 
@@ -138,8 +140,8 @@ class _File:
 
     def rows(self):
         """(place, dict or Bad) for each row."""
-        if self.ending == "parquet" and self.path.suffix.lower() == ".parquet":
-            return self._parquet()
+        if self.path.suffix.lower() in paths.TABLES:
+            return self._of_batches(_of_parquet if self.ending == "parquet" else _of_arrow)
         if self.ending in ("csv", "tsv"):
             return (row for number, row in enumerate(_table(self.path, self.lines(), "\t" if self.ending == "tsv" else ",")) if self._mine(number))
         if self.ending == "txt":
@@ -200,25 +202,49 @@ class _File:
             at += len(line)
             yield line
 
-    def _parquet(self):
+    def _of_batches(self, read):
+        """read(path): the file's groups of rows in turn, each as (its number of rows, what gives its record batches)."""
+        kind = {"parquet": "a Parquet", "arrow": "an Arrow"}[self.ending]
         try:
             import pyarrow
-            import pyarrow.parquet as parquet
         except ImportError:
-            raise UserError(f"{self.path}: reading Parquet needs pyarrow, which is not installed; pip install pyarrow") from None
+            raise UserError(f"{self.path}: reading {kind} file needs pyarrow, which is not installed; pip install pyarrow") from None
         number = 0
         try:
-            with parquet.ParquetFile(self.path) as file:
-                for group in range(file.num_row_groups):
-                    if group % self.parts != self.part:
-                        number += file.metadata.row_group(group).num_rows
-                        continue
-                    for batch in file.iter_batches(1024, row_groups=[group]):
-                        for row in batch.to_pylist():
-                            number += 1
-                            yield f"row {number}", row
+            for group, (size, batches) in enumerate(read(self.path)):
+                if group % self.parts != self.part:
+                    number += size
+                    continue
+                for batch in batches():
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield f"row {number}", row
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path}: not a Parquet file that pyarrow can read ({' '.join(str(error).split())}); write it again") from None
+            raise UserError(f"{self.path}: not {kind} file that pyarrow can read ({' '.join(str(error).split())}); write it again") from None
+
+
+def _of_parquet(path):
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(path) as file:
+        for group in range(file.num_row_groups):
+            yield file.metadata.row_group(group).num_rows, functools.partial(file.iter_batches, BATCH, row_groups=[group])
+
+
+def _of_arrow(path):
+    """Of its stream form, which datasets writes, or its file form (Feather)."""
+    import pyarrow
+    from pyarrow import ipc
+
+    with pyarrow.memory_map(str(path)) as mapped:
+        if mapped.read(6) == b"ARROW1":
+            file = ipc.open_file(mapped)
+            batches = map(file.get_batch, range(file.num_record_batches))
+        else:
+            mapped.seek(0)
+            batches = ipc.open_stream(mapped)
+        for batch in batches:
+            yield batch.num_rows, lambda batch=batch: (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
 
 
 def _opened(path, raw):
@@ -375,6 +401,6 @@ def _what(path):
             magic = file.read(4)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
-    name = {b"PAR1": "a Parquet file; rename it to end in .parquet", b"PK\x03\x04": "a zip archive or a spreadsheet; save it as .csv", b"\x28\xb5\x2f\xfd": "compressed by zstd; rename it to end in .jsonl.zst"}
+    name = {b"PAR1": "a Parquet file; rename it to end in .parquet", b"ARRO": "an Arrow file; rename it to end in .arrow", b"PK\x03\x04": "a zip archive or a spreadsheet; save it as .csv", b"\x28\xb5\x2f\xfd": "compressed by zstd; rename it to end in .jsonl.zst"}
     known = name.get(magic, "compressed by gzip; rename it to end in .jsonl.gz" if magic[:2] == b"\x1f\x8b" else "of an unknown kind; turn it into JSON Lines, one object such as {\"text\": \"...\"} a line")
     return f"{known}. Read are {paths.ENDINGS}"

@@ -72,7 +72,7 @@ def record(row, columns, typed=True):
             return kind, {"text": row["text"]}
     found = {}
     for key, types in KINDS[kind].items():
-        values = [row[name] for name in _names(named.get(key, ())) if name in row]
+        values = [value for name in _names(named.get(key, ())) if (value := _value(row, name)) is not None]
         if not values:
             if None not in types:
                 raise Bad("missing key", f"{_shown(named[key])} is missing from a {kind} record with keys {sorted(row)}; add it, or name the columns in the config")
@@ -105,6 +105,15 @@ def _form(keys):
     if kind == "pairs":
         named["neg"] = sorted(filter(NEGATIVES.fullmatch, keys), key=lambda key: (len(key), key))
     return kind, named
+
+
+def _value(row, name):
+    """What a column holds, or, where none is called so, a dotted name reaches within one; None for nothing."""
+    if name in row or "." not in name:
+        return row.get(name)
+    for part in name.split("."):
+        row = row.get(part) if isinstance(row, dict) else None
+    return row
 
 
 def _names(name):

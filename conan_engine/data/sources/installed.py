@@ -193,6 +193,19 @@ def message_sts(messages):
         yield {"sentence1": message.foreign, "sentence2": other.foreign if other is not message else message.english, "score": score}
 
 
+def translations(messages):
+    """One message in two languages 1, two messages in any 0: half of either."""
+    messages = list(_shared_out(messages))
+    by_english = {}
+    for message in messages:
+        by_english.setdefault(message.english, []).append(message)
+    chance = random.Random(0)
+    for message in messages:
+        other = chance.choice(by_english[message.english] if chance.random() < 0.5 else messages)
+        text = other.foreign if other is not message else message.english
+        yield {"sentence1": message.foreign, "sentence2": text, "score": float(other.english == message.english)}
+
+
 def _read(records, of, validation):
     return records(of(validation))
 
@@ -214,6 +227,7 @@ def _readers():
         yield source, "text", _message_text, texts
         yield source, "instruction", _message_instructions, texts
         yield f"{source}.sts", "sts", message_sts, texts
+        yield f"{source}.translations", "sts", translations, texts
 
 
 # (source, kind of record) -> reader

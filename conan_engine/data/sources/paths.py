@@ -6,12 +6,14 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
+from conan_engine.data.sources import hub, saved
 from conan_engine.errors import UserError
 
 FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt")
 PACKED = (".gz", ".zst")
+TABLES = (".parquet", ".arrow")  # of groups of rows
 LIST = ".list"
-ENDINGS = f".jsonl, .csv, .tsv, .txt (each also with {' or '.join(PACKED)}) or .parquet"
+ENDINGS = f".jsonl, .csv, .tsv, .txt (each also with {' or '.join(PACKED)}), .parquet or .arrow"
 RANGED = (".jsonl", ".ndjson", ".txt")  # a line ends where its text does, so one can begin anywhere
 
 UNIT = (8 * 2**20, 2**30)  # bytes of files in a unit, at least (what is there allowing) and at most
@@ -42,7 +44,7 @@ def cut(source):
     units, filled = [[]], 0
     for path, size in sizes:
         parts = max(1, -(-size // most))
-        if path.suffix.lower() not in (*RANGED, ".parquet"):
+        if path.suffix.lower() not in (*RANGED, *TABLES):
             parts = min(parts, MOST_STRIPES)
         for part in range(parts):
             if units[-1] and filled + size // parts > most:
@@ -56,15 +58,17 @@ def cut(source):
 def of(source):
     """The files of a source, sorted by name, not as the file system has them.
 
-    source: a file; a folder, of which and below which all files count whose ending is one of ENDINGS and whose name begins with neither a
+    source: a file; a folder that `datasets` saved or that says itself which files are which (saved.py); any other folder, of which and below which all files count whose ending is one of ENDINGS and whose name begins with neither a
     dot nor an underscore; a pattern of files with * ? [] and ** for any folders; or a file that ends in .list, with one of these a line, from the
-    list's own folder on, in the list's order. Raises UserError where there is none.
+    list's own folder on, in the list's order; or what the Hub has, "hf:NAME" (hub.py). Raises UserError where there is none.
     """
+    if str(source).startswith(hub.PREFIX):
+        return hub.files(str(source))
     path = Path(source)
     if path.is_file():
         return _listed(path) if path.suffix == LIST else [path]
     if path.is_dir():
-        found = [file for file in path.rglob("*") if _counts(file.relative_to(path)) and file.is_file()]
+        found = saved.files(path) or [file for file in path.rglob("*") if _counts(file.relative_to(path)) and file.is_file()]
         missing = f"this folder has no file that ends in {ENDINGS}; name another"
     else:
         found = [file for file in map(Path, glob.glob(str(source), recursive=True)) if file.is_file()] if glob.has_magic(str(source)) else []
@@ -75,7 +79,7 @@ def of(source):
 
 
 def _counts(path):
-    return not any(part.startswith((".", "_")) for part in path.parts) and (unpacked(path) in FORMATS or path.suffix.lower() == ".parquet")
+    return not any(part.startswith((".", "_")) for part in path.parts) and (unpacked(path) in FORMATS or path.suffix.lower() in TABLES)
 
 
 def _listed(path):
