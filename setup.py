@@ -76,7 +76,7 @@ setup(
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
     ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/*.cpp")) + ["csrc/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/*.h")))],
     cmdclass={"build_ext": NinjaBuild},
-    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tokenizers", "loky", "tqdm", "bm25s", "matplotlib", "pyyaml"],
+    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tokenizers", "loky", "tqdm", "bm25s", "matplotlib", "pyyaml", "jinja2"],
     extras_require={
         "gpu": ["triton>=3.6", "faiss-gpu", "mteb", "tensorboard"],
         "cpu": ["faiss-cpu"],

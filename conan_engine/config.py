@@ -332,7 +332,7 @@ def _source(about, where):
         if not names or not all(isinstance(name, str) and name for name in names):
             raise UserError(f"{where}: {key} is {column!r}; expected the name of a column of the file" + ", or a list of names" * (key in LISTS))
     if columns and kind_of(columns) is None:
-        raise UserError(f"{where}: the columns named, {', '.join(columns)}, make no record; name query and pos, sentence1, sentence2 and score, text and label, instruction and output, or text")
+        raise UserError(f"{where}: the columns named, {', '.join(columns)}, make no record; name query and pos, sentence1, sentence2 and score, text and label, instruction and output, messages, or text")
     return source
 
 

@@ -100,7 +100,7 @@ def summary(config):
             unfinished = True
             continue
         manifest, report = (json.loads((job.folder / name).read_text(encoding="utf-8")) for name in (MANIFEST, units.REPORT))
-        below = {"below min_score": report["below_min_score"]} if report["below_min_score"] else {}
+        below = {said: report[key] for key, said in (("below_min_score", "below min_score"), ("too_long", "too long")) if report.get(key)}
         rows.append((job.source, job.use, f"{manifest['records']:,}", f"{manifest['tokens']:,}", by_reason({**report["left_out"], **below})))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     lines = ["  ".join((row[0].ljust(widths[0]), row[1].ljust(widths[1]), row[2].rjust(widths[2]), row[3].rjust(widths[3]), row[4])).rstrip() for row in rows]

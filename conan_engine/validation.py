@@ -63,12 +63,16 @@ class Texts:
     metrics = ("loss",)
 
     def __init__(self, shards, records, settings, config):
-        fields = 3 if shards.kind == "instruction" else 1
-        tokens, bounds = shards.gather(np.repeat(records, fields), np.tile(np.arange(fields), len(records)))
-        starts, last_fields = bounds[:-1:fields], bounds[fields - 1 : -1 : fields]
-        ends = np.minimum(bounds[fields::fields], starts + settings.max_tokens)
-        # a token is learnt from the one before it; of an instruction the output alone is
-        _, learnt = ranges(np.minimum(np.maximum(last_fields, starts + 1), ends), ends)
+        counts = shards.field_counts(records).astype(np.int64)
+        record, field = ranges(np.zeros(len(records), np.int64), counts)
+        tokens, bounds = shards.gather(records[record], field)
+        edges = np.concatenate(([0], np.cumsum(counts)))
+        starts = bounds[edges[:-1]]
+        ends = np.minimum(bounds[edges[1:]], starts + settings.max_tokens)
+        # a token is learnt from the one before it; of an instruction the output is, and further answers
+        answers = (field >= 2) & (field % 2 == 0) if shards.kind == "instruction" else np.ones(len(field), bool)
+        begin, end = (np.clip(edge[answers], (starts + 1)[record[answers]], np.maximum(starts + 1, ends)[record[answers]]) for edge in (bounds[:-1], bounds[1:]))
+        _, learnt = ranges(begin, end)
         targets = np.full(len(tokens), -100, np.int64)
         targets[learnt - 1] = tokens[learnt]
         _, kept = ranges(starts, ends)

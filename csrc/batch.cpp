@@ -35,12 +35,13 @@ void allocate(Batch& batch, uint64_t tokens, bool language, uint32_t raw_width, 
     }
 }
 
-// Fields that a sequence of this kind is made of.
-uint32_t fields_of(const Settings& settings) { return settings.kind == "text" ? 1 : settings.kind == "instruction" ? 3 : settings.fields; }
+// Of an instruction: its output, and each further answer, which has a question before it.
+bool learned(uint32_t field) { return field >= 2 && field % 2 == 0; }
 
 // The spans of the record's fields, cut as set.
 std::vector<Span> checked_fields(const Settings& settings, const Piece& piece) {
-    uint32_t wanted = fields_of(settings), found = piece.file->field_count(piece.in_file);
+    uint32_t found = piece.file->field_count(piece.in_file), wanted = settings.kind == "text" ? 1 : settings.kind == "instruction" ? found : settings.fields;
+    if (settings.kind == "instruction" && (found < 3 || found % 2 == 0)) bad(piece, "has " + std::to_string(found) + " fields, expected 3, 5, 7, ...");
     if (settings.language() ? found != wanted : found < wanted) bad(piece, "has " + std::to_string(found) + " fields, expected " + std::to_string(wanted));
     if (settings.kind == "text") {
         if (piece.tokens.count == 0) bad(piece, "has no tokens");
@@ -49,7 +50,7 @@ std::vector<Span> checked_fields(const Settings& settings, const Piece& piece) {
     std::vector<Span> spans;
     for (uint32_t field = 0; field < wanted; ++field) {
         Span span = piece.file->field(piece.in_file, field);
-        bool may_be_empty = settings.kind == "instruction" && field < 2;
+        bool may_be_empty = settings.kind == "instruction" && !learned(field);
         if (span.count == 0 && !may_be_empty) bad(piece, "field " + std::to_string(field) + " has no tokens");
         if (!settings.language() && settings.max_tokens) span.count = std::min(span.count, settings.max_tokens);
         spans.push_back(span);
@@ -95,6 +96,7 @@ void fill_language(const Settings& settings, const std::vector<Piece>& pieces, B
     uint64_t total = 0;
     for (const Piece& piece : pieces) total += piece.tokens.count;
     uint32_t raw_width = raw_width_of(settings, pieces);
+    bool instructions = settings.kind == "instruction";
     allocate(batch, total, true, raw_width, pool);
     int32_t at = 0;
     for (size_t i = 0; i < pieces.size(); ++i) {
@@ -102,30 +104,31 @@ void fill_language(const Settings& settings, const std::vector<Piece>& pieces, B
         for (size_t j = i ? i + kAhead : 0; j <= i + kAhead && j < pieces.size(); ++j) pieces[j].file->prefetch(pieces[j].tokens);
         std::vector<Span> fields = checked_fields(settings, piece);
         int32_t count = piece.tokens.count;
-        int32_t end = piece.last ? count - 1 : count;  // targets are [begin, end)
-        int32_t begin = std::min(end, settings.kind == "instruction" ? std::max<int32_t>(0, static_cast<int32_t>(fields[2].begin - piece.tokens.begin) - 1) : 0);
         if (raw_width) {
             piece.file->copy(piece.in_file, piece.tokens, batch.ids + uint64_t(at) * raw_width);
             int32_t follow = kNoTarget;
             if (!piece.last) piece.file->read(piece.in_file, {piece.tokens.begin + piece.tokens.count, 1}, {&follow});
-            batch.learn_from.push_back(begin);
             batch.follow.push_back(follow);
         } else {
             int32_t* targets = batch.targets + at;
             // where the record goes on, its next token is the last target; the next sequence then takes its place
             piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last}, {batch.tokens + at, batch.positions + at, targets});
-            std::fill(targets, targets + begin, kNoTarget);
-            std::fill(targets + end, targets + count, kNoTarget);
-            std::memset(batch.mask + at, 0, count);
-            std::memset(batch.mask + at + begin, 1, end - begin);
+            std::memset(batch.mask + at, !instructions, count);
+            for (uint32_t field = 2; instructions && field < fields.size(); field += 2) {  // the place before a learned token learns it
+                int32_t begin = fields[field].begin - piece.tokens.begin, end = begin + fields[field].count, from = std::max(0, begin - 1);
+                std::memset(batch.mask + at + from, 1, end - 1 - from);
+            }
+            if (piece.last) batch.mask[at + count - 1] = 0;
+            for (int32_t i = instructions || !piece.last ? 0 : count - 1; i < count; ++i)
+                if (!batch.mask[at + i]) targets[i] = kNoTarget;
         }
         batch.cu_seqlens.push_back(at);
-        if (settings.kind == "instruction")
+        if (instructions)
             for (Span field : fields) batch.fields.push_back(at + static_cast<int32_t>(field.begin - piece.tokens.begin));
         at += count;
     }
     batch.cu_seqlens.push_back(at);
-    if (settings.kind == "instruction")
+    if (instructions)
         batch.fields.push_back(at);
     else
         batch.fields = batch.cu_seqlens;

@@ -39,8 +39,7 @@ struct Batch {
     int32_t* targets = nullptr;       // [T], the token that follows, or -100 where there is none to learn; language only
     uint8_t* mask = nullptr;          // [T], whether targets has one; language only
     uint32_t width = 0;               // raw: bytes an id; else 0
-    uint8_t* ids = nullptr;           // raw: [T * width] instead of the four above; and, for language, what targets follow from:
-    std::vector<int32_t> learn_from;  // [B], the first position of each sequence that has a target
+    uint8_t* ids = nullptr;           // raw: [T * width] instead of the four above; and, for text, the last targets:
     std::vector<int32_t> follow;      // [B], the token after the sequence, -100 where its record ends with it
     std::vector<int32_t> cu_seqlens;  // [B+1]
     std::vector<int32_t> fields;      // [F+1], of each field, its first token; then T

@@ -50,7 +50,6 @@ py::dict next(Loader& loader) {
     out["mask"] = some(reinterpret_cast<bool*>(batch->mask), count);
     out["width"] = batch->width;
     out["ids"] = some(batch->ids, count * batch->width);
-    out["learn_from"] = batch->ids && language ? py::object(to_array(std::move(batch->learn_from))) : py::none();
     out["follow"] = batch->ids && language ? py::object(to_array(std::move(batch->follow))) : py::none();
     out["cu_seqlens"] = to_array(std::move(batch->cu_seqlens));
     out["fields"] = to_array(std::move(batch->fields));

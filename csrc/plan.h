@@ -26,7 +26,7 @@ struct Settings {
     uint64_t seed = 0;
     uint32_t rank = 0, world = 1;
     bool skip_bad_records = false;
-    bool raw = false;  // ids as they are stored, for unpack.cu
+    bool raw = false;  // ids as they are stored, for unpack.cu; not of instructions, whose targets are more than what follows
 
     bool language() const { return kind == "text" || kind == "instruction"; }
 };

@@ -126,9 +126,9 @@ Unpacker::Unpacker(int device, uint32_t slots) {
 std::shared_ptr<const Unpacked> Unpacker::upload(const Narrow& batch, void* stream) {
     OnDevice here(ring_->device);
     size_t count = batch.cu_seqlens[batch.sequences], starts = (batch.sequences + size_t{1}) * 4, numbers = size_t{4} * batch.sequences;
-    bool targets = batch.learn_from != nullptr;
-    // pinned, and again at the head of the device's memory: cu_seqlens, learn_from, follow, ids; then tokens, positions, targets, mask
-    size_t at_learn = aligned(starts), at_follow = at_learn + (targets ? aligned(numbers) : 0), at_ids = at_follow + (targets ? aligned(numbers) : 0);
+    bool targets = batch.follow != nullptr;
+    // pinned, and again at the head of the device's memory: cu_seqlens, follow, ids; then tokens, positions, targets, mask
+    size_t at_follow = aligned(starts), at_ids = at_follow + (targets ? aligned(numbers) : 0);
     size_t sent = at_ids + aligned(count * batch.width), column = aligned(count * 4);
     uint32_t number = ring_->take(sent, sent + column * (targets ? 4 : 2));
     UnpackRing::Slot& slot = ring_->slots[number];
@@ -136,10 +136,7 @@ std::shared_ptr<const Unpacked> Unpacker::upload(const Narrow& batch, void* stre
     slot.user = static_cast<cudaStream_t>(stream);  // from here on ~Unpacked gives the slot back
 
     std::memcpy(slot.pinned, batch.cu_seqlens, starts);
-    if (targets) {
-        std::memcpy(slot.pinned + at_learn, batch.learn_from, numbers);
-        std::memcpy(slot.pinned + at_follow, batch.follow, numbers);
-    }
+    if (targets) std::memcpy(slot.pinned + at_follow, batch.follow, numbers);
     std::memcpy(slot.pinned + at_ids, batch.ids, count * batch.width);
 
     // the slot's last user may still be reading what is overwritten now
@@ -148,8 +145,8 @@ std::shared_ptr<const Unpacked> Unpacker::upload(const Narrow& batch, void* stre
     uint8_t* wide = slot.device + sent;
     out->wide = {reinterpret_cast<int32_t*>(wide), reinterpret_cast<int32_t*>(wide + column), targets ? reinterpret_cast<int32_t*>(wide + 2 * column) : nullptr, targets ? wide + 3 * column : nullptr};
     if (count > 0) {
-        auto numbers_at = [&](size_t at) { return targets ? reinterpret_cast<const int32_t*>(slot.device + at) : nullptr; };
-        Narrow narrow{slot.device + at_ids, out->cu_seqlens, numbers_at(at_learn), numbers_at(at_follow), batch.width, batch.sequences};
+        const int32_t* follow = targets ? reinterpret_cast<const int32_t*>(slot.device + at_follow) : nullptr;
+        Narrow narrow{slot.device + at_ids, out->cu_seqlens, follow, batch.width, batch.sequences};
         unsigned blocks = static_cast<unsigned>(std::min<size_t>((count + 255) / 256, 4096));
         unpack<<<blocks, 256, 0, ring_->copies>>>(narrow, out->wide, static_cast<int64_t>(count));
         check(cudaGetLastError(), "start the kernel");

@@ -41,8 +41,8 @@ void require(bool holds, const std::string& message) {
     if (!holds) throw std::invalid_argument(message);
 }
 
-py::dict upload(Unpacker& self, const py::array_t<uint8_t, py::array::c_style>& ids, uint32_t width, const Int32s& cu_seqlens, const std::optional<Int32s>& learn_from,
-                const std::optional<Int32s>& follow, uintptr_t stream) {
+py::dict upload(Unpacker& self, const py::array_t<uint8_t, py::array::c_style>& ids, uint32_t width, const Int32s& cu_seqlens, const std::optional<Int32s>& follow,
+                uintptr_t stream) {
     require(width == 2 || width == 3, "width: expected 2 or 3, got " + std::to_string(width));
     require(cu_seqlens.ndim() == 1 && cu_seqlens.size() >= 2, "cu_seqlens: expected one dimension and at least one sequence");
     const int32_t* starts = cu_seqlens.data();
@@ -50,10 +50,9 @@ py::dict upload(Unpacker& self, const py::array_t<uint8_t, py::array::c_style>& 
     bool ascends = starts[0] == 0;
     for (py::ssize_t i = 0; i < sequences; ++i) ascends &= starts[i] <= starts[i + 1];
     require(ascends && int64_t{starts[sequences]} * width == ids.size(), "cu_seqlens: expected to ascend from 0 to the number of ids, which take " + std::to_string(ids.size()) + " bytes");
-    require(learn_from.has_value() == follow.has_value(), "learn_from and follow: expected both or neither");
-    require(!learn_from || (learn_from->size() == sequences && follow->size() == sequences), "learn_from and follow: expected one number a sequence");
+    require(!follow || follow->size() == sequences, "follow: expected one number a sequence");
 
-    Narrow batch{ids.data(), starts, learn_from ? learn_from->data() : nullptr, follow ? follow->data() : nullptr, width, static_cast<int32_t>(sequences)};
+    Narrow batch{ids.data(), starts, follow ? follow->data() : nullptr, width, static_cast<int32_t>(sequences)};
     std::shared_ptr<const Unpacked> on_device;
     {
         py::gil_scoped_release release;
@@ -64,7 +63,7 @@ py::dict upload(Unpacker& self, const py::array_t<uint8_t, py::array::c_style>& 
     out["tokens"] = DeviceArray{on_device, on_device->wide.tokens, count, "<i4"};
     out["cu_seqlens"] = DeviceArray{on_device, on_device->cu_seqlens, static_cast<size_t>(sequences) + 1, "<i4"};
     out["positions"] = DeviceArray{on_device, on_device->wide.positions, count, "<i4"};
-    if (learn_from) {
+    if (follow) {
         out["targets"] = DeviceArray{on_device, on_device->wide.targets, count, "<i4"};
         out["mask"] = DeviceArray{on_device, on_device->wide.mask, count, "|b1"};
     }
@@ -78,7 +77,7 @@ void bind_unpack(py::module_& m) {
     py::class_<DeviceArray>(m, "DeviceArray").def_property_readonly("__cuda_array_interface__", &DeviceArray::interface);
     py::class_<Unpacker>(m, "Unpacker")
         .def(py::init<int, uint32_t>(), py::arg("device"), py::arg("slots"))
-        .def("upload", &upload, py::arg("ids"), py::arg("width"), py::arg("cu_seqlens"), py::arg("learn_from"), py::arg("follow"), py::arg("stream"));
+        .def("upload", &upload, py::arg("ids"), py::arg("width"), py::arg("cu_seqlens"), py::arg("follow"), py::arg("stream"));
 }
 
 #endif

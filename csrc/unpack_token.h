@@ -13,8 +13,7 @@
 struct Narrow {
     const uint8_t* ids;          // [T * width]
     const int32_t* cu_seqlens;   // [B+1], from 0 to T
-    const int32_t* learn_from;   // [B], the first place in the sequence whose target is learned
-    const int32_t* follow;       // [B], the target of the sequence's last token, or -100. Both null: no targets
+    const int32_t* follow;       // [B], the target of the sequence's last token, or -100. Null: no targets
     uint32_t width;
     int32_t sequences;           // B
 };
@@ -24,7 +23,7 @@ struct Wide {
     int32_t* tokens;     // [T]
     int32_t* positions;  // [T], of each token in its sequence
     int32_t* targets;    // [T], the token that follows, or -100 where there is none to learn
-    uint8_t* mask;       // [T], whether targets has one. Both null with learn_from
+    uint8_t* mask;       // [T], whether targets has one. Both null with follow
 };
 
 CONAN_HOST_DEVICE inline int32_t narrow_id(const Narrow& in, int64_t i) {
@@ -41,9 +40,8 @@ CONAN_HOST_DEVICE inline void unpack_token(const Narrow& in, const Wide& out, in
     int32_t position = static_cast<int32_t>(i - in.cu_seqlens[sequence]);
     out.tokens[i] = narrow_id(in, i);
     out.positions[i] = position;
-    if (!in.learn_from) return;
+    if (!in.follow) return;
     int32_t target = i + 1 < in.cu_seqlens[sequence + 1] ? narrow_id(in, i + 1) : in.follow[sequence];
-    if (position < in.learn_from[sequence]) target = -100;
     out.targets[i] = target;
     out.mask[i] = target != -100;
 }

@@ -114,6 +114,23 @@ def test_two_ranks_measure_exactly_what_one_does(tiny, untrained_run, tmp_path):
         assert found and found == json.loads(path.with_name(path.name.replace("-1", "-2")).read_text())
 
 
+CHATS = [{"messages": [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}, {"role": "user", "content": "And?"}, {"role": "assistant", "content": "So."}]}]
+
+
+def test_of_a_conversation_every_answer_counts(tiny, untrained_run, tmp_path):
+    run = shutil.copytree(untrained_run, tmp_path / "run")
+    config, held = _set(tiny, run, "sft", write_lines(tmp_path / "few.jsonl", CHATS))
+    (shards,) = held.values()
+    model, *_ = checkpoint.load_model(run)
+    parts = [shards.gather([0], field)[0] for field in range(5)]
+    tokens = torch.from_numpy(np.concatenate(parts)).long()
+    logits = model(tokens, torch.tensor([0, len(tokens)], dtype=torch.int32)) @ model.embedding.T
+    learnt = torch.from_numpy(np.repeat([False, False, True, False, True], [len(part) for part in parts]))[1:]
+    wanted = F.cross_entropy(logits[:-1][learnt].double(), tokens[1:][learnt]).item()
+    found = validation.Validation("sft", config, held, Mesh("cpu")).measure(model, 0.0, "column")
+    assert 0 < learnt.sum() < len(learnt) and found["validation/loss"] == pytest.approx(wanted, rel=1e-5)
+
+
 @pytest.mark.parametrize(("use", "fields"), [("pretrain", 1), ("sft", 3)])
 def test_the_language_models_loss_is_that_of_each_token_to_be_learnt(tiny, untrained_run, tmp_path, use, fields):
     source = write_lines(tmp_path / "few.jsonl", [{"text": "One."}, {"text": "Another text, and a much longer one, " * 12}] if fields == 1 else

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+from conan_engine.data import chat_template
 from conan_engine.data.shards import Records
 
 BATCH = (1024, 2**20)  # a batch ends at so many records, or at so many characters
@@ -16,11 +17,7 @@ def batches(records):
     batch, characters = [], 0
     for record in records:
         batch.append(record)
-        for value in record.values():
-            if isinstance(value, str):
-                characters += len(value)
-            elif isinstance(value, list):
-                characters += sum(map(len, value))
+        characters += sum(map(_size, record.values()))
         if len(batch) == BATCH[0] or characters >= BATCH[1]:
             yield batch
             batch, characters = [], 0
@@ -28,8 +25,17 @@ def batches(records):
         yield batch
 
 
+def _size(value):
+    """Characters of a record's value."""
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, list):
+        return sum(len(item["content"] if isinstance(item, dict) else item) for item in value)
+    return 0
+
+
 def encode(tokenizer, shape, batch, max_tokens):
-    """A batch of dicts as Records of that shape, a key of shards.FIELDS."""
+    """A batch of dicts as Records of that shape, a key of shards.FIELDS; fewer, where conversations are too long."""
     records = list(_ENCODE[shape](tokenizer, batch, max_tokens))
     fields = [field for record in records for field in record[0]]
     return Records(
@@ -56,13 +62,42 @@ def _group(value):
 
 def _encode_text(tokenizer, batch, _):
     """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
-    texts = [r["text"] if "text" in r else f"{join(r['instruction'], r['input'])}\n{r['output']}" for r in batch]
+    texts = [_whole(record) for record in batch]
     prefix, end = tokenizer.prefix, [tokenizer.eos_id]
     for tokens in tokenizer.encode_batch(texts):
         yield [prefix + tokens + end if prefix else tokens + end], math.nan, 0
 
 
+def _whole(record):
+    """All that a record says, as one text."""
+    if "text" in record:
+        return record["text"]
+    if "messages" in record:
+        return "\n".join(message["content"] for message in record["messages"])
+    return f"{join(record['instruction'], record['input'])}\n{record['output']}"
+
+
 def _encode_instructions(tokenizer, batch, max_tokens):
+    if "messages" in batch[0]:  # a source has one kind
+        return _encode_conversations(tokenizer, batch, max_tokens)
+    return _encode_alone(tokenizer, batch, max_tokens)
+
+
+def _encode_conversations(tokenizer, batch, max_tokens):
+    """Question and answer in turn, as many as fit: a question is whole or not there, the last answer may be cut. None of a conversation whose first
+    question leaves no room."""
+    for turns in chat_template.turns(tokenizer, [record["messages"] for record in batch]):
+        fields, room = [[]], max_tokens
+        for question, answer in turns:
+            if len(question) >= room:
+                break
+            fields += [question, answer[: room - len(question)]]
+            room -= len(question) + len(answer)
+        if len(fields) > 1:
+            yield fields, math.nan, 0
+
+
+def _encode_alone(tokenizer, batch, max_tokens):
     """Cut from the end of the output, after the input has been cut to half the room: something is left to learn from."""
     encoded = tokenizer.encode_batch([text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])])
     for instruction, text, output in zip(encoded[::3], encoded[1::3], encoded[2::3]):

@@ -72,7 +72,9 @@ def load(path):
     if end is None or not end < len(tokens):
         raise UserError(f"{path}: tokenizer.ggml.eos_token_id is {end}; a text needs a token that ends it: set tokenizer.path to the model's tokenizer.json")
     _add_template(about, fields, tokens, kind)
-    return JsonTokenizer.checked(json.dumps(about, ensure_ascii=False).encode(), tokens[end], path)
+    begin = fields.get("tokenizer.ggml.bos_token_id", len(tokens))
+    model = json.dumps(about, ensure_ascii=False).encode()
+    return JsonTokenizer.checked(path, model, tokens[end], tokens[begin] if begin < len(tokens) else "", fields.get("tokenizer.chat_template"))
 
 
 def _byte_level(path, fields, tokens):

@@ -28,9 +28,10 @@ class JsonTokenizer:
 
     FILE = "tokenizer.json"
 
-    def __init__(self, model, end):
-        """model: the file's bytes; end: the token, a str, that ends a text."""
-        self.model, self.end = model, end
+    def __init__(self, model, end, begin="", template=None):
+        """model: the file's bytes; end: the token, a str, that ends a text; begin: what a chat template calls bos_token; template: of
+        conversations, in Jinja, or None."""
+        self.model, self.end, self.begin, self.template = model, end, begin, template
         self.library = Library.from_str(model.decode())
         self.library.no_truncation()
         self.library.no_padding()
@@ -51,35 +52,36 @@ class JsonTokenizer:
             model = Path(path).read_bytes()
             known = {token["content"] for token in json.loads(model).get("added_tokens", ())}
             beside = Path(path).with_name("tokenizer_config.json")
-            said = json.loads(beside.read_bytes()).get("eos_token") if beside.exists() else None
-            said = said["content"] if isinstance(said, dict) else said
-            end = said or next((token for token in ENDS if token in known), None)
+            said = json.loads(beside.read_bytes()) if beside.exists() else {}
+            end = _token(said, "eos_token") or next((token for token in ENDS if token in known), None)
+            begin, template = _token(said, "bos_token") or "", _template(said, Path(path).with_name("chat_template.jinja"))
         except Exception as error:  # the library raises no narrower one
             raise _unreadable(path, error) from None
         if end is None:
             raise UserError(f"{path}: says nowhere which token ends a text; put a tokenizer_config.json with eos_token beside it")
-        return cls.checked(model, end, path)
+        return cls.checked(path, model, end, begin, template)
 
     @classmethod
-    def checked(cls, model, end, path):
-        """As `load`, of what `path` holds: a tokenizer.json's bytes, and which token ends a text."""
+    def checked(cls, path, model, *rest):
+        """As `load`, of what `path` holds: what the class is made of."""
         try:
-            tokenizer = cls(model, end)
+            tokenizer = cls(model, *rest)
         except Exception as error:  # as above
             raise _unreadable(path, error) from None
         if tokenizer.eos_id is None:
-            raise UserError(f"{path}: has no token {end!r}, which tokenizer_config.json says ends a text")
+            raise UserError(f"{path}: has no token {tokenizer.end!r}, which tokenizer_config.json says ends a text")
         if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
             raise UserError(f"{path}: this tokenizer loses text: {PROBE!r} comes back as {tokenizer.decode(tokenizer.encode(PROBE))!r}; take one that keeps case, spaces and every character")
         return tokenizer
 
     def save(self, folder):
-        """tokenizer.json as it was, and which token ends a text."""
-        put(Path(folder, "tokenizer_config.json"), json.dumps({"eos_token": self.end}).encode())
+        """tokenizer.json as it was, and beside it the rest."""
+        about = {"eos_token": self.end} | ({"bos_token": self.begin} if self.begin else {}) | ({"chat_template": self.template} if self.template else {})
+        put(Path(folder, "tokenizer_config.json"), json.dumps(about).encode())
         put(Path(folder, self.FILE), self.model)
 
     def __reduce__(self):
-        return type(self), (self.model, self.end)  # the library's own pickle forgets that special tokens are none
+        return type(self), (self.model, self.end, self.begin, self.template)  # the library's own pickle forgets that special tokens are none
 
     def encode(self, text):
         """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
@@ -89,6 +91,13 @@ class JsonTokenizer:
         texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts]
         return [found.ids for found in self.library.encode_batch_fast(texts, add_special_tokens=False)]
 
+    def encode_with_special(self, texts):
+        """(ids, [(begin, end) in the text, ...]) of each, special tokens as they are spelled, for what a chat template wrote."""
+        self.library.encode_special_tokens = False
+        found = self.library.encode_batch([re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts], add_special_tokens=False)
+        self.library.encode_special_tokens = True
+        return [(one.ids, one.offsets) for one in found]
+
     def encode_texts(self, texts, most):
         """Each text as a model reads it whole, at most `most` ids: cut, then prefix and suffix."""
         room = most - len(self.prefix) - len(self.suffix)
@@ -96,6 +105,20 @@ class JsonTokenizer:
 
     def decode(self, ids):
         return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
+
+
+def _token(said, key):
+    """A token of a tokenizer_config.json, as text, or None."""
+    found = said.get(key)
+    return found["content"] if isinstance(found, dict) else found
+
+
+def _template(said, beside):
+    """The chat template of a tokenizer_config.json, or of the file beside it; of several, the default; or None."""
+    if beside.exists():
+        return beside.read_text(encoding="utf-8")
+    found = said.get("chat_template")
+    return next((one["template"] for one in found if one["name"] == "default"), None) if isinstance(found, list) else found
 
 
 def _unreadable(path, error):

@@ -55,8 +55,9 @@ class Loader:
             "kind": kind, "shape": getattr(_loader.Shape, shape), "batch": batch, "max_tokens": max_tokens, "fields": fields, "multiple": group.world,
             "seed": seed % 2**64, "rank": group.rank, "world": group.world, "skip_bad_records": skip_bad_records, "threads": threads, "ahead": threads + 2,
         }  # fmt: skip
-        # To a GPU the ids go as they are stored, where the extension was built with nvcc; else they are widened on the CPU.
-        self.unpacker = Unpacker(group.device) if group.device.type == "cuda" and _loader.has_cuda else None
+        # To a GPU the ids go as they are stored, where the extension was built with nvcc; else, and where not all is learnt, they are widened on the CPU.
+        narrow = group.device.type == "cuda" and _loader.has_cuda and kind != "instruction"
+        self.unpacker = Unpacker(group.device) if narrow else None
         self.options["raw"] = self.unpacker is not None
         self.device, self.state, self.skipped, self._stream = group.device, None, 0, None
 
@@ -72,7 +73,7 @@ class Loader:
         self.skipped += len(batch["skipped"])
         packed = dict.fromkeys(("tokens", "cu_seqlens", "positions", "targets", "mask"))
         if self.unpacker:
-            packed |= self.unpacker.upload(*(batch[name] for name in ("ids", "width", "cu_seqlens", "learn_from", "follow")))
+            packed |= self.unpacker.upload(*(batch[name] for name in ("ids", "width", "cu_seqlens", "follow")))
         else:
             packed |= {name: torch.from_numpy(batch[name]).to(self.device) for name in packed if batch[name] is not None}
         rest = {name: None if batch[name] is None else torch.from_numpy(batch[name]) for name in ("fields", "rows", "groups", "scores")}

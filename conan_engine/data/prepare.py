@@ -74,7 +74,7 @@ def texts(source, use, about=None, skip=False):
             if isinstance(value, str):
                 yield value
             elif isinstance(value, list):
-                yield from value
+                yield from (item["content"] if isinstance(item, dict) else item for item in value)
 
 
 def _to_learn_from(source, use, about, skip):
@@ -130,6 +130,7 @@ def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
     if not kind:
         facts += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]
     scores = Path(folder, f"scores-{_key(facts)}")
+    facts += [tokenizer.template] if use == "sft" and tokenizer.template else []
     shards = Path(folder, f"{use}-{_key([*facts, stage.max_tokens, tokenizer.hash, getattr(stage, 'min_score', 0)])}")
     return Job(source, use, stage, about, shards, scores, reads, kind, max_bad_share)
 

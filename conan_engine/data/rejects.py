@@ -15,7 +15,7 @@ class TooMany(UserError):
 
 class Rejects:
     """What is left out of a unit of a source for a use, in a file: a JSON object a record, of use, source where the file is not all of it, file,
-    line (or row) and reason. Call it with the path, the place and the forms.Bad of each record that is left out.
+    line (or row) and reason. Call it with the path, the place and the Bad of each record that is left out.
 
     max_share: of a source's first unit, to stop at as soon as there are ENOUGH records (TooMany is raised); None: never.
     """

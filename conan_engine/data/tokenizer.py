@@ -24,7 +24,7 @@ class Tokenizer:
     """model (the file's bytes); hash (its SHA-256 in hex: goes into every shard and checkpoint); vocab_size; eos_id ends a text; threads
     (that encode a batch; -1: one a core). A text is read without a prefix or suffix."""
 
-    FILE, prefix, suffix = "tokenizer.model", [], []
+    FILE, prefix, suffix, template = "tokenizer.model", [], [], None
 
     def __init__(self, model):
         """model: the bytes of a sentencepiece model."""

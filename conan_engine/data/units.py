@@ -4,6 +4,7 @@ the source's shards. What a unit holds depends on nothing but its files and the 
 import collections
 import contextlib
 import fcntl
+import itertools
 import json
 import os
 import sys
@@ -17,13 +18,16 @@ from conan_engine.data import encoding, known, teachers
 from conan_engine.data.rejects import NAME, Rejects, by_reason, judge
 from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_json
 from conan_engine.data.sources import files, installed, paths
-from conan_engine.data.sources.forms import Bad
+from conan_engine.data.sources.bad import Bad
 from conan_engine.errors import UserError
 
 REPORT = "report.json"
 
 # What a stage trains on, and the kinds of record that can be turned into it.
-TAKES = {"pretrain": ("text", "instruction"), "sft": ("instruction",), "weak": ("pairs", "instruction"), "supervised": ("pairs", "label", "instruction"), "sts": ("sts",)}  # fmt: skip
+TAKES = {
+    "pretrain": ("text", "instruction", "chat"), "sft": ("instruction", "chat"), "weak": ("pairs", "instruction", "chat"),
+    "supervised": ("pairs", "label", "instruction", "chat"), "sts": ("sts",),
+}  # fmt: skip
 
 
 class Job(NamedTuple):
@@ -94,7 +98,7 @@ def make(tokenizer, job, number, pieces, report):
         folder.mkdir(parents=True, exist_ok=True)
         rejects = None if job.max_bad_share is None else Rejects(folder / NAME, job.source, job.use, job.max_bad_share if number == 0 else None)
         reader = files.Reader(pieces, job.about.columns, rejects)
-        about = {"kind": "", "file": str(pieces[0].path), "read": 0, "below_min_score": 0}
+        about = {"kind": "", "file": str(pieces[0].path), "read": 0, "below_min_score": 0, "too_long": 0}
         with ShardWriter(folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True) as writer:
             tokens, records = 0, _counted(_records(job, reader, about), rejects, about)
             if job.use == "weak":
@@ -102,6 +106,7 @@ def make(tokenizer, job, number, pieces, report):
             for batch in encoding.batches(records):
                 encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
                 writer.add_records(encoded)
+                about["too_long"] += max(0, len(batch) - len(encoded.record_fields))
                 tokens += len(encoded.tokens)
                 report(reader.behind, tokens)
             if rejects:
@@ -126,8 +131,8 @@ def _records(job, reader, about):
         return
     if about["kind"] == "label":
         records = _label_pairs(records)
-    elif about["kind"] == "instruction" and job.shape == "pairs":
-        records = _instruction_pairs(records, reader)
+    elif about["kind"] in ("instruction", "chat") and job.shape == "pairs":
+        records = _instruction_pairs(map(_as_instruction, records), reader)
     yield from records
 
 
@@ -148,6 +153,15 @@ def _counted(records, rejects, about):
         if rejects:
             rejects.kept += 1
         yield record
+
+
+def _as_instruction(record):
+    """Of a conversation, what is said before the first answer to learn, and that."""
+    if "messages" not in record:
+        return record
+    before = list(itertools.takewhile(lambda message: not message["learn"], record["messages"]))
+    said = "\n".join(message["content"] for message in before if message["content"])
+    return {"instruction": "", "input": said, "output": record["messages"][len(before)]["content"]}
 
 
 def _instruction_pairs(records, reader):
@@ -241,6 +255,11 @@ def finish(job, count):
             judge(job.source, report["read"], report["left_out"], job.max_bad_share, listed)
             bad = sum(report["left_out"].values())
             print(f"{job.source}: left out {bad} of {report['read'] + bad} records for {job.use}: {by_reason(report['left_out'])}; see {listed}", file=sys.stderr, flush=True)
+        if report["too_long"]:
+            long = f"{report['too_long']:,} of {report['read']:,} conversations have a first question longer than {job.use}.max_tokens = {job.stage.max_tokens}"
+            if report["too_long"] == report["read"]:
+                raise UserError(f"{job.source}: {long}: there is nothing to learn; raise it")
+            print(f"{job.source}: {long} and are left out", file=sys.stderr, flush=True)
         write_json(job.folder / REPORT, report)
         if not join(job.folder, units):
             if report["below_min_score"]:
@@ -265,4 +284,4 @@ def _joined(job, reports):
         if report["kind"] != found[0]["kind"]:
             raise UserError(f"{report['file']}: holds {report['kind']} records, and {found[0]['file']} {found[0]['kind']} records; make each kind a source of its own")
     left_out = sum((collections.Counter(report["left_out"]) for report in reports), collections.Counter())
-    return {**{key: sum(report[key] for report in reports) for key in ("read", "below_min_score")}, "left_out": left_out}
+    return {**{key: sum(report.get(key, 0) for report in reports) for key in ("read", "below_min_score", "too_long")}, "left_out": left_out}

@@ -19,16 +19,15 @@ class Unpacker:
         self.device = torch.device(device)
         self._ring = _loader.Unpacker(self.device.index or 0, slots)
 
-    def upload(self, ids, width, cu_seqlens, learn_from=None, follow=None):
-        """ids: uint8 [T * width], little-endian, width 2 or 3; cu_seqlens: int32 [B+1]; for targets also learn_from: int32
-        [B], the first place of each sequence whose target is learned, and follow: int32 [B], the target of its last token
-        or -100. All NumPy, and free again when this returns.
+    def upload(self, ids, width, cu_seqlens, follow=None):
+        """ids: uint8 [T * width], little-endian, width 2 or 3; cu_seqlens: int32 [B+1]; for targets also follow: int32 [B], the
+        target of each sequence's last token or -100. All NumPy, and free again when this returns.
 
-        Returns {"tokens": int32 [T], "cu_seqlens": int32 [B+1], "positions": int32 [T]} and with learn_from {"targets": int32
+        Returns {"tokens": int32 [T], "cu_seqlens": int32 [B+1], "positions": int32 [T]} and with follow {"targets": int32
         [T], "mask": bool [T]}, which share memory with the ring. The current stream waits for them, the caller does not.
         Their slot is free again when the last of them is gone: another stream that used them must have been joined to
         the current one by then. Raises ValueError for arrays that do not fit together, RuntimeError if all slots are held.
         """
         stream = torch.cuda.current_stream(self.device).cuda_stream
-        arrays = self._ring.upload(ids, width, cu_seqlens, learn_from, follow, stream)
+        arrays = self._ring.upload(ids, width, cu_seqlens, follow, stream)
         return {name: torch.as_tensor(array, device=self.device) for name, array in arrays.items()}

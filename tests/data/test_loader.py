@@ -209,6 +209,25 @@ def test_instructions_are_learnt_from_their_output_on(tmp_path):
     assert not wanted
 
 
+def test_of_a_conversation_every_answer_is_learnt_and_nothing_else(tmp_path):
+    records = [
+        [[1], [2, 3], [4, 5], [6, 7], [8], [], [9, 10]],  # two answers follow each other
+        [[], [], [11, 12], [13], [14]],
+    ]
+    batch = draw(loader(write(tmp_path, "instruction", records), 1, "rows", max_tokens=20), 1)[0]
+    wanted = {1: [-100, -100, 4, 5, -100, -100, 8, 9, 10, -100], 11: [12, -100, 14, -100]}
+    fields = {1: [0, 1, 3, 5, 7, 8, 8], 11: [0, 0, 0, 2, 3]}
+    starts = batch.cu_seqlens.tolist()
+    assert batch.mask.tolist() == [target != -100 for target in batch.targets.tolist()]
+    at = 0
+    for start, end in zip(starts, starts[1:]):
+        first = int(batch.tokens[start])
+        assert batch.targets[start:end].tolist() == wanted.pop(first)
+        assert (batch.fields[at : at + len(fields[first])] - start).tolist() == fields[first]
+        at += len(fields[first])
+    assert not wanted and batch.fields[at] == starts[-1]
+
+
 # ---- faults
 
 
@@ -238,6 +257,8 @@ def test_a_damaged_block_names_shard_and_record_and_later_steps_say_it_again(tmp
         ("text", [[[1]], [[]]], {"shape": "rows"}, "record 1: has no tokens"),
         ("text", [[[1]], [[1], [2]]], {"shape": "rows"}, "record 1: has 2 fields, expected 1"),
         ("instruction", [[[], [], [1]], [[], [2], []]], {"shape": "rows"}, "record 1: field 2 has no tokens"),
+        ("instruction", [[[], [], [1]], [[2], [2], [2], [2]]], {"shape": "rows"}, "record 1: has 4 fields, expected 3, 5, 7"),
+        ("instruction", [[[], [], [1]], [[2], [2], [2], [2], []]], {"shape": "rows"}, "record 1: field 4 has no tokens"),
         ("instruction", [[[], [], [1]], [[2] * 9, [2], [2]]], {"shape": "rows"}, "record 1: has 11 tokens, more than max_tokens = 8"),
         ("pairs", [[[1], [1]], [[2]]], {}, "record 1: has 1 fields, expected 2"),
         ("pairs", [[[1], [1]], [[2], []]], {}, "record 1: field 1 has no tokens"),

@@ -24,29 +24,27 @@ VOCAB = {2: 2**16, 3: 2**24}
 
 
 def random_batch(rng, width, lengths):
-    """(ids, width, cu_seqlens, learn_from, follow) as upload takes them, and the tokens."""
+    """(ids, width, cu_seqlens, follow) as upload takes them, and the tokens."""
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     tokens = rng.integers(0, VOCAB[width], cu_seqlens[-1]).astype(np.int32)
     ids = np.ascontiguousarray(tokens.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :width]).reshape(-1)
-    learn_from = rng.integers(0, np.asarray(lengths) + 2).astype(np.int32)
     follow = np.where(rng.random(len(lengths)) < 0.5, -100, rng.integers(0, VOCAB[width], len(lengths))).astype(np.int32)
-    return (ids, width, cu_seqlens, learn_from, follow), tokens
+    return (ids, width, cu_seqlens, follow), tokens
 
 
 def expected(batch, tokens):
-    _, _, cu_seqlens, learn_from, follow = batch
+    _, _, cu_seqlens, follow = batch
     positions, targets = [], []
     for s, (begin, end) in enumerate(zip(cu_seqlens, cu_seqlens[1:])):
         row = tokens[begin:end].tolist()
         positions += range(len(row))
-        following = row[1:] + [int(follow[s])] * bool(row)
-        targets += [target if place >= learn_from[s] else -100 for place, target in enumerate(following)]
+        targets += row[1:] + [int(follow[s])] * bool(row)
     targets = np.array(targets, np.int32)
     return {"tokens": tokens, "cu_seqlens": cu_seqlens, "positions": np.array(positions, np.int32), "targets": targets, "mask": targets != -100}
 
 
 class Narrow(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("ids", "cu_seqlens", "learn_from", "follow")] + [("width", ctypes.c_uint32), ("sequences", ctypes.c_int32)]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("ids", "cu_seqlens", "follow")] + [("width", ctypes.c_uint32), ("sequences", ctypes.c_int32)]
 
 
 class Wide(ctypes.Structure):
@@ -62,10 +60,10 @@ def unpack_host(tmp_path_factory):
     function = ctypes.CDLL(str(library)).unpack_host
     function.argtypes, function.restype = [Narrow, Wide], None
 
-    def call(ids, width, cu_seqlens, learn_from=None, follow=None):
+    def call(ids, width, cu_seqlens, follow=None):
         count, pointer = int(cu_seqlens[-1]), lambda a: None if a is None else a.ctypes.data
         out = {"tokens": np.full(count, -1, np.int32), "positions": np.full(count, -1, np.int32), "targets": np.full(count, -1, np.int32), "mask": np.full(count, 7, np.uint8)}
-        function(Narrow(pointer(ids), pointer(cu_seqlens), pointer(learn_from), pointer(follow), width, len(cu_seqlens) - 1), Wide(*map(pointer, out.values())))
+        function(Narrow(pointer(ids), pointer(cu_seqlens), pointer(follow), width, len(cu_seqlens) - 1), Wide(*map(pointer, out.values())))
         return out
 
     return call
@@ -87,14 +85,14 @@ def test_each_token_is_derived_as_written_out(unpack_host, width, lengths, seed)
     assert (without["targets"] == -1).all() and (without["mask"] == 7).all()  # left alone
 
 
-@pytest.mark.parametrize(("kind", "shape"), [("text", "rows"), ("instruction", "rows"), ("pairs", "records")])
+@pytest.mark.parametrize(("kind", "shape"), [("text", "rows"), ("pairs", "records")])
 @pytest.mark.parametrize("vocab", VOCAB.values())
 def test_raw_batches_hold_what_the_loader_gives_on_a_cpu(unpack_host, tmp_path, kind, shape, vocab):
     rng = np.random.default_rng()
     with ShardWriter(tmp_path, kind=kind, tokenizer_hash="ab" * 32, vocab_size=vocab) as writer:
         for _ in range(100):
             longest = 90 if kind == "text" else 10  # texts are split
-            writer.add([rng.integers(0, vocab, rng.integers(1, longest)) for _ in range({"text": 1, "instruction": 3, "pairs": 2}[kind])])
+            writer.add([rng.integers(0, vocab, rng.integers(1, longest)) for _ in range({"text": 1, "pairs": 2}[kind])])
     shards = Shards(tmp_path)
     group = types.SimpleNamespace(rank=1, world=2, device=torch.device("cpu"))
     plain = Loader({"a": shards}, {"a": 1.0}, kind=kind, shape=shape, batch=6, max_tokens=30, seed=0, group=group, threads=1)
@@ -102,7 +100,7 @@ def test_raw_batches_hold_what_the_loader_gives_on_a_cpu(unpack_host, tmp_path, 
     for _ in range(40):
         wanted, batch = plain.next(), raw.next()
         assert batch["tokens"] is batch["positions"] is batch["targets"] is batch["mask"] is None and batch["width"] == (2 if vocab == 2**16 else 3)
-        found = unpack_host(*(batch[name] for name in ("ids", "width", "cu_seqlens", "learn_from", "follow")))
+        found = unpack_host(*(batch[name] for name in ("ids", "width", "cu_seqlens", "follow")))
         for name in ("tokens", "positions") + (("targets", "mask") if shape == "rows" else ()):
             np.testing.assert_array_equal(found[name], getattr(wanted, name).numpy(), err_msg=name)
         assert np.array_equal(batch["cu_seqlens"], wanted.cu_seqlens) and np.array_equal(batch["state"], plain.state)
@@ -178,12 +176,12 @@ def test_holding_every_slot_is_an_error_and_letting_go_mends_it():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "change", [{"width": 4}, {"cu_seqlens": np.array([0, 5, 3, 11], np.int32)}, {"cu_seqlens": np.array([0, 12], np.int32)}, {"follow": None}, {"learn_from": np.zeros(1, np.int32)}]
+    "change", [{"width": 4}, {"cu_seqlens": np.array([0, 5, 3, 11], np.int32)}, {"cu_seqlens": np.array([0, 12], np.int32)}, {"follow": np.zeros(1, np.int32)}]
 )
 def test_arrays_that_do_not_fit_together_are_refused(change):
     batch, _ = random_batch(np.random.default_rng(), 2, [5, 6])
     with pytest.raises(ValueError, match="expected"):
-        Unpacker("cuda").upload(**{**dict(zip(("ids", "width", "cu_seqlens", "learn_from", "follow"), batch)), **change})
+        Unpacker("cuda").upload(**{**dict(zip(("ids", "width", "cu_seqlens", "follow"), batch)), **change})
 
 
 @pytest.mark.gpu

@@ -13,7 +13,8 @@ import zlib
 from pathlib import Path
 
 from conan_engine.data.sources import paths
-from conan_engine.data.sources.forms import Bad, record
+from conan_engine.data.sources.bad import Bad
+from conan_engine.data.sources.forms import record
 from conan_engine.errors import UserError
 
 DECODER = json.JSONDecoder()

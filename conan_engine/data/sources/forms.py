@@ -1,15 +1,17 @@
-"""The records that people have, as the engine's own five kinds: which keys say what, and what is wrong with a record.
+"""The records that people have, as the engine's own six kinds: which keys say what, and what is wrong with a record.
 
-Read are the engine's own keys, and the forms that sentence-transformers, FlagEmbedding and Tevatron document. Other columns
+Read are the engine's own keys, and the forms that sentence-transformers, FlagEmbedding, Tevatron, ms-swift, TRL and OpenAI document. Other columns
 are named in the config ("columns": the engine's key -> theirs).
 """
 
 import functools
-import json
 import math
 import re
 
 import numpy as np
+
+from conan_engine.data.sources import chats
+from conan_engine.data.sources.bad import Bad, short, wrong
 
 # kind -> key -> the types its value may have. A key that is optional has None among them.
 KINDS = {
@@ -17,11 +19,15 @@ KINDS = {
     "pairs": {"query": (str,), "pos": (list, str), "neg": (list, str, None), "score": (float, int, None)},
     "sts": {"sentence1": (str,), "sentence2": (str,), "score": (float, int)},
     "label": {"text": (str,), "label": (str, int)},
+    "chat": {"messages": (list,)},
     "text": {"text": (str,)},
 }
 # The first whose keys a record has says what it is: (kind, {the engine's key: the record's}).
 FORMS = (
     ("instruction", {"instruction": "instruction", "output": "output"}),
+    ("pairs", {"query": "messages", "pos": "positive_messages"}),  # ms-swift's
+    ("chat", {"messages": "messages"}),  # OpenAI's, and TRL's
+    ("chat", {"messages": "conversations"}),  # ShareGPT's
     ("pairs", {"query": "query", "pos": "pos"}),  # FlagEmbedding's, and ours
     ("pairs", {"query": "query", "pos": "positive_passages"}),  # Tevatron's
     ("pairs", {"query": "query", "pos": "positive"}),  # sentence-transformers' from here
@@ -35,18 +41,10 @@ FORMS = (
     ("label", {"text": "text", "label": "label"}),
     ("text", {"text": "text"}),
 )
-NEGATIVES = re.compile(r"neg|negative(_\d+)?|negative_passages")
+NEGATIVES = re.compile(r"neg|negative(_\d+)?|negative_(passages|messages)")
 COLUMNS = tuple(dict.fromkeys(key for keys in KINDS.values() for key in keys))  # what a config may name
 LISTS = ("pos", "neg")
 LARGEST = float(np.finfo(np.float32).max)  # of a score, which shards keep as float32
-
-
-class Bad(Exception):
-    """What is wrong with one record: `reason` in a few words, to count by; the message for a person."""
-
-    def __init__(self, reason, message):
-        super().__init__(message)
-        self.reason = reason
 
 
 def kind_of(keys):
@@ -64,6 +62,8 @@ def record(row, columns, typed=True):
         row = {key: value for key, value in row.items() if value is not None}
     if columns:
         kind, named = kind_of(columns), columns
+    elif found := chats.of_row(row):
+        return found
     else:
         kind, named = _form(tuple(row))
         if kind is None:
@@ -78,10 +78,13 @@ def record(row, columns, typed=True):
                 raise Bad("missing key", f"{_shown(named[key])} is missing from a {kind} record with keys {sorted(row)}; add it, or name the columns in the config")
             continue
         place = _shown(named[key])
+        if kind == "chat":
+            return kind, {key: chats.conversation(values[0], place)}
         if key in LISTS:
             found[key] = _texts(values, place)
         else:
-            found[key] = _number(values[0], place, typed) if float in types else _text(values[0], types, place)
+            value = chats.text(values[0], place) if named[key] == "messages" else values[0]
+            found[key] = _number(value, place, typed) if float in types else _text(value, types, place)
         if kind not in ("text", "instruction"):  # they may be empty there, a text to embed may not
             for text in found[key] if key in LISTS else [found[key]]:
                 if isinstance(text, str) and not text.strip():
@@ -129,10 +132,12 @@ def _texts(values, place):
     texts = []
     for value in values:
         for item in value if isinstance(value, list) else [value]:
+            if isinstance(item, list):
+                item = chats.text(item, place)
             if isinstance(item, dict) and isinstance(item.get("text"), str) and isinstance(item.get("title"), str | None):
                 item = f"{item['title']} {item['text']}" if item.get("title") else item["text"]  # Tevatron's passages, as it joins them
             if not isinstance(item, str):
-                raise _wrong(value, place, "list of texts or text")
+                raise wrong(value, place, "list of texts or text")
             texts.append(item)
     return texts
 
@@ -141,7 +146,7 @@ def _text(value, types, place):
     if int in types and type(value) is int:
         return str(value)
     if not isinstance(value, str):
-        raise _wrong(value, place, "text or whole number" if int in types else "text")
+        raise wrong(value, place, "text or whole number" if int in types else "text")
     return value
 
 
@@ -150,24 +155,12 @@ def _number(value, place, typed):
         try:
             value = float(value)
         except ValueError:
-            raise _wrong(value, place, "number") from None
+            raise wrong(value, place, "number") from None
     if isinstance(value, bool) or not isinstance(value, float | int):
-        raise _wrong(value, place, "number")
+        raise wrong(value, place, "number")
     if not (isinstance(value, int) or math.isfinite(value)) or abs(value) > LARGEST:
-        raise Bad("not a finite number", f"{place} is {_short(value)}; expected a finite number, at most {LARGEST:.1e}: give a score or leave the key out")
+        raise Bad("not a finite number", f"{place} is {short(value)}; expected a finite number, at most {LARGEST:.1e}: give a score or leave the key out")
     return value
-
-
-def _wrong(value, place, wanted):
-    return Bad("wrong type", f"{place} is {_short(value)}; expected {wanted}")
-
-
-def _short(value):
-    try:
-        shown = json.dumps(value, default=repr)
-    except ValueError:  # an integer of more digits than Python prints
-        shown = "a number of more than 4,000 digits"
-    return shown if len(shown) <= 60 else shown[:57] + "..."
 
 
 def _missing(row):
