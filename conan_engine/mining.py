@@ -60,6 +60,12 @@ class Corpus:
         return self._place[np.searchsorted(self._groups, self.group_of_record[records])]
 
 
+def fitted(rule, corpus):
+    """The rule (a config's Negatives) for a corpus: of a few documents, classes say, a query has at most the others."""
+    others = len(corpus) - 1
+    return dataclasses.replace(rule, count=min(rule.count, others), pool=min(rule.pool, others))
+
+
 class Mining:
     """Of one source's pools. folder: where its files are; mesh: the ranks, all of which call `run`."""
 
@@ -70,15 +76,10 @@ class Mining:
 
     def run(self, embed):
         """Fill the folder, from where an earlier start stopped. embed(records, fields) -> unit vectors float32 [n, E], by the ranks of one copy
-        of the model together. Raises UserError for too few documents, a query that everything answers, an index that faiss does not know, and
+        of the model together. Raises UserError for a query that everything answers, an index that faiss does not know, and
         where nothing can be written."""
-        corpus, pool = self.corpus, self.rule.pool
         if (self.folder / ABOUT).exists():
             return
-        if len(corpus) <= pool:
-            raise UserError(
-                f"{self.source}: {len(corpus)} distinct documents cannot fill pools of negatives.pool = {pool}; give more data or set negatives.pool below {len(corpus)}"
-            )
         try:
             self.done.mkdir(parents=True, exist_ok=True)
             search = None

@@ -213,12 +213,25 @@ class Supervised(Contrastive):
 
     def __init__(self, config, shards, sts_shards, group):
         super().__init__("supervised", config, shards, group)
-        self.shards, self.pools, self.rules, self.mined = shards, {}, {}, Path(config.out_dir, "negatives")
+        self.shards, self.pools, self.corpora, self.rules, self.mined = shards, {}, {}, {}, Path(config.out_dir, "negatives")
         for name, about in self.settings.data.items():
             self.rules[name] = dataclasses.replace(config.negatives, count=about.count(config.negatives))
+            if self.rules[name].count:
+                self.corpora[name] = mining.Corpus(shards[name], self.known[name])
+                self.rules[name] = self._fitted(name, about)
         self.add_loader("data", shards, self.settings.data, "batch", kind="pairs", shape="records")
         if self.settings.sts:
             self.add_loader("sts", sts_shards, self.settings.sts, "sts_batch", kind="sts", shape="records")
+
+    def _fitted(self, name, about):
+        wanted, corpus = self.rules[name], self.corpora[name]
+        rule = mining.fitted(wanted, corpus)
+        if rule.count < wanted.count:
+            if not (rule.count or about.in_batch_negatives):
+                raise UserError(f"{name}: all its queries have the same answer, and in_batch_negatives is false; there is nothing to tell them apart from: leave it out, or set in_batch_negatives = true")
+            if self.group.rank == 0:
+                print(f"{name}: {len(corpus)} different answers: {rule.count or 'no'} hard negative{'s' * (rule.count != 1)} a query, where {wanted.count} were to be", flush=True)
+        return rule
 
     def mine(self, model, mesh):
         """Mine the pools of the queries that this stage will draw, with the model as it stands, or take those that were mined with it. All
@@ -232,7 +245,7 @@ class Supervised(Contrastive):
             def embed(records, fields, shards=shards):
                 return embed_sequences(model, *shards.gather(records, fields))
 
-            corpus, queries = mining.Corpus(shards, self.known[name]), self.queries_of(name)
+            corpus, queries = self.corpora[name], self.queries_of(name)
             folder = self.mined / mining.key(rule, shards.fingerprint, weights, queries, self.config.seed)
             mining.Mining(corpus, self.known[name], queries, rule, self.config.seed, name, folder, mesh).run(embed)
             self.pools[name] = negatives.Pools.mapped(corpus, queries, rule, folder)
@@ -297,12 +310,12 @@ class Supervised(Contrastive):
 
     def load_state(self, state):
         super().load_state(state)
-        for name, shards in self.shards.items():
+        for name in self.shards:
             if not self.rules[name].count:
                 continue
             own = {key.removeprefix(f"pool/{name}/"): value for key, value in state.items() if key.startswith(f"pool/{name}/")}
             folder = self.mined / own["folder"].tobytes().decode()
-            self.pools[name] = negatives.Pools.mapped(mining.Corpus(shards, self.known[name]), self.queries_of(name), self.rules[name], folder)
+            self.pools[name] = negatives.Pools.mapped(self.corpora[name], self.queries_of(name), self.rules[name], folder)
             self.pools[name].load_state(own)
 
 

@@ -114,9 +114,13 @@ def test_given_negatives_come_first(tmp_path):
     assert found.draw(np.array([0]))[1].tolist() == [2, 3]
 
 
-def test_too_few_documents_for_a_pool_is_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match="5 distinct documents cannot fill pools of negatives.pool = 32"):
-        mine(tmp_path, FakeShards(np.arange(5), np.zeros(5)), known_of(np.arange(5)), np.arange(5), None, Negatives())
+def test_of_few_documents_a_query_has_all_others_once(tmp_path):
+    shards, known = FakeShards(np.arange(5), np.zeros(5)), known_of(np.arange(5))
+    rule = mining.fitted(Negatives(), Corpus(shards, known))
+    assert (rule.count, rule.pool) == (4, 4) and mining.fitted(Negatives(count=3), Corpus(shards, known)).count == 3
+    vectors = np.random.default_rng().normal(size=(5, 8)).astype(np.float32)
+    found = mine(tmp_path, shards, known, np.arange(5), lambda r, f: vectors[r], rule).candidates
+    assert [sorted(row) for row in found.tolist()] == [[other for other in range(5) if other != own] for own in range(5)]
 
 
 def test_no_positive_of_the_query_is_mined_or_taken_from_those_given(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ranked import on_ranks
-from runs import shards_of, small_tokenizer, write_lines
+from runs import one_line, shards_of, small_tokenizer, train, untimed, write_lines
 
 from conan_engine import losses, stages
 from conan_engine.config import Config, Model, Sft, Source, load
@@ -340,3 +340,21 @@ def test_a_rank_with_less_or_nothing_takes_part_in_the_step(tmp_path, chunk):
     assert numbers == pytest.approx(expected, rel=1e-5)
     # Adam's first step is the learning rate times the gradient's sign, unless that is as small as rounding
     assert ((weights - expected_weights).abs() < 1e-4).float().mean() > 0.98
+
+
+CLASSES = [{"text": f"a review of kind {i % 3}, number {i}", "label": ("good", "bad", "other")[i % 3]} for i in range(60)]
+
+
+@pytest.mark.parametrize(("classes", "said"), [(3, "3 different answers: 2 hard negatives a query, where 7 were to be"), (2, "2 different answers: 1 hard negative a query"), (1, "1 different answers: no hard negatives")])
+def test_a_source_of_few_classes_has_what_negatives_it_has(tiny, tmp_path, classes, said):
+    few = write_lines(tmp_path / "few.jsonl", [row for row in CLASSES if row["label"] in ("good", "bad", "other")[:classes]])
+    code, out, err = train(tiny, tmp_path / "run", "--stages=['supervised']", f"--supervised.data.{few}=1", "--supervised.steps=6", "--supervised.sts={}")
+    assert code == 0 and said in out + err, err
+    rows = [row for row in untimed(tmp_path / "run") if row["source"] == str(few)]
+    assert rows and all(np.isfinite(row["loss"]) for row in rows) and (classes == 1 or rows[0]["loss"] > 0)
+
+
+def test_a_source_of_one_class_and_nothing_in_the_batch_is_refused(tiny, tmp_path):
+    few = write_lines(tmp_path / "few.jsonl", [row for row in CLASSES if row["label"] == "good"])
+    table = "{ weight = 1, in_batch_negatives = false }"
+    one_line(train(tiny, tmp_path / "run", "--stages=['supervised']", f"--supervised.data.{few}={table}"), "all its queries have the same answer, and in_batch_negatives is false")

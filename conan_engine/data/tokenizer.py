@@ -97,6 +97,7 @@ def train(texts, path, vocab_size):
             vocab_size=vocab_size,
             byte_fallback=True,
             character_coverage=0.9995,  # the rarest characters are left to bytes
+            required_chars=SPACE,  # bytes of it would be read back as what sentencepiece writes for it
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,

@@ -59,3 +59,12 @@ def test_what_is_no_tokenizer_is_named(tmp_path):
     for name in ("x.model", "absent.model"):
         with pytest.raises(UserError, match=f"{name}: cannot load this tokenizer"):
             Tokenizer.load(tmp_path / name)
+
+
+@pytest.mark.parametrize("text", ["aaaa", "日本語のテキスト" * 500 + " ", "x" * 5000 + " y"])
+def test_a_text_with_hardly_a_space_makes_a_tokenizer_that_keeps_spaces(tmp_path, text):
+    train(iter([text] * 3), tmp_path / "t.model", 260 + len(set(text + " ")) - 2)
+    tokenizer = Tokenizer.load(tmp_path / "t.model")
+    assert tokenizer.decode(tokenizer.encode(f"a b  {text}")) == f"a b  {text}"
+    with pytest.raises(UserError, match=r"tokenizer.vocab_size is 258, too small for the text's characters and the 256 bytes; set it to at least 26\d"):
+        train(iter([text] * 3), tmp_path / "t.model", 258)
