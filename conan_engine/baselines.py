@@ -1,29 +1,7 @@
-"""What needs no training, to compare with: BM25, and tokens counted and projected at random."""
-
-import os
+"""What needs no training, to compare with: tokens counted and projected at random."""
 
 import numpy as np
 import torch
-
-from conan_engine.metrics import ranks
-
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s computes something with JAX, where there is one, as it is imported: three quarters of a GPU's memory
-import bm25s  # noqa: E402
-
-def bm25_scores(queries, documents):
-    """Of each query, what BM25 gives all documents (bm25s with its defaults): [M], one query after another; 0 without a common word."""
-    index = bm25s.BM25()
-    index.index(bm25s.tokenize(documents, show_progress=False), show_progress=False)
-    for query in bm25s.tokenize(queries, return_ids=False, show_progress=False):
-        known = [word for word in query if word in index.vocab_dict]
-        yield index.get_scores(known) if known else np.zeros(len(documents))
-
-
-def bm25_ranks(search):
-    """The ranks that BM25 gives."""
-    scores = np.stack(list(bm25_scores(search.queries, search.documents)))
-    own = scores[np.arange(len(search.answer)), search.answer]
-    return np.where(own > 0, ranks(scores, search.answer), len(search.documents))
 
 
 class RandomProjection:

@@ -13,7 +13,8 @@ import time
 from pathlib import Path
 
 from conan_engine import __version__, checkpoint, errors, retrieval, tasks
-from conan_engine.baselines import RandomProjection, bm25_ranks
+from conan_engine.baselines import RandomProjection
+from conan_engine.bm25 import bm25_ranks
 from conan_engine.data.sources import installed
 from conan_engine.encoder import Encoder
 from conan_engine.errors import UserError
@@ -102,11 +103,12 @@ def main():
     parser.add_argument("--beside", metavar="RESULTS.json", help="another model's results, for a column beside")
     parser.add_argument("--queries", metavar="Q.jsonl", help="your own: {\"_id\", \"text\"} a line, and \"language\"")
     parser.add_argument("--corpus", metavar="C.jsonl", help="what they search: {\"_id\", \"text\"} a line, and \"title\"")
-    parser.add_argument("--qrels", metavar="R.tsv", help="what is right: query-id, corpus-id, score (default: qrels/test.tsv beside the corpus)")
+    parser.add_argument("--qrels", metavar="R.tsv", help="what is right: query-id, corpus-id, score, or TREC's four columns (default: qrels/test.tsv beside the corpus)")
+    parser.add_argument("--ignore_identical_ids", choices=("true", "false"), help="of --queries: whether a query finds no document of its own id, as in BEIR (default: where that is not right for it)")
     parser.add_argument("--dim", type=int, help="of --queries: Matryoshka, only the first DIM numbers (default: all)")
     parser.add_argument("--instruction", default="", help="of --queries: what queries were trained behind")
     arguments = parser.parse_args()
-    if any((arguments.queries, arguments.corpus, arguments.qrels, arguments.dim is not None, arguments.instruction)):
+    if any((arguments.queries, arguments.corpus, arguments.qrels, arguments.dim is not None, arguments.instruction, arguments.ignore_identical_ids)):
         return own_search(arguments)
     other = arguments.beside and _read(arguments.beside)
     started = time.perf_counter()
@@ -130,8 +132,9 @@ def own_search(arguments):
     width = encoder.model.config.width
     if arguments.dim is not None and not 1 <= arguments.dim <= width:
         raise UserError(f"--dim is {arguments.dim}; this model has 1 to {width}")
+    ignore = arguments.ignore_identical_ids and arguments.ignore_identical_ids == "true"
     started = time.perf_counter()
-    results = retrieval.evaluate(encoder, arguments.queries, arguments.corpus, arguments.qrels, arguments.dim, arguments.instruction)
+    results = retrieval.evaluate(encoder, arguments.queries, arguments.corpus, arguments.qrels, arguments.dim, arguments.instruction, ignore)
     results["seconds.evaluate"] = time.perf_counter() - started
     path = Path(arguments.run, f"retrieval-{Path(arguments.queries).name.partition('.')[0]}.json")
     _write(path, results)

@@ -1,17 +1,19 @@
 """Search as it is evaluated: queries, of one language or many, in one corpus, by nDCG@10, Recall@20 and Recall@100.
 
 Files are BEIR's (arXiv 2104.08663), each also as .gz: queries.jsonl {"_id", "text"}, and ours, {"language"}; corpus.jsonl {"_id", "text"} and where it
-has one {"title"}; qrels a line a right document, query-id, corpus-id and score, tab-separated. The numbers are trec_eval's.
+has one {"title"}; qrels a line a right document, query-id, corpus-id and score, or TREC's four columns. The numbers are trec_eval's.
 """
 
 import itertools
+import math
+import re
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from conan_engine.baselines import bm25_scores
+from conan_engine.bm25 import bm25_scores
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files
 from conan_engine.errors import UserError
@@ -31,13 +33,15 @@ class Query(NamedTuple):
 
 def read_queries(path):
     """The Queries of a file. Raises UserError, naming file and line, for what is none."""
-    return [Query(_id(row, path, place), _text(row, path, place), _language(row)) for place, row in files.rows(path)]
+    seen = set()
+    return [Query(_new(_id(row, path, place), seen, path, place), _text(row, path, place), _language(row)) for place, row in files.rows(path)]
 
 
 def read_corpus(path):
     """(id, text) of each document, streaming; a title is a line of its own before the text. Raises as read_queries."""
+    seen = set()
     for place, row in files.rows(path):
-        yield _id(row, path, place), join(str(row.get("title") or "").strip(), _text(row, path, place))
+        yield _new(_id(row, path, place), seen, path, place), join(str(row.get("title") or "").strip(), _text(row, path, place))
 
 
 def _id(row, path, place):
@@ -45,6 +49,13 @@ def _id(row, path, place):
     if not isinstance(found, str | int):
         raise UserError(f"{path}: {place}: _id is {found!r}; expected each line's own name, as BEIR's files have it")
     return str(found)
+
+
+def _new(name, seen, path, place):
+    if name in seen:
+        raise UserError(f"{path}: {place}: _id {name!r} has come before; leave one of them out, or give it another name")
+    seen.add(name)
+    return name
 
 
 def _text(row, path, place):
@@ -59,26 +70,32 @@ def _language(row):
 
 
 def read_qrels(path):
-    """{query id: {document id: score}} of the scores above 0. Raises as read_queries."""
+    """{query id: {document id: score}} of the scores above 0. BEIR's three columns or TREC's four, between tabs or blanks; a first line whose score
+    is no number is a header. Raises as read_queries."""
     found = {}
     for place, row in files.rows(path, ".txt"):
-        line = row["text"]
-        if not line.strip() or (place == "line 1" and line.startswith("query-id")):
+        line = row["text"].strip()
+        if not line:
             continue
+        cells = line.split("\t") if "\t" in line else line.split()
         try:
-            query, document, score = line.split("\t")
-            score = int(score)
+            query, *_, document, score = cells
+            score = float(score)
+            if len(cells) not in (3, 4) or not math.isfinite(score):
+                raise ValueError
         except ValueError:
-            raise UserError(f"{path}: {place}: found {line.strip()[:80]!r}; expected query-id, corpus-id and a whole number, tab-separated") from None
+            if place == "line 1" and len(cells) in (3, 4) and not re.match(r"[-+.\d]", cells[-1]):
+                continue
+            raise UserError(f"{path}: {place}: found {line[:80]!r}; expected query-id, corpus-id and a score, or TREC's query-id, 0, corpus-id and score") from None
         if score > 0:
-            found.setdefault(query, {})[document] = score
+            found.setdefault(query.strip(), {})[document.strip()] = int(score) if score == int(score) else score
     if not found:
         raise UserError(f"{path}: no document is right for any query; expected lines of query-id, corpus-id and a score above 0")
     return found
 
 
 def search(vectors, blocks, device="cpu"):
-    """The DEPTH nearest documents of each query, best first, a list of (id, score) each; of those of one score the id that sorts last
+    """The DEPTH + 1 nearest documents of each query, best first, a list of (id, score) each: one may be the query itself; of those of one score the id that sorts last
     comes first, as in trec_eval. vectors: float32 [N, E]; blocks: (ids, float32 [M, E]) each, of which one at a time is held."""
     vectors, ids = torch.from_numpy(vectors).to(device), []
     best = [(torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device)) for part in vectors.split(QUERIES)]
@@ -86,9 +103,9 @@ def search(vectors, blocks, device="cpu"):
         documents = torch.from_numpy(documents).to(device)
         for i, part in enumerate(vectors.split(QUERIES)):
             scores, places = best[i]
-            fresh, where = (part @ documents.T).topk(min(DEPTH, len(documents)))
+            fresh, where = (part @ documents.T).topk(min(DEPTH + 1, len(documents)))
             scores, places = torch.cat((scores, fresh), 1), torch.cat((places, where + len(ids)), 1)
-            scores, kept = scores.topk(min(DEPTH, scores.shape[1]))
+            scores, kept = scores.topk(min(DEPTH + 1, scores.shape[1]))
             best[i] = scores, places.gather(1, kept)
         ids += of_block
     found = zip(itertools.chain.from_iterable(scores.tolist() for scores, _ in best), itertools.chain.from_iterable(places.tolist() for _, places in best))
@@ -100,7 +117,7 @@ def bm25(queries, documents):
     ids, texts = zip(*documents)
     found = []
     for scores in bm25_scores(queries, list(texts)):
-        first = np.argpartition(-scores, min(DEPTH, len(ids) - 1))[:DEPTH]
+        first = np.argpartition(-scores, min(DEPTH, len(ids) - 1))[: DEPTH + 1]
         found.append(_in_order((ids[i], float(scores[i])) for i in first if scores[i] > 0))
     return found
 
@@ -129,10 +146,11 @@ def by_language(queries, found, qrels):
     return results | {"average": {metric: float(np.mean([of[metric] for of in results.values()])) for metric in METRICS}}
 
 
-def evaluate(encoder, queries_path, corpus_path, qrels_path=None, dim=None, instruction=""):
+def evaluate(encoder, queries_path, corpus_path, qrels_path=None, dim=None, instruction="", ignore_identical_ids=None):
     """{"queries": so many, "documents": so many, "ndcg@10": the mean of the languages, ..., "bm25.ndcg@10", "de.ndcg@10", "de.bm25.ndcg@10", ...} of an
-    Encoder. qrels_path: where none is given, qrels/test.tsv beside the corpus. Raises UserError for what cannot be read or does not belong
-    together."""
+    Encoder, and of what does not belong together "missing_documents" and "missing_queries". qrels_path: where none is given, qrels/test.tsv beside the
+    corpus. ignore_identical_ids: whether a query finds no document of its own id (BEIR's rule); None: only where that one is not right for it. Prints
+    a line on whatever a person would want to know. Raises UserError for what cannot be read or does not belong together."""
     qrels_path = qrels_path or Path(corpus_path).parent / "qrels" / "test.tsv"
     qrels, queries = read_qrels(qrels_path), read_queries(queries_path)
     asked = [query for query in queries if query.id in qrels]
@@ -149,14 +167,33 @@ def evaluate(encoder, queries_path, corpus_path, qrels_path=None, dim=None, inst
 
     vectors = encoder.encode([join(instruction, query.text) for query in asked], dim)
     found = search(vectors, blocks(), encoder.model.embedding.device)
-    if not any(document in known for query in asked for document in qrels[query.id]):
+    right = {document for query in asked for document in qrels[query.id]}
+    if not right & known:
         raise UserError(f"{qrels_path}: names none of the {len(known):,} documents of {corpus_path}; do they belong together?")
-    of_bm25 = bm25([query.text for query in asked], read_corpus(corpus_path))
+    names = {query.id for query in queries}
     results = {"queries": len(asked), "documents": len(known)}
+    for what, missing, of, path in (("documents", right - known, right, corpus_path), ("queries", qrels.keys() - names, qrels.keys(), queries_path)):
+        results[f"missing_{what}"] = len(missing)
+        if missing:
+            print(f"{qrels_path}: {len(missing):,} of the {len(of):,} {what} that it judges are not in {path}, such as {min(missing)!r}" + "; they count as not found" * (what == "documents"))
+    left_out = _identical(asked, known, qrels, ignore_identical_ids)
+    of_bm25 = bm25([query.text for query in asked], read_corpus(corpus_path))
     for name, documents in (("", found), ("bm25.", of_bm25)):
+        documents = [[one for one in best if one[0] != query.id or query.id not in left_out][:DEPTH] for query, best in zip(asked, documents)]
         for language, scores in by_language(asked, documents, qrels).items():
             results |= {f"{'' if language == 'average' else f'{language}.'}{name}{metric}": score for metric, score in scores.items()}
     return results
+
+
+def _identical(asked, known, qrels, ignore):
+    """The queries that do not find the document of their own id."""
+    shared = {query.id for query in asked if query.id in known}
+    if ignore is not None:
+        return shared if ignore else set()
+    left_out = {name for name in shared if name not in qrels[name]}
+    if left_out:
+        print(f"{len(left_out):,} queries have the id of a document, such as {min(left_out)!r}: it is left out for them, as BEIR does; --ignore_identical_ids=false counts it")
+    return left_out
 
 
 def table(results):

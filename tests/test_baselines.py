@@ -3,16 +3,8 @@
 import numpy as np
 import pytest
 
-from conan_engine.baselines import RandomProjection, bm25_ranks
+from conan_engine.baselines import RandomProjection
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.metrics import ndcg
-from conan_engine.tasks import Search
-
-
-def test_bm25_finds_words_and_nothing_where_none_is_shared():
-    documents = ["a graph with weighted edges", "the roots of a polynomial", "matrix of zeros"]
-    search = Search(["polynomial roots", "weighted graph", "entirely elsewhere", "été"], documents, np.array([1, 0, 2, 2]), ndcg)
-    assert bm25_ranks(search).tolist() == [1, 1, 3, 3]
 
 
 def test_a_projection_keeps_the_cosines_of_counted_and_weighed_tokens(untrained_run):
