@@ -19,32 +19,37 @@ STAGES = ("pretrain", "sft", "weak", "supervised")
 METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # of validation
 
 
+def within(interval, default):
+    """A number's default, and the interval that it has to be in, such as "[0, 1)"."""
+    return field(default=default, metadata={"range": interval})
+
+
 @dataclass
 class RopeScaling:
     """Slower turns for a longer context, as Llama 3 has them."""
 
-    factor: float = 1.0  # by which the slowest turns are slowed; 1 = none
-    low_freq_factor: float = 1.0  # turns of less than this many rounds in the original context are slowed by the factor, ...
-    high_freq_factor: float = 4.0  # ... of more than this many not at all
-    original_context: int = 8192
+    factor: float = within("(0, 1e6]", 1.0)  # by which the slowest turns are slowed; 1 = none
+    low_freq_factor: float = within("(0, 1e6]", 1.0)  # turns of less than this many rounds in the original context are slowed by the factor, ...
+    high_freq_factor: float = within("(0, 1e6]", 4.0)  # ... of more than this many not at all
+    original_context: int = within("[1, 2**30]", 8192)
 
 
 @dataclass
 class Model:
-    layers: int = 8  # wide and shallow on purpose: the embedding width of a 7B model at 1.5B parameters
-    width: int = 3584
-    ffn: int = 8192
-    heads: int = 32
-    kv_heads: int = 8
-    context: int = 32768  # tokens
-    head_dim: int = 0  # numbers a head; 0 = width / heads
-    norm_eps: float = 1e-6
+    layers: int = within("[1, 1000]", 8)  # wide and shallow on purpose: the embedding width of a 7B model at 1.5B parameters
+    width: int = within("[1, 2**20]", 3584)
+    ffn: int = within("[1, 2**22]", 8192)
+    heads: int = within("[1, 2**16]", 32)
+    kv_heads: int = within("[1, 2**16]", 8)
+    context: int = within("[1, 2**30]", 32768)  # tokens
+    head_dim: int = within("[0, 2**16]", 0)  # numbers a head; 0 = width / heads
+    norm_eps: float = within("(0, 1]", 1e-6)
     qk_norm: bool = False  # an RMSNorm for each head's queries and keys, as in Qwen3
-    rope_theta: float = 1e6  # ours: the usual base for a 32k context
+    rope_theta: float = within("[1, 1e15]", 1e6)  # ours: the usual base for a 32k context
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
-    vocab_size: int = 0  # rows of the token table; 0 = as many as the tokenizer has tokens
+    vocab_size: int = within("[0, 2**24]", 0)  # rows of the token table; 0 = as many as the tokenizer has tokens
     tied: bool = True  # the LM head is the token table; false: a matrix of its own, which the contrastive stages do without
-    embedding_scale: float = 1.0  # ours: token vectors times this enter the first block; the LM head takes them as they are
+    embedding_scale: float = within("(0, 1e9]", 1.0)  # ours: token vectors times this enter the first block; the LM head takes them as they are
     pooling: str = "mean"  # "mean" over the sequence's own tokens, or "last" token (ours)
 
     @property
@@ -56,9 +61,9 @@ class Model:
 @dataclass
 class Tokenizer:
     path: str = ""  # an existing .model file or tokenizer.json; empty: that of init_from, or train one from the stages' data
-    vocab_size: int = 150_000
-    processes: int = 0  # that make token shards, on rank 0's machine; 0 = one a CPU core
-    train_bytes: int = 2_000_000_000  # ours: at most this much text, evenly sampled (the paper: about 400k texts)
+    vocab_size: int = within("[1, 2**24]", 150_000)
+    processes: int = within("[0, 1024]", 0)  # that make token shards, on rank 0's machine; 0 = one a CPU core
+    train_bytes: int = within("[1, 1e15]", 2_000_000_000)  # ours: at most this much text, evenly sampled (the paper: about 400k texts)
 
 
 @dataclass
@@ -80,24 +85,24 @@ class Stage:
     """What all four stages share."""
 
     data: dict[str, Source] = field(default_factory=dict)  # source -> weight, or a table; steps are shared out in proportion ...
-    size_power: float = 0.0  # ours: ... to weight * records ** size_power: 0 by weight alone, 1 by size, between is a temperature
-    steps: int = 0
-    batch: int = 64  # rows of max_tokens tokens (LM) or queries (contrastive) a step, over all ranks
-    chunk: int = 0  # rows or sequences computed at a time on one rank; 0 = all at once. Same result, less memory
-    max_tokens: int = 512  # a longer text is cut (contrastive) or split (pretrain)
-    lr: float = 1e-4
-    warmup: float = 0.05  # share of the steps
-    final_lr: float = 0.1  # ours: linear decay to this share of lr
-    weight_decay: float = 1e-3
-    clip: float = 1.0  # ours: gradient norm
-    blend: float = 1.0  # ours: what the stage changed is kept to this share at its end, the rest of the weights is as it began (WiSE-FT, arXiv 2109.01903)
+    size_power: float = within("[0, 2]", 0.0)  # ours: ... to weight * records ** size_power: 0 by weight alone, 1 by size, between is a temperature
+    steps: int = within("[0, 2**31)", 0)
+    batch: int = within("[1, 2**31)", 64)  # rows of max_tokens tokens (LM) or queries (contrastive) a step, over all ranks
+    chunk: int = within("[0, 2**31)", 0)  # rows or sequences computed at a time on one rank; 0 = all at once. Same result, less memory
+    max_tokens: int = within("[1, 2**30]", 512)  # a longer text is cut (contrastive) or split (pretrain)
+    lr: float = within("(0, 1]", 1e-4)
+    warmup: float = within("[0, 1]", 0.05)  # share of the steps
+    final_lr: float = within("[0, 1]", 0.1)  # ours: linear decay to this share of lr
+    weight_decay: float = within("[0, 10]", 1e-3)
+    clip: float = within("(0, 1e9]", 1.0)  # ours: gradient norm
+    blend: float = within("(0, 1]", 1.0)  # ours: what the stage changed is kept to this share at its end, the rest of the weights is as it began (WiSE-FT, arXiv 2109.01903)
 
 
 @dataclass
 class Pretrain(Stage):
     batch: int = 256
     max_tokens: int = 32768
-    masked: float = 0.0  # ours: above 0, this share of the tokens is hidden and predicted, bidirectional (masked next token: LLM2Vec, arXiv 2404.05961)
+    masked: float = within("[0, 1)", 0.0)  # ours: above 0, this share of the tokens is hidden and predicted, bidirectional (masked next token: LLM2Vec, arXiv 2404.05961)
 
 
 @dataclass
@@ -109,57 +114,57 @@ class Sft(Stage):
 
 @dataclass
 class Weak(Stage):
-    batch_tokens: int = 0  # above 0: as many queries a step as so many tokens hold, all ranks together, instead of `batch`
-    temperature: float = 0.02  # ours: the paper writes none
+    batch_tokens: int = within("[0, 2**31)", 0)  # above 0: as many queries a step as so many tokens hold, all ranks together, instead of `batch`
+    temperature: float = within("[1e-3, 100]", 0.02)  # ours: the paper writes none
     alpha: str = "linear"  # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"; or not at all: "open", "closed"
     mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
     dims: list[int] = field(default_factory=list)  # ours: Matryoshka from this stage on; none: the whole vector alone, as in the paper
-    margin: float = 2.0  # ours: a document whose cosine is above the positive's by more than this is no negative (Qwen3-Embedding, GISTEmbed); 2: each is one
+    margin: float = within("[-2, 2]", 2.0)  # ours: a document whose cosine is above the positive's by more than this is no negative (Qwen3-Embedding, GISTEmbed); 2: each is one
     margin_strategy: str = "absolute"  # that is a cosine, or "relative", a share of the positive's
     teacher: str = ""  # who scores pairs: "module:function", "sentence-transformers:FOLDER", "cross-encoder:FOLDER"; empty: the data's own "score" column
-    min_score: float = 0.4  # pairs that the teacher scores below this are dropped
+    min_score: float = within("[-1e9, 1e9]", 0.4)  # pairs that the teacher scores below this are dropped
 
 
 @dataclass
 class Supervised(Stage):
     batch: int = 4
-    temperature: float = 0.02  # ours
+    temperature: float = within("[1e-3, 100]", 0.02)  # ours
     dims: list[int] = field(default_factory=lambda: [256, 512, 1024, 1536, 2048, 3072, 3584])  # Matryoshka
-    margin: float = 2.0  # as weak.margin; hard negatives, too
+    margin: float = within("[-2, 2]", 2.0)  # as weak.margin; hard negatives, too
     margin_strategy: str = "absolute"
     sts: dict[str, Source] = field(default_factory=dict)  # sources of scored sentence pairs
-    sts_batch: int = 32
-    sts_temperature: float = 0.05  # the usual CoSENT scale of 20
-    beta: float = 0.8  # L = L_InfoNCE + beta * L_CoSENT (Conan-embedding-v1)
+    sts_batch: int = within("[1, 2**31)", 32)
+    sts_temperature: float = within("[1e-3, 100]", 0.05)  # the usual CoSENT scale of 20
+    beta: float = within("[0, 1e3]", 0.8)  # L = L_InfoNCE + beta * L_CoSENT (Conan-embedding-v1)
     balance: str = "together"  # ours: both in each step, as in the paper, or "alternating", CoSENT alone in every other one
 
 
 @dataclass
 class Lora:
-    rank: int = 0  # of the adapters that are trained in place of the weights of init_from; 0 = the weights themselves
-    alpha: float = 32.0  # ours: what the adapters add is multiplied by alpha / rank
+    rank: int = within("[0, 2**16]", 0)  # of the adapters that are trained in place of the weights of init_from; 0 = the weights themselves
+    alpha: float = within("(0, 1e6]", 32.0)  # ours: what the adapters add is multiplied by alpha / rank
     targets: list[str] = field(default_factory=lambda: ["qkv", "attention_out", "gate_up", "ffn_out"])  # the matrices of a block that have one
 
 
 @dataclass
 class Negatives:
-    count: int = 7  # hard negatives in use a query
-    pool: int = 32  # ours: candidates mined a query, best first
+    count: int = within("[0, 2**15)", 7)  # hard negatives in use a query
+    pool: int = within("[0, 2**15)", 32)  # ours: candidates mined a query, best first
     index: str = "Flat"  # ours: "Flat", exact; or a faiss index factory string ("IVF4096,SQfp16"); or "random": no search, any documents
     search: str = ""  # ours: how the index is searched, in faiss' words ("nprobe=32")
-    dim: int = 0  # ours: the first numbers of the vectors that are compared; 0 = all
-    max_ratio: float = 0.95  # ours: a candidate is a false negative if its cosine is above the positive's less 1 - this share of it
+    dim: int = within("[0, 2**20]", 0)  # ours: the first numbers of the vectors that are compared; 0 = all
+    max_ratio: float = within("[0, 10]", 0.95)  # ours: a candidate is a false negative if its cosine is above the positive's less 1 - this share of it
     bounds: str = "cosine"  # what low and bound are: cosines, or "quantile" (ours), the share of the negatives mined first whose cosine is lower
-    low: float = 0.4  # dynamic replacement: replace if S_0 < low, or ...
-    factor: float = 1.2  # ... if factor * S_i < S_0 and S_i < bound
-    bound: float = 0.7
+    low: float = within("[-2, 2]", 0.4)  # dynamic replacement: replace if S_0 < low, or ...
+    factor: float = within("[0, 1e3]", 1.2)  # ... if factor * S_i < S_0 and S_i < bound
+    bound: float = within("[-2, 2]", 0.7)
 
 
 @dataclass
 class Validation:
     data: dict[str, Source] = field(default_factory=dict)  # source -> weight, of records that no stage trains on; each stage takes those of its kind
-    every: int = 500  # steps; and after a stage's last one
-    records: int = 1000  # ours: of a source, at most; always the same ones
+    every: int = within("[1, 2**31)", 500)  # steps; and after a stage's last one
+    records: int = within("[1, 2**31)", 1000)  # ours: of a source, at most; always the same ones
     metric: str = "ndcg@10"  # by which a checkpoint is the best, where the stage has it (pretrain and sft: the loss): "loss", "recall@20", "spearman"
     keep_best: bool = False  # keep each stage's best checkpoint beside the newest
 
@@ -172,19 +177,19 @@ class Config:
     init_layers: str | list[int] = ""  # of init_from: "first:8", or a list of layers, counted from 0, in the order in which they are to stand. Empty: all
     token_vectors: str = "spelling"  # ours: how a new token table starts: tokens spelled alike are alike; or "random"
     token_weights: str = "rarity"  # ours: a token weighs in the mean as much as it is rare in the data, to begin with; or "equal"
-    seed: int = 1
+    seed: int = within("[0, 2**31)", 1)
     device: str = "auto"  # "cuda" where there is one, else "cpu"
-    tensor_parallel: int = 1  # ranks that share one copy of the model; neighbours, so that they are on one machine
-    timeout: int = 600  # seconds: a rank that gives no sign of life for so long, or keeps the others waiting, ends the run
+    tensor_parallel: int = within("[1, 1024]", 1)  # ranks that share one copy of the model; neighbours, so that they are on one machine
+    timeout: int = within("[1, 1e7]", 600)  # seconds: a rank that gives no sign of life for so long, or keeps the others waiting, ends the run
     recompute: str = "none"  # "block": the backward computes each block anew, a third more work for a fraction of the memory
     precision: str = "auto"  # of matrix products: "bfloat16", "float32", or bfloat16 where the device multiplies it faster
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop
-    save_every: int = 1000  # steps between checkpoints
-    keep: int = 2  # checkpoints kept a stage; the newest is never the only one
-    loader_threads: int = 2  # that read and pack batches ahead of the step, on each rank
+    save_every: int = within("[1, 2**31)", 1000)  # steps between checkpoints
+    keep: int = within("[1, 1e6]", 2)  # checkpoints kept a stage; the newest is never the only one
+    loader_threads: int = within("[1, 256]", 2)  # that read and pack batches ahead of the step, on each rank
     skip_bad_records: bool = False  # leave out what is wrong in a file or damaged in a shard, say so and count it, instead of stopping
-    max_bad_share: float = 0.01  # of a source's records, left out while reading; above it the run stops
-    max_skips: int = 10  # non-finite steps in a row before the run stops
+    max_bad_share: float = within("[0, 1)", 0.01)  # of a source's records, left out while reading; above it the run stops
+    max_skips: int = within("[1, 1e6]", 10)  # non-finite steps in a row before the run stops
     model: Model = field(default_factory=Model)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     lora: Lora = field(default_factory=Lora)
@@ -344,7 +349,7 @@ def _all_keys(node, prefix=""):
 
 
 def settings_with_comments(node=None, prefix=""):
-    """(dotted key, default as one types it, the comment beside it in this file) of every setting."""
+    """(dotted key, default as one types it, its range and the comment beside it in this file) of every setting."""
     node = node or Config()
     lines = "".join(inspect.getsource(kind) for kind in type(node).__mro__[-2::-1])  # a base class first: the last word counts
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", lines, re.MULTILINE))
@@ -352,7 +357,33 @@ def settings_with_comments(node=None, prefix=""):
         if dataclasses.is_dataclass(value):
             yield from settings_with_comments(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value, comments.get(key, "")
+            said = "; ".join(filter(None, (range_of(type(node), key), comments.get(key))))
+            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value, said
+
+
+def range_of(kind, key):
+    """The interval of a number of one of these classes, where it was first declared; None of another setting."""
+    declared = (base.__dict__["__dataclass_fields__"].get(key) for base in kind.__mro__ if "__dataclass_fields__" in base.__dict__)
+    return next((of.metadata["range"] for of in declared if of and "range" in of.metadata), None)
+
+
+def ranges(node, prefix=""):
+    """(dotted key, value, interval) of each number that has one."""
+    for key, value in vars(node).items():
+        if dataclasses.is_dataclass(value):
+            yield from ranges(value, f"{prefix}{key}.")
+        elif interval := range_of(type(node), key):
+            yield f"{prefix}{key}", value, interval
+
+
+def is_within(value, interval):
+    low, high = map(_number, interval[1:-1].split(", "))
+    return (low < value or (interval[0] == "[" and low == value)) and (value < high or (interval[-1] == "]" and value == high))
+
+
+def _number(text):
+    base, _, exponent = text.partition("**")
+    return float(base) ** float(exponent or 1)
 
 
 def _check_layers(config, where):
@@ -374,20 +405,17 @@ def _check(config, where):
     def one_of(key, value, *allowed):
         require(value in allowed, key, value, " or ".join(map(repr, allowed)))
 
+    for key, value, interval in ranges(config):
+        require(is_within(value, interval), key, value, f"a {'whole ' * isinstance(value, int)}number in {interval}")
+    require(bool(config.out_dir.strip()), "out_dir", config.out_dir, "the path of a folder")
     model = config.model
-    for key in ("layers", "width", "ffn", "heads", "kv_heads", "context"):
-        require(getattr(model, key) > 0, f"model.{key}", getattr(model, key), "a number above 0")
-    for key in ("save_every", "keep", "max_skips", "loader_threads", "tensor_parallel", "timeout"):
-        require(getattr(config, key) > 0, key, getattr(config, key), "at least 1")
     if model.head_dim:
-        require(model.head_dim > 0 and model.head_dim % 2 == 0, "model.head_dim", model.head_dim, "an even number above 0 (RoPE turns pairs)")
+        require(model.head_dim % 2 == 0, "model.head_dim", model.head_dim, "an even number above 0 (RoPE turns pairs)")
     else:
         require(model.width % model.heads == 0, "model.heads", model.heads, f"a divisor of model.width = {model.width}")
         require(model.head % 2 == 0, "model.heads", model.heads, "an even head size (RoPE turns pairs)")
-    require(model.vocab_size >= 0 and model.vocab_size % config.tensor_parallel == 0, "model.vocab_size", model.vocab_size, f"a multiple of tensor_parallel = {config.tensor_parallel}")
+    require(model.vocab_size % config.tensor_parallel == 0, "model.vocab_size", model.vocab_size, f"a multiple of tensor_parallel = {config.tensor_parallel}")
     scaling = model.rope_scaling
-    for key, value in (("factor", scaling.factor), ("low_freq_factor", scaling.low_freq_factor), ("original_context", scaling.original_context)):
-        require(value > 0, f"model.rope_scaling.{key}", value, "a number above 0")
     require(scaling.high_freq_factor > scaling.low_freq_factor, "model.rope_scaling.high_freq_factor", scaling.high_freq_factor, "more than low_freq_factor")
     for key in ("heads", "kv_heads", "ffn"):
         require(getattr(model, key) % config.tensor_parallel == 0, f"model.{key}", getattr(model, key), f"a multiple of tensor_parallel = {config.tensor_parallel}")
@@ -397,7 +425,6 @@ def _check(config, where):
     require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}")
     one_of("model.pooling", model.pooling, "mean", "last")
     lora, matrices = config.lora, Lora().targets
-    require(lora.rank >= 0, "lora.rank", lora.rank, "0 or more")
     require(lora.targets and set(lora.targets) <= set(matrices), "lora.targets", lora.targets, f"some of {', '.join(matrices)}")
     require(not lora.rank or config.init_from, "lora.rank", lora.rank, "0 without init_from: there are no weights to adapt")
     one_of("device", config.device, "auto", "cpu", "cuda")
@@ -407,17 +434,12 @@ def _check(config, where):
     one_of("precision", config.precision, "auto", "bfloat16", "float32")
     one_of("weak.alpha", config.weak.alpha, "linear", "accelerating", "decelerating", "open", "closed")
     one_of("weak.mask", config.weak.mask, "column", "row", "uniform")
-    require(0 <= config.pretrain.masked < 1, "pretrain.masked", config.pretrain.masked, "from 0 to below 1")
-    require(0 <= config.max_bad_share < 1, "max_bad_share", config.max_bad_share, "from 0 to below 1")
     in_order = [name for name in STAGES if name in config.stages]
     require(config.stages == in_order != [], "stages", config.stages, f"some of {', '.join(STAGES)}, in this order")
     for name in config.stages:
         stage = getattr(config, name)
         require(stage.steps > 0, f"{name}.steps", stage.steps, "at least 1")
-        require(stage.batch > 0, f"{name}.batch", stage.batch, "at least 1")
-        require(stage.chunk >= 0, f"{name}.chunk", stage.chunk, "0 or more")
-        require(0 < stage.blend <= 1, f"{name}.blend", stage.blend, "above 0, at most 1")
-        require(0 < stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
+        require(stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
         for key in ("data", "sts") if name == "supervised" else ("data",):
             for source, about in getattr(stage, key).items():
@@ -426,29 +448,22 @@ def _check(config, where):
         _check_negatives(require, f"validation.data[{source!r}]", about, None)
         for name, key in ((name, key) for name in config.stages for key in ("data", "sts")):
             require(source not in getattr(getattr(config, name), key, {}), "validation.data", source, f"records held out: {name}.{key} trains on these")
-    for key in ("every", "records"):
-        require(getattr(config.validation, key) > 0, f"validation.{key}", getattr(config.validation, key), "at least 1")
     one_of("validation.metric", config.validation.metric, *METRICS)
-    require(config.tokenizer.processes >= 0, "tokenizer.processes", config.tokenizer.processes, "0 or more")
-    require(config.weak.batch_tokens >= 0, "weak.batch_tokens", config.weak.batch_tokens, "0 or more")
     for name in ("weak", "supervised"):
-        require(-2 <= getattr(config, name).margin <= 2, f"{name}.margin", getattr(config, name).margin, "-2 to 2, as cosines differ by at most 2")
         one_of(f"{name}.margin_strategy", getattr(config, name).margin_strategy, "absolute", "relative")
         dims = getattr(config, name).dims
         require(dims == sorted(set(dims)) and min(dims, default=1) > 0 and (dims or name == "weak"), f"{name}.dims", dims, "increasing numbers")
         if name in config.stages and dims:
             require(dims[-1] == model.width, f"{name}.dims", dims, f"the last to be model.width = {model.width}")
     if "supervised" in config.stages:
-        require(config.negatives.pool >= config.negatives.count >= 0, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
-        require(config.negatives.pool < 2**15, "negatives.pool", config.negatives.pool, f"below {2**15}")
-        require(0 <= config.negatives.dim <= model.width, "negatives.dim", config.negatives.dim, f"from 1 to model.width = {model.width}, or 0 for all")
+        require(config.negatives.pool >= config.negatives.count, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
+        require(config.negatives.dim <= model.width, "negatives.dim", config.negatives.dim, f"from 1 to model.width = {model.width}, or 0 for all")
         require(not config.negatives.search or config.negatives.index not in ("Flat", "random"), "negatives.search", config.negatives.search, f"empty: negatives.index = {config.negatives.index!r} has nothing to set")
         one_of("supervised.balance", config.supervised.balance, "together", "alternating")
         one_of("negatives.bounds", config.negatives.bounds, "cosine", "quantile")
         if config.negatives.bounds == "quantile":
             for key in ("low", "bound"):
                 require(0 <= getattr(config.negatives, key) <= 1, f"negatives.{key}", getattr(config.negatives, key), "a share from 0 to 1, since negatives.bounds is 'quantile'")
-        require(config.supervised.sts_batch > 0, "supervised.sts_batch", config.supervised.sts_batch, "at least 1")
 
 
 def _check_negatives(require, key, about, negatives):

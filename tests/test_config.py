@@ -2,11 +2,15 @@
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from conan_engine.config import Source, from_dict, load
+from conan_engine import config as module
+from conan_engine.config import Config, Source, from_dict, load
 from conan_engine.errors import UserError
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -23,6 +27,64 @@ def write(tmp_path, text):
 @pytest.mark.parametrize("name", ["demo.toml", "base.toml", "small.toml", "conan-1.4b.toml"])
 def test_shipped_configs_load(name):
     assert load(CONFIGS / name).stages == ["pretrain", "sft", "weak", "supervised"]
+
+
+RANGES = {key: (value, interval) for key, value, interval in module.ranges(Config())}
+
+
+def ends(interval):
+    return [module._number(text) for text in interval[1:-1].split(", ")]
+
+
+def test_every_number_has_a_range_that_its_default_is_in_and_that_help_shows():
+    numbers = {key: value for key, value in _leaves(Config()) if type(value) in (int, float)}
+    assert numbers.keys() == RANGES.keys()
+    shown = {key: said for key, _, said in module.settings_with_comments()}
+    for key, (value, interval) in RANGES.items():
+        assert module.is_within(value, interval) and shown[key].startswith(interval)
+
+
+def _leaves(node, prefix=""):
+    for key, value in vars(node).items():
+        yield from _leaves(value, f"{prefix}{key}.") if dataclasses.is_dataclass(value) else [(f"{prefix}{key}", value)]
+
+
+@pytest.mark.parametrize("key", RANGES)
+def test_a_number_out_of_its_range_is_one_line(key):
+    value, interval = RANGES[key]
+    low, high = ends(interval)
+    outside = [low - 1, high + 1, 10**21, -(10**21)] + [low] * (interval[0] == "(") + [high] * (interval[-1] == ")")
+    outside += [math.nan, math.inf, -math.inf] if isinstance(value, float) else []
+    for bad in outside:
+        bad = bad if isinstance(value, float) or not math.isfinite(bad) else int(bad)
+        with pytest.raises(UserError) as error:
+            load(CONFIGS / "demo.toml", [f"--{key}={bad}"])
+        kind = "number" if isinstance(value, float) else "whole number"
+        assert f"{key} is {float(bad) if isinstance(value, float) else bad!r}; expected a {kind} in {interval}" in str(error.value)
+
+
+@given(st.data())
+@settings(deadline=None, max_examples=300)
+def test_values_within_their_ranges_load_or_are_one_line(data):
+    chosen = {}
+    for key in data.draw(st.sets(st.sampled_from(sorted(RANGES)), max_size=4)):
+        value, interval = RANGES[key]
+        low, high = ends(interval)
+        if isinstance(value, float):
+            chosen[key] = data.draw(st.floats(low, high, exclude_min=interval[0] == "(", exclude_max=interval[-1] == ")"))
+        else:
+            chosen[key] = data.draw(st.integers(int(low) + (interval[0] == "("), int(high) - (interval[-1] == ")")))
+    try:
+        loaded = load(CONFIGS / "demo.toml", [f"--{key}={value!r}" for key, value in chosen.items()])
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert {key: dict(_leaves(loaded))[key] for key in chosen} == chosen
+
+
+def test_an_out_dir_without_a_name_is_refused():
+    with pytest.raises(UserError, match="out_dir is ''; expected the path of a folder"):
+        load(CONFIGS / "demo.toml", ["--out_dir="])
 
 
 def test_a_file_overrides_the_default_and_an_argument_the_file():
@@ -68,7 +130,7 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         ("[modle]\nlayers = 2", "unknown key 'modle'; the nearest is 'model'"),
         ("seed = 'x'", "seed is 'x'; expected int"),
         ("plan_only = 1", "plan_only is 1; expected bool"),
-        ("tensor_parallel = 0", "tensor_parallel is 0; expected at least 1"),
+        ("tensor_parallel = 0", "tensor_parallel is 0; expected a whole number in [1, 1024]"),
         ("tensor_parallel = 3", "model.heads is 32; expected a multiple of tensor_parallel = 3"),
         ("tensor_parallel = 16", "model.kv_heads is 8; expected a multiple of tensor_parallel = 16"),
         ("tensor_parallel = 4\n[model]\nffn = 1002", "model.ffn is 1002; expected a multiple of tensor_parallel = 4"),
@@ -87,7 +149,7 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         (f"{SUPERVISED}data = {{ a = {{ hard_negatives = true }} }}", "hard_negatives is True; expected int"),
         (f"{SUPERVISED}data = {{ a = 1 }}\nsts = {{ b = {{ hard_negatives = 1 }} }}", "supervised.sts['b'].hard_negatives is 1; expected none here"),
         (f"{SUPERVISED}data = {{ a = {{ hard_negatives = 0, in_batch_negatives = false }} }}", "a query needs something to be told apart from"),
-        ("max_bad_share = 1.5", "max_bad_share is 1.5; expected from 0 to below 1"),
+        ("max_bad_share = 1.5", "max_bad_share is 1.5; expected a number in [0, 1)"),
         ("[supervised]\ndims = ['a']", "expected a list of int"),
         ("[weak]\nmask = 'diagonal'", "weak.mask is 'diagonal'; expected 'column' or 'row' or 'uniform'"),
         ("[model]\nheads = 5", "model.heads is 5"),
