@@ -90,7 +90,7 @@ class Stage:
     batch: int = within("[1, 2**31)", 64)  # rows of max_tokens tokens (LM) or queries (contrastive) a step, over all ranks
     chunk: int = within("[0, 2**31)", 0)  # rows or sequences computed at a time on one rank; 0 = all at once. Same result, less memory
     max_tokens: int = within("[1, 2**30]", 512)  # a longer text is cut (contrastive) or split (pretrain)
-    lr: float = within("(0, 1]", 1e-4)
+    lr: float = within("[0, 1]", 1e-4)
     warmup: float = within("[0, 1]", 0.05)  # share of the steps
     final_lr: float = within("[0, 1]", 0.1)  # ours: linear decay to this share of lr
     weight_decay: float = within("[0, 10]", 1e-3)
@@ -182,7 +182,7 @@ class Config:
     tensor_parallel: int = within("[1, 1024]", 1)  # ranks that share one copy of the model; neighbours, so that they are on one machine
     timeout: int = within("[1, 1e7]", 600)  # seconds: a rank that gives no sign of life for so long, or keeps the others waiting, ends the run
     recompute: str = "none"  # "block": the backward computes each block anew, a third more work for a fraction of the memory
-    precision: str = "auto"  # of matrix products: "bfloat16", "float32", or bfloat16 where the device multiplies it faster
+    precision: str = "auto"  # of matrix products: "bfloat16", "float32", or what the device multiplies faster, as is measured
     plan_only: bool = False  # print the model's size and the memory a device needs, then stop
     save_every: int = within("[1, 2**31)", 1000)  # steps between checkpoints
     keep: int = within("[1, 1e6]", 2)  # checkpoints kept a stage; the newest is never the only one

@@ -1,11 +1,15 @@
 """What a CPU needs to be told, or asked."""
 
 import ctypes
-import functools
 import os
+import statistics
+import time
 from pathlib import Path
 
+import torch
+
 M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
+FLOPS, ROUNDS = 2 * 10**9, 5  # of a measured product, forward and backward
 
 
 def settle_memory():
@@ -25,12 +29,30 @@ def settle_memory():
         library.mallopt(M_ARENA_MAX, 1)  # the backward runs in a thread of its own and shall reuse the forward's memory
 
 
-@functools.cache
 def multiplies_bfloat16():
-    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX), with which a training step of 2 layers of width 256 takes 0.61 s
-    instead of 0.96. Without them torch computes in float32 all the same, and converts to and fro."""
+    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX). Without them torch computes in float32 all the same, and converts to
+    and fro."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
         return False
     return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def bfloat16_rate(width, ffn):
+    """How many times as fast as in float32 a product of [tokens, width] with [width, 2 ffn] is in bfloat16, with its gradients and conversions;
+    measured for some ten milliseconds, None without the instructions. One has them and is slower all the same."""
+    if not multiplies_bfloat16():
+        return None
+    tokens = max(64, min(2048, FLOPS // (12 * width * ffn)))
+    x, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(2 * ffn, width, requires_grad=True)
+
+    def seconds(bfloat16):
+        began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            out = torch.nn.functional.linear(x, weight)
+        out.backward(out.detach())
+        return time.perf_counter() - began
+
+    found = [[seconds(bfloat16) for bfloat16 in (False, True)] for _ in range(ROUNDS + 1)][1:]  # the first makes the code
+    return statistics.median(one for one, _ in found) / statistics.median(other for _, other in found)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from conan_engine import checkpoint, errors, lock, mining
+from conan_engine import checkpoint, errors, lock, mining, precision
 from conan_engine.config import load
 from conan_engine.errors import UserError
 from conan_engine.interrupts import Interrupts
@@ -42,7 +42,8 @@ def main():
         if mesh.rank == 0:
             prepare_data(config)
     tokenizer, shards, _ = prepare_data(config)
-    model, _ = make_model(config, tokenizer, shards, mesh, found, ["supervised"])
+    products, _ = precision.choose(config, mesh, found and found[1].get("precision"))
+    model, _ = make_model(config, tokenizer, shards, mesh, found, ["supervised"], products)
     model.lm_head = None
     if mesh.device.type == "cuda" and model.in_bfloat16():
         for weight in model.parameters():  # as they compute while training

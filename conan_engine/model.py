@@ -10,7 +10,6 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from conan_engine.attention import Attention
-from conan_engine.cpu import multiplies_bfloat16
 from conan_engine.lm_head import linear_cross_entropy
 from conan_engine.rms_norm import add_rms_norm
 from conan_engine.tensor_parallel import TensorParallel
@@ -94,9 +93,8 @@ class Transformer(nn.Module):
         return self
 
     def in_bfloat16(self):
-        """Whether the matrix products are: as set, or where the device multiplies bfloat16 faster than float32."""
-        device = self.embedding.device
-        return self.precision == "bfloat16" or (self.precision == "auto" and (device.type == "cuda" or (device.type == "cpu" and multiplies_bfloat16())))
+        """Whether the matrix products are: as set, else on a GPU. What a CPU multiplies faster, precision.py finds out."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and self.embedding.is_cuda)
 
     def forward(self, tokens, cu_seqlens, alpha=0.0, mask="column"):
         """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T / N, C] of the

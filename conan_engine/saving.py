@@ -26,11 +26,12 @@ class Saver:
     .<stage>-<step>.partial. The folder is one that all machines share.
     """
 
-    def __init__(self, config, tokenizer, data, mesh, base=None, began=None):
+    def __init__(self, config, tokenizer, data, mesh, base=None, began=None, precision=None):
         """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base: checkpoint.base_of
-        what the adapters belong to, where only these are trained; began: when training did (time.perf_counter), None: now."""
+        what the adapters belong to, where only these are trained; began: when training did (time.perf_counter), None: now; precision: that of its products,
+        where the config leaves it open."""
         self.config, self.mesh, self.folder = config, mesh, Path(config.out_dir, "checkpoints")
-        self.always = {"tokenizer": tokenizer.hash, "data": data, "config": dataclasses.asdict(config), "base": base}
+        self.always = {"tokenizer": tokenizer.hash, "data": data, "config": dataclasses.asdict(config), "base": base, "precision": precision}
         self.thread, self.work, self.state = ThreadPoolExecutor(1), None, None
         self.began = time.perf_counter() if began is None else began
         if mesh.rank == 0:
@@ -39,13 +40,20 @@ class Saver:
 
     def start(self, stage, step, optimizer, stage_state, counters):
         """Save the weights that are trained, both AdamW moments, the stage's own state (negative pools), every rank's RNGs, the step (all there is to
-        the data's position and the schedules) and `counters`, as they are now. Waits for the save before, then for the copy."""
+        the data's position and the schedules) and `counters`, as they are now. Waits for the save before, then for the copy. Raises UserError,
+        and leaves the checkpoint before, where some of them are no finite numbers."""
         self.finish()
-        files = {"model": ({}, {}), "optimizer": ({}, {})}  # name -> numbers; name -> the first one's place
+        files, finite = {"model": ({}, {}), "optimizer": ({}, {})}, []  # name -> numbers; name -> the first one's place
         for key, name, first, values in optimizer.held():
             tensors, starts = files["model" if key == "weight" else "optimizer"]
             name = name if key == "weight" else f"{key}.{name}"
             tensors[name], starts[name] = _copied(values), first
+            finite.append(torch.stack(values.aminmax()).isfinite().all())
+        if self.mesh.any(bool(finite) and not torch.stack(finite).all()):
+            raise UserError(
+                f"{stage} step {step}: weights or moments are not finite any more; they are not saved, and the checkpoint before stays as it is. Lower {stage}.lr "
+                f"(now {getattr(self.config, stage).lr:g}), then start again: it goes on from there" if self.mesh.rank == 0 else ""
+            )
         stage_state = {name: torch.tensor(array) for name, array in stage_state.items()} if self.mesh.rank == 0 else None
         if torch.cuda.is_available():
             torch.cuda.synchronize()

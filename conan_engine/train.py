@@ -20,7 +20,7 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, checkpoint, errors, initial, lock, lora, mining, pretrained, resuming
+from conan_engine import __version__, checkpoint, errors, initial, lock, lora, mining, precision, pretrained, resuming
 from conan_engine.config import load, settings_with_comments
 from conan_engine.device import check_heads
 from conan_engine.errors import UserError
@@ -62,6 +62,8 @@ def main():
     done_stage, done_step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
     under_way = done_stage if 0 < done_step < getattr(config, done_stage).steps else None
     changed = resuming.differences(*found, config, under_way) if found else ""
+    if found and not under_way and found[1]["counters"].get("skipped_in_a_row"):
+        raise UserError(skipped(config, done_stage, done_step - 1, found[1]["counters"]))
 
     # ---- text to shards: rank 0 writes what is missing, then every rank maps it
     interrupts.doing = "preparing data"
@@ -76,11 +78,14 @@ def main():
     # ---- model
     interrupts.doing = "making the model"
     todo = [name for name in config.stages[config.stages.index(done_stage) :] if name != done_stage or done_step < getattr(config, name).steps]
-    model, base = make_model(config, tokenizer, shards, mesh, found, todo[:1])
+    products, why = precision.choose(config, mesh, found and found[1].get("precision"))
+    model, base = make_model(config, tokenizer, shards, mesh, found, todo[:1], products)
     # the weights that compute; the optimiser keeps float32 ones
     dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
     log = Log(run, mesh.rank == 0)
     log.resume(config.stages[: config.stages.index(done_stage)], done_stage, done_step)
+    if why:
+        log.say(why)
     if found:
         log.say(f"resuming after step {done_step} of {done_stage}, from {found[0]}" + (f"; {changed}" if changed else ""))
     if mesh.rank == 0:
@@ -89,7 +94,7 @@ def main():
         partial.replace(run / "config.json")
 
     # ---- the stages, each from the weights of the one before
-    saver = Saver(config, tokenizer, fingerprints, mesh, base, began - (found[1].get("seconds", 0) if found else 0))
+    saver = Saver(config, tokenizer, fingerprints, mesh, base, began - (found[1].get("seconds", 0) if found else 0), products)
     for name in todo:
         settings = getattr(config, name)
         first_step = 0
@@ -103,7 +108,7 @@ def main():
         counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
         with mesh.together():
             if found and name == done_stage and done_step > 0:
-                first_step, counters = done_step, found[1]["counters"]
+                first_step, counters = done_step, {**found[1]["counters"], "skipped_in_a_row": 0}
                 checkpoint.load_training(*found, optimizer, stage, mesh)
             elif name == "supervised":
                 interrupts.doing = "mining hard negatives"
@@ -153,12 +158,11 @@ def main():
                     saver.finish()
                     stopping = mesh.any(interrupts.asked is not None)
                 if hopeless:
-                    raise UserError(
-                        f"{name} step {step}: {config.max_skips} steps in a row were not finite; the weights before them are saved. "
-                        f"Lower {name}.lr (now {settings.lr:g}) or look at the data of the steps logged in {run}/metrics.jsonl"
-                    )
+                    raise UserError(skipped(config, name, step, counters))
                 if stopping:
                     interrupts.stop(f"after step {step + 1} of {name}, which is saved")
+        if counters["skipped_in_a_row"]:
+            raise UserError(skipped(config, name, settings.steps - 1, counters))
         optimizer.close()
     interrupts.doing = "drawing loss.png"
     log.draw()
@@ -218,15 +222,15 @@ def report_plan(config, mesh):
         )
 
 
-def make_model(config, tokenizer, shards, mesh, found, first):
+def make_model(config, tokenizer, shards, mesh, found, first, products=None):
     """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the list `first`; and what the
-    weights belong to that are trained and saved alone, None where all are."""
+    weights belong to that are trained and saved alone, None where all are. products: the precision of these, None as the config says."""
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size % config.tensor_parallel:
         raise UserError(f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
     if vocab_size < tokenizer.vocab_size:
         raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; take the tokenizer that the model came with")
-    model = Transformer(config.model, vocab_size, config.precision, mesh.tensor, config.recompute).to(mesh.device)
+    model = Transformer(config.model, vocab_size, products or config.precision, mesh.tensor, config.recompute).to(mesh.device)
     if first not in (["pretrain"], ["sft"]):
         model.lm_head = None  # the checkpoint may do without already
     base, layers = None, pretrained.chosen(config.init_layers)
@@ -255,6 +259,15 @@ def model_before(name, config, tokenizer, shards, mesh):
         raise UserError(f"{config.out_dir}/checkpoints: holds nothing of {earlier[0]} any more, which {name}.blend = {getattr(config, name).blend} needs; put it back or set that to 1")
     with mesh.together():
         return make_model(config, tokenizer, shards, mesh, found, [name])[0]
+
+
+def skipped(config, name, step, counters):
+    """What is said where the last steps were none."""
+    return (
+        f"{name} step {step}: the last {counters['skipped_in_a_row']} steps were not finite, and were skipped; the weights before them are saved. "
+        f"Lower {name}.lr (now {getattr(config, name).lr:g}) or look at the data of the steps logged in {config.out_dir}/metrics.jsonl"
+        + (f", and delete {config.out_dir}/checkpoints/{name}-* to train the stage again" if step + 1 == getattr(config, name).steps else "")
+    )
 
 
 def make_stage(name, config, shards, group):

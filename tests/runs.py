@@ -153,12 +153,13 @@ def losses(run):
     return [(row["stage"], row["step"], row["loss"]) for row in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())]
 
 
-def untrained(config, run):
-    """A run folder as a training run leaves it, its weights still as they were drawn; the tokenizer is trained."""
+def untrained(config, run, change=lambda model: None):
+    """A run folder as a training run leaves it, its weights still as they were drawn, or as change(model) makes them; the tokenizer is trained."""
     settings = load(config, [f"--out_dir={run}"])
     sources = [(source, name, about) for name in settings.stages for source, about in getattr(settings, name).data.items()]
     tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, run)
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
+    change(model)
     mesh = Mesh("cpu")
     saver = Saver(settings, tokenizer, {}, mesh)
     saver.start("supervised", 0, ShardedAdamW(model, mesh, 0.0, 0.0), {}, {"updates": 0})

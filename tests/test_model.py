@@ -140,10 +140,8 @@ def test_bfloat16_products_stay_near_those_of_float32():
         assert 0 < (exact - rounded).norm() < 0.02 * exact.norm()
 
 
-def test_bfloat16_is_used_where_the_cpu_multiplies_it(monkeypatch):
-    for has in (True, False):
-        monkeypatch.setattr("conan_engine.model.multiplies_bfloat16", lambda has=has: has)
-        assert [Transformer(SMALL, 100, precision).in_bfloat16() for precision in ("float32", "bfloat16", "auto")] == [False, True, has]
+def test_products_are_in_bfloat16_as_set_and_on_a_cpu_not_by_themselves():
+    assert [Transformer(SMALL, 100, precision).in_bfloat16() for precision in ("float32", "bfloat16", "auto")] == [False, True, False]
 
 
 def test_rope_turns_by_the_distance_within_the_own_sequence():

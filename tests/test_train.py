@@ -2,16 +2,18 @@
 
 import contextlib
 import json
+import math
 import random
 import resource
 import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from runs import losses, one_line, start, train, untimed
+from runs import losses, one_line, start, train, untimed, untrained
 
 import conan_engine
 from conan_engine import checkpoint, encode, evaluate, search
@@ -114,11 +116,39 @@ def test_chunks_give_the_curve_of_the_whole_batch(tiny, whole, tmp_path):
     assert [x[2] for x in losses(run)] == pytest.approx([x[2] for x in losses(whole)], rel=1e-4)
 
 
-def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_checkpoint_intact(tiny, tmp_path):
-    code, out, err = train(tiny, tmp_path / "run", "--stages=['pretrain']", "--pretrain.lr=1e30", "--pretrain.steps=20", "--pretrain.clip=1e30", "--max_skips=3")
-    assert code == 2 and "3 steps in a row were not finite" in err and "Traceback" not in err
-    assert "step skipped" in out
-    assert len(list((tmp_path / "run/checkpoints").glob("pretrain-*/state.json"))) >= 1
+def overflow(model):
+    """Weights that are finite, and products that are not."""
+    with torch.no_grad():
+        model.blocks[0].ffn_out.weight.fill_(3e38)
+
+
+@pytest.mark.parametrize(("steps", "skips"), [(20, 3), (3, 10)])
+def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_checkpoint_intact(tiny, tmp_path, steps, skips):
+    start_run = untrained(tiny, tmp_path / "start", overflow)
+    options = ["--stages=['weak']", f"--init_from={start_run}", f"--weak.steps={steps}", f"--max_skips={skips}"]
+    result = train(tiny, tmp_path / "run", *options)
+    one_line(result, "weak step 2: the last 3 steps were not finite, and were skipped; the weights before them are saved. Lower weak.lr (now 0.001)")
+    assert "step skipped" in result[1] and "done:" not in result[1]
+    (saved,) = (tmp_path / "run/checkpoints").glob("weak-*")
+    assert all(weight.isfinite().all() for weight in checkpoint.load_model(saved)[0].parameters())
+    again = train(tiny, tmp_path / "run", *options)
+    if steps == 3:  # the stage is at its end, and is not taken for done
+        one_line(again, "the last 3 steps were not finite", f"delete {tmp_path / 'run'}/checkpoints/weak-* to train the stage again")
+    else:
+        one_line(again, "weak step 5: the last 3 steps were not finite")
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, whole, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "checkpoints/supervised-00000006")
+    before = {path: path.read_bytes() for path in run.glob("checkpoints/*/*")}
+    spoil = "import torch; from conan_engine import sharded_adamw, train, errors; step = sharded_adamw.ShardedAdamW.step\n"
+    spoil += "def bad(self, *a, **k): step(self, *a, **k); self.buckets[0].master.data[3] = float('nan')\n"
+    spoil += "sharded_adamw.ShardedAdamW.step = bad; errors.run(train.main)"
+    done = subprocess.run([sys.executable, "-c", spoil, str(tiny), f"--out_dir={run}"], capture_output=True, text=True, timeout=120)
+    one_line((done.returncode, done.stdout, done.stderr), "supervised step", "not finite", "Lower supervised.lr (now 0.001)")
+    assert {path: path.read_bytes() for path in run.glob("checkpoints/*/*")} == before
 
 
 @pytest.mark.slow
@@ -208,3 +238,26 @@ def test_help_lists_every_setting_and_version_says_which(tmp_path, monkeypatch, 
     monkeypatch.setenv("RANK", "1")
     assert answer(engine, "--help") == "", "one rank is enough"
     assert not list(tmp_path.iterdir())
+
+
+# (setting, ends of its range that a run must survive): what a stage computes with
+EXTREMES = {
+    "model.norm_eps": (1e-30, 1), "model.rope_theta": (1, 1e15), "model.embedding_scale": (1e-9, 1e9), "weak.size_power": (0, 2), "weak.lr": (0, 1), "weak.warmup": (0, 1),
+    "weak.final_lr": (0, 1), "weak.weight_decay": (0, 10), "weak.clip": (1e-30, 1e9), "weak.blend": (1e-9, 1), "weak.temperature": (1e-3, 100), "weak.margin": (-2, 2),
+    "weak.min_score": (-1e9, 1e9), "supervised.temperature": (1e-3, 100), "supervised.sts_temperature": (1e-3, 100), "supervised.beta": (0, 1000), "negatives.low": (-2, 2),
+    "negatives.max_ratio": (0, 10), "negatives.factor": (0, 1000), "seed": (0, 2**31 - 1), "loader_threads": (1, 256), "weak.batch": (1, 4096), "weak.chunk": (0, 2**31 - 1),
+    "validation.every": (1, 2**31 - 1), "keep": (1, 10**6), "max_skips": (1, 10**6),
+}  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", [0, 1])
+@pytest.mark.parametrize("key", EXTREMES)
+def test_a_run_at_the_ends_of_a_range_computes_or_says_in_a_line_why_not(tiny, whole, tmp_path, key, end):
+    stage = key.partition(".")[0] if key.startswith(("weak", "supervised")) else "supervised" if key.startswith("negatives") else "weak"
+    options = [f"--stages=['{stage}']", f"--{stage}.steps=3", f"--tokenizer.path={whole / 'tokenizer.model'}", f"--{key}={EXTREMES[key][end]}"]
+    code, out, err = train(tiny, tmp_path / "run", *options)
+    if code:
+        one_line((code, out, err))
+    else:
+        assert all(math.isfinite(value) for row in untimed(tmp_path / "run") for value in row.values() if isinstance(value, float))

@@ -17,6 +17,7 @@ from conan_engine.errors import UserError
 SPACE = "\u2581"
 ESCAPES = {"\x1a": "\x1a0", SPACE: "\x1a1", "\x00": "\x1a2"}
 ESCAPED = {code: text for text, code in ESCAPES.items()}
+LIBRARY = r"\w+: \S+\.\w+\(\d+\) (\[.*?\] ?)?"  # where in sentencepiece's source an error comes from
 LINE = 4000  # characters a training sentence at most: sentencepiece drops longer ones without a word
 
 
@@ -118,7 +119,7 @@ def train(texts, path, vocab_size):
         advice = (
             f"larger than the text allows; set it to at most {most.group(1)}, or give more text" if most
             else f"too small for the text's characters and the 256 bytes; set it to at least {least.group(1)}" if least
-            else f"not to be trained on this text ({reason})"
+            else f"not one that a tokenizer of this text can have ({re.sub(LIBRARY, '', reason)}); give more text, or another number"
         )  # fmt: skip
         raise UserError(f"tokenizer.vocab_size is {vocab_size}, {advice}") from None
     put(path, model.getvalue())
