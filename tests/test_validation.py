@@ -217,7 +217,7 @@ def test_a_mistake_gets_one_line(tiny, whole, tmp_path):
     one_line(refused(f"--validation.data.{tiny.parent}/absent.jsonl=1"), "absent.jsonl")
     for options, said in (
         ([f"--validation.data.{tiny.parent}/text.jsonl=1"], "text.jsonl'; expected records held out: pretrain.data trains on these"),
-        (["--validation.every=0"], "validation.every is 0; expected at least 1"),
+        (["--validation.every=0"], "validation.every is 0; expected a whole number in [1, 2**31)"),
         (["--validation.records=0"], "validation.records is 0"),
         (["--validation.metric=f1"], "validation.metric is 'f1'; expected 'loss' or 'ndcg@10'"),
         (["--validation.data.x.jsonl={ hard_negatives = 2 }"], "hard_negatives is 2; expected none here"),
