@@ -41,11 +41,12 @@ def multiplies_bfloat16():
 
 def bfloat16_rate(width, ffn):
     """How many times as fast as in float32 a product of [tokens, width] with [width, 2 ffn] is in bfloat16, with its gradients and conversions;
-    measured for some ten milliseconds, None without the instructions. One has them and is slower all the same."""
+    measured for a tenth of a second or so, None without the instructions. One has them and is slower all the same."""
     if not multiplies_bfloat16():
         return None
     tokens = max(64, min(2048, FLOPS // (12 * width * ffn)))
-    x, weight = torch.randn(tokens, width, requires_grad=True), torch.randn(2 * ffn, width, requires_grad=True)
+    chance = torch.Generator().manual_seed(0)  # the run's own random numbers are left alone
+    x, weight = (torch.randn(rows, width, generator=chance).requires_grad_() for rows in (tokens, 2 * ffn))
 
     def seconds(bfloat16):
         began = time.perf_counter()

@@ -23,7 +23,7 @@ from conan_engine.parallel import Mesh
 def test_the_faster_one_unless_it_is_settled(monkeypatch, set_to, before, rate, chosen, said):
     monkeypatch.setattr(cpu, "bfloat16_rate", lambda width, ffn: rate)
     found, why = precision.choose(Config(precision=set_to), Mesh("cpu"), before)
-    assert found == chosen and why.startswith(said) | (said in why) and bool(why) == bool(said)
+    assert found == chosen and said in why and bool(why) == bool(said)
 
 
 def test_a_gpu_multiplies_bfloat16():
@@ -32,7 +32,8 @@ def test_a_gpu_multiplies_bfloat16():
 
 def test_the_rate_is_of_products_that_were_made(monkeypatch):
     monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: True)
+    before = torch.get_rng_state()
     rate = cpu.bfloat16_rate(96, 160)
-    assert 1e-3 < rate < 1e3
+    assert 1e-3 < rate < 1e3 and torch.equal(torch.get_rng_state(), before)
     monkeypatch.setattr(cpu, "multiplies_bfloat16", lambda: False)
     assert cpu.bfloat16_rate(96, 160) is None

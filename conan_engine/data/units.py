@@ -104,7 +104,10 @@ def make(tokenizer, job, number, pieces, report):
             if job.use == "weak":
                 records = _kept(records, job, about, Scores(job, number) if job.teacher else None)
             for batch in encoding.batches(records):
-                encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
+                try:
+                    encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
+                except UserError as error:
+                    raise UserError(f"{pieces[0].path}: {error}") from None
                 writer.add_records(encoded)
                 about["too_long"] += max(0, len(batch) - len(encoded.record_fields))
                 tokens += len(encoded.tokens)

@@ -202,3 +202,10 @@ def test_what_a_template_cannot_do_is_one_line(library, template, message):
     with pytest.raises(UserError, match=message) as error:
         list(chat_template.turns(tokenizer, [chats.conversation([ASK, TELL], "x")]))
     assert "\n" not in str(error.value)
+
+
+def test_what_a_template_cannot_do_names_the_file(library, tmp_path):
+    tokenizer = JsonTokenizer(library.to_str().encode(), "<|im_end|>", "<bos>", "{{ raise_exception('roles must alternate') }}")
+    path = write_lines(tmp_path / "c.jsonl", [{"messages": [ASK, TELL]}])
+    with pytest.raises(UserError, match=r"c\.jsonl: the tokenizer's chat template: roles must alternate"):
+        shards_of(path, "sft", Sft(data={}, max_tokens=200), tokenizer, tmp_path / "data")

@@ -94,8 +94,9 @@ def test_a_repository_of_the_hub_says_what_is_its_training_data(tmp_path):
         queries(a_repository(tmp_path / "c", "some", other))
     assert queries(a_repository(tmp_path / "d", "some", other + "  default: true\n")) == ALL[:7]
     without = a_repository(tmp_path / "e")
-    (without / "README.md").write_text("---\nlanguage: [de\n---\n")
-    assert len(queries(without)) == 3007, "a README that declares nothing"
+    for head in ("language: [de", "configs: 3", "configs: [x]", "configs:\n- config_name: a\n  data_files: [{split: train}]"):
+        (without / "README.md").write_text(f"---\n{head}\n---\n")
+        assert len(queries(without)) == 3007, "a README that declares nothing"
 
 
 def test_columns_within_columns(tmp_path):

@@ -47,14 +47,14 @@ def _declared(folder):
     except yaml.YAMLError:
         return []  # no dataset's
     configs = about.get("configs") if isinstance(about, dict) else None
-    if not configs:
+    if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
         return []
     default = [config for config in configs if len(configs) == 1 or config.get("default") or config.get("config_name") == "default"]
     if not default:
         raise UserError(f"{folder}: its README.md declares the configs {', '.join(str(config.get('config_name')) for config in configs)}; name the files of one, such as {folder}/FOLDER/*.parquet")
     by_split = default[0].get("data_files")
-    if isinstance(by_split, list) and all(isinstance(one, dict) for one in by_split):
+    if isinstance(by_split, list) and all(isinstance(one, dict) and {"split", "path"} <= one.keys() for one in by_split):
         by_split = {one["split"]: one["path"] for one in by_split}
         by_split = by_split[_chosen(readme, by_split)]
-    patterns = [by_split] if isinstance(by_split, str) else by_split or []
+    patterns = [by_split] if isinstance(by_split, str) else filter(lambda one: isinstance(one, str), by_split or [])
     return sorted({Path(path) for pattern in patterns for path in glob.glob(f"{glob.escape(str(folder))}/{pattern}", recursive=True)})
