@@ -54,12 +54,12 @@ def test_a_killed_process_is_one_line():
         list(pool.map(os._exit, [1, 1, 1]))
 
 
-WAITS = """
-import os, sys, time
+WAITS = r"""
+import os, time
 from conan_engine.data.processes import Pool
 
 def wait(_):
-    print(os.getpid(), flush=True)
+    os.write(1, b"%d\n" % os.getpid())  # a line whole: print's two parts may mix with the other process'
     time.sleep(0.5)
 
 list(Pool(2).map(wait, range(100)))
