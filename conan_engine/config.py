@@ -16,6 +16,7 @@ from conan_engine.data.sources.forms import COLUMNS, LISTS, kind_of
 from conan_engine.errors import UserError
 
 STAGES = ("pretrain", "sft", "weak", "supervised")
+TABLES = ("data", "sts", "texts")  # of sources, in a stage
 METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # of validation
 
 
@@ -123,6 +124,10 @@ class Weak(Stage):
     margin_strategy: str = "absolute"  # that is a cosine, or "relative", a share of the positive's
     teacher: str = ""  # who scores pairs: "module:function", "sentence-transformers:FOLDER", "cross-encoder:FOLDER"; empty: the data's own "score" column
     min_score: float = within("[-1e9, 1e9]", 0.4)  # pairs that the teacher scores below this are dropped
+    distil: str = ""  # ours: "cosine", the teacher's vectors are targets of `texts`: of each of the model's vectors, as many numbers as the teacher's have
+    distil_weight: float = within("[0, 1e6]", 1.0)  # L = L_InfoNCE + distil_weight * (1 - cosine)
+    texts: dict[str, Source] = field(default_factory=dict)  # sources of texts without pairs, for distil
+    texts_batch: int = within("[1, 2**31)", 64)  # a step, over all ranks
 
 
 @dataclass
@@ -136,6 +141,10 @@ class Supervised(Stage):
     sts_batch: int = within("[1, 2**31)", 32)
     sts_temperature: float = within("[1e-3, 100]", 0.05)  # the usual CoSENT scale of 20
     beta: float = within("[0, 1e3]", 0.8)  # L = L_InfoNCE + beta * L_CoSENT (Conan-embedding-v1)
+    distil: str = ""  # ours: a teacher's scores of a query's positive and hard negatives are targets: "kl", by their softmax; "margin_mse", by the positive's lead (arXiv 2010.02666)
+    distil_weight: float = within("[0, 1e6]", 1.0)  # L = L_InfoNCE + beta * L_CoSENT + distil_weight * L_distil
+    distil_temperature: float = within("[1e-3, 1e3]", 0.02)  # the teacher's score over this is what the model's cosine over `temperature` is to be: the same for cosines, 1 for logits
+    teacher: str = ""  # who gives them, as weak.teacher; empty: the records' own pos_scores and neg_scores
     balance: str = "together"  # ours: both in each step, as in the paper, or "alternating", CoSENT alone in every other one
 
 
@@ -248,7 +257,7 @@ def _of_setting(argument):
 def _of_source(argument):
     """--weak.data.PATH=WEIGHT or ={ a table } -> (["weak", "data", PATH], value), whatever dots and equals signs the path has; None for
     other settings. The path ends at the first equals sign behind which a weight or a table stands."""
-    for section in (f"{part}.{key}" for part in (*STAGES, "validation") for key in ("data", "sts")):
+    for section in (f"{part}.{key}" for part in (*STAGES, "validation") for key in TABLES):
         prefix = f"--{section}."
         if argument.startswith(prefix):
             parts = argument.removeprefix(prefix).split("=")
@@ -441,12 +450,12 @@ def _check(config, where):
         require(stage.steps > 0, f"{name}.steps", stage.steps, "at least 1")
         require(stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
-        for key in ("data", "sts") if name == "supervised" else ("data",):
-            for source, about in getattr(stage, key).items():
+        for key in TABLES:
+            for source, about in getattr(stage, key, {}).items():
                 _check_negatives(require, f"{name}.{key}[{source!r}]", about, config.negatives if (name, key) == ("supervised", "data") else None)
     for source, about in config.validation.data.items():
         _check_negatives(require, f"validation.data[{source!r}]", about, None)
-        for name, key in ((name, key) for name in config.stages for key in ("data", "sts")):
+        for name, key in ((name, key) for name in config.stages for key in TABLES):
             require(source not in getattr(getattr(config, name), key, {}), "validation.data", source, f"records held out: {name}.{key} trains on these")
     one_of("validation.metric", config.validation.metric, *METRICS)
     for name in ("weak", "supervised"):
@@ -455,6 +464,15 @@ def _check(config, where):
         require(dims == sorted(set(dims)) and min(dims, default=1) > 0 and (dims or name == "weak"), f"{name}.dims", dims, "increasing numbers")
         if name in config.stages and dims:
             require(dims[-1] == model.width, f"{name}.dims", dims, f"the last to be model.width = {model.width}")
+    one_of("weak.distil", config.weak.distil, "", "cosine")
+    one_of("supervised.distil", config.supervised.distil, "", "kl", "margin_mse")
+    weak, supervised = config.weak, config.supervised
+    require(bool(weak.distil) == bool(weak.texts), "weak.texts", weak.texts, f"{'at least one source = weight' if weak.distil else 'none'}, since weak.distil is {weak.distil!r}")
+    require(not weak.distil or weak.teacher, "weak.teacher", weak.teacher, f"a teacher with vectors, since weak.distil is {weak.distil!r}")
+    require(supervised.distil or not supervised.teacher, "supervised.teacher", supervised.teacher, "none, since supervised.distil asks for no scores")
+    if supervised.distil and "supervised" in config.stages:
+        counts = [about.count(config.negatives) for about in supervised.data.values()]
+        require(any(counts), "supervised.distil", supervised.distil, "nothing: no query has hard negatives that a teacher could score")
     if "supervised" in config.stages:
         require(config.negatives.pool >= config.negatives.count, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
         require(config.negatives.dim <= model.width, "negatives.dim", config.negatives.dim, f"from 1 to model.width = {model.width}, or 0 for all")

@@ -57,6 +57,39 @@ def _summands(of_mine, queries, documents, group):
     return result.loss * share, result.accuracy * share
 
 
+def distil(queries, documents, targets, kind, temperature, scale, group, dims=None):
+    """How far the model's cosines of each query with its documents are from a teacher's scores, averaged over all ranks' queries and the dims.
+
+    queries [n, E]; documents [n, 1+K, E]: the positive, then its own negatives; targets float32 [n, 1+K], on the CPU: what the teacher says of
+    them, NaN for nothing. A score over `scale` stands for what a cosine over `temperature` is to be. kind: "kl", from the teacher's softmax to the
+    model's, of what it has scored; or "margin_mse" (arXiv 2010.02666), the squared difference of the positive's lead over a negative, as
+    cosines, averaged over the query's negatives. A query without a score of its positive and a negative adds nothing. Returns this rank's summand.
+    """
+    everyone = max(1, sum(group.counts(len(queries))))
+    said = ~targets.isnan()
+    rows = (said[:, 0] & said[:, 1:].any(1)).nonzero()[:, 0]
+    teacher, said = ((x[rows]).to(queries.device) for x in (targets.nan_to_num() / scale, said))
+    rows = rows.to(queries.device)
+    queries, documents = queries[rows, None].float(), documents[rows].float()
+    losses = []
+    for dim in dims or [queries.shape[-1]]:
+        model = torch.nn.functional.cosine_similarity(queries[..., :dim], documents[..., :dim], dim=-1) / temperature
+        if kind == "kl":
+            wanted, found = (x.masked_fill(~said, -1e30).log_softmax(1) for x in (teacher, model))
+            of_query = (wanted.exp() * (wanted - found)).sum(1)
+        else:
+            lead, wanted = (x[:, :1] - x[:, 1:] for x in (model, teacher))
+            of_query = ((lead - wanted) * temperature).square().mul(said[:, 1:]).sum(1) / said[:, 1:].sum(1)
+        losses.append(of_query.sum())
+    return torch.stack(losses).mean() / everyone
+
+
+def toward(vectors, targets, group):
+    """1 - cosine of the first numbers of each vector [n, E] with a teacher's [n, D], averaged over all ranks' texts; this rank's summand."""
+    cosine = torch.nn.functional.cosine_similarity(vectors[:, : targets.shape[1]].float(), targets, dim=-1)
+    return (1 - cosine).sum() / max(1, sum(group.counts(len(vectors))))
+
+
 def cosent(first, second, score, temperature, group, dims=None):
     """CoSENT: log(1 + sum over pairs scored higher of exp((cos(lower) - cos(higher)) / T)), averaged over the dims.
 

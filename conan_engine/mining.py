@@ -9,18 +9,17 @@ stopped run has finished are kept. The steps of a source:
 """
 
 import dataclasses
+import fnmatch
 import functools
 import hashlib
 import json
-import os
 import shutil
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from conan_engine.blocks import Blocks, put, until
 from conan_engine.data.known import ranges
 from conan_engine.data.shards import order, write_json
 from conan_engine.errors import UserError
@@ -30,6 +29,7 @@ QUERIES = 4096  # a block
 SLICE = 2**26  # numbers of documents that are in memory as float32, at a time
 SAMPLE = 2**18  # documents that an index is trained on, at most
 POOLS, ABOUT = "candidates.npy", "pools.json"  # the second is written last
+KEPT = "targets-*.npy"  # of distilling.py
 LISTS = "lists.ivfdata"  # beside the index whose they are
 
 
@@ -71,7 +71,7 @@ class Mining:
 
     def __init__(self, corpus, known, queries, rule, seed, source, folder, mesh):
         self.corpus, self.known, self.queries, self.rule, self.seed, self.source = corpus, known, queries, rule, seed, source
-        self.folder, self.done, self.mesh = Path(folder), Path(folder, "done"), mesh
+        self.folder, self.blocks, self.mesh = Path(folder), Blocks(folder, source, mesh), mesh
         self.vectors = None  # of the documents, the queries, and the queries' positives where another document stands for these
 
     def run(self, embed):
@@ -81,7 +81,7 @@ class Mining:
         if (self.folder / ABOUT).exists():
             return
         try:
-            self.done.mkdir(parents=True, exist_ok=True)
+            self.blocks.begin()
             search = None
             if self.rule.index != "random":
                 self._embed(embed)
@@ -104,16 +104,16 @@ class Mining:
         # where each query's positive is
         self.positive = np.where(other, len(corpus) + len(queries) + other.cumsum() - 1, standing)
         path, dim, count = self.folder / "vectors.f16", self.rule.dim, -(-len(record) // TEXTS)
-        for number in self._todo("texts", count, self.mesh.data, "embedding documents"):
+        for number in self.blocks.todo("texts", count, self.mesh.data, "embedding documents"):
             block = slice(number * TEXTS, (number + 1) * TEXTS)
             vectors = embed(record[block], field[block])
             if 0 < dim < vectors.shape[1]:
                 vectors = vectors[:, :dim]
                 vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
             if self.mesh.tensor.rank == 0:
-                _put(path, 2 * block.start * vectors.shape[1], vectors.astype(np.float16))
-                self._finished("texts", number)
-        self._wait("texts", count)
+                put(path, 2 * block.start * vectors.shape[1], vectors.astype(np.float16))
+                self.blocks.finished("texts", number)
+        self.blocks.wait("texts", count)
         self.vectors = np.memmap(path, np.float16, "r").reshape(len(record), -1)
 
     def _indexed(self):
@@ -121,13 +121,13 @@ class Mining:
         import faiss
 
         path, trained = self.folder / "index.faiss", self.folder / "trained.faiss"
-        self._made_once(trained, lambda to: faiss.write_index(_trained(faiss, self.rule, self.documents), to))
+        self.blocks.made_once(trained, lambda to: faiss.write_index(_trained(faiss, self.rule, self.documents), to))
         if not path.exists():
             index = faiss.read_index(str(trained))
             if _lists(faiss, index):
                 self._parts(faiss, index)
             fill = _merged if _lists(faiss, index) else _filled_whole
-            self._made_once(path, lambda to: faiss.write_index(fill(faiss, index, self.documents, self.folder), to))
+            self.blocks.made_once(path, lambda to: faiss.write_index(fill(faiss, index, self.documents, self.folder), to))
             if self.mesh.rank == 0:
                 for part in self.folder.glob("part-*.faiss"):
                     part.unlink()
@@ -137,31 +137,23 @@ class Mining:
         """This rank's parts of the documents, each in a copy of the trained index of its own."""
         size = max(1, SLICE // self.documents.shape[1])
         count = -(-len(self.documents) // size)
-        for number in self._todo("parts", count, self.mesh, "indexing documents"):
+        for number in self.blocks.todo("parts", count, self.mesh, "indexing documents"):
             index.reset()
             for start, part in _slices(self.documents[number * size : (number + 1) * size], SLICE // 16):
                 index.add_with_ids(_single(part), np.arange(number * size + start, number * size + start + len(part)))
             faiss.write_index(index, str(self.folder / f"part-{number:06d}.faiss"))
-            self._finished("parts", number)
+            self.blocks.finished("parts", number)
         index.reset()
-        self._wait("parts", count)
-
-    def _made_once(self, path, make):
-        """Until the file is there, which rank 0 makes beside its place: make(path)."""
-        if self.mesh.rank == 0 and not path.exists():
-            make(f"{path}.partial")
-            os.replace(f"{path}.partial", path)
-        while not path.exists():
-            time.sleep(0.1)
+        self.blocks.wait("parts", count)
 
     def _fill(self, search):
         """The pools, block of queries by block; rank 0 makes them whole."""
         corpus, rule, blocks = self.corpus, self.rule, -(-len(self.queries) // QUERIES)
         path, hard = self.folder / POOLS, self.folder / "hard.f32"
         number_type = np.int32 if len(corpus) < 2**31 else np.int64
-        self._made_once(path, lambda to: np.lib.format.open_memmap(to, "w+", number_type, (len(self.queries), rule.pool)))
+        self.blocks.made_once(path, lambda to: np.lib.format.open_memmap(to, "w+", number_type, (len(self.queries), rule.pool)))
         begin = np.load(path, mmap_mode="r").offset
-        for number in self._todo("queries", blocks, self.mesh, "mining hard negatives"):
+        for number in self.blocks.todo("queries", blocks, self.mesh, "mining hard negatives"):
             rows = np.arange(number * QUERIES, min((number + 1) * QUERIES, len(self.queries)))
             if search:
                 asked = self.vectors[len(corpus) + rows].astype(np.float32)
@@ -172,19 +164,18 @@ class Mining:
             else:
                 scores, found, good = np.empty((len(rows), 0)), np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), bool)
             candidates = self._candidates(rows, found, good)
-            _put(path, begin + rows[0] * rule.pool * np.dtype(number_type).itemsize, candidates.astype(number_type))
+            put(path, begin + rows[0] * rule.pool * np.dtype(number_type).itemsize, candidates.astype(number_type))
             if rule.bounds == "quantile":
                 first = np.full((len(rows), rule.count), np.nan, np.float32)
                 some = good & (good.cumsum(axis=1) <= rule.count)
                 first[np.arange(rule.count) < some.sum(axis=1, keepdims=True)] = scores[some]
-                _put(hard, rows[0] * rule.count * 4, first)
-            self._finished("queries", number)
-        self._wait("queries", blocks)
+                put(hard, rows[0] * rule.count * 4, first)
+            self.blocks.finished("queries", number)
+        self.blocks.wait("queries", blocks)
         if self.mesh.rank == 0:
             ruled = by_quantile(rule, np.fromfile(hard, np.float32)) if rule.bounds == "quantile" else rule
             write_json(self.folder / ABOUT, {"source": self.source, "documents": len(corpus), "low": ruled.low, "bound": ruled.bound})
-        while not (self.folder / ABOUT).exists():
-            time.sleep(0.1)
+        until((self.folder / ABOUT).exists)
 
     def _candidates(self, rows, found, good):
         """A pool for each of some queries, documents best first [n, pool]."""
@@ -216,28 +207,12 @@ class Mining:
         distinct = best[np.sort(np.unique(best, return_index=True)[1])]
         return np.resize(distinct, pool)  # repeats only where the corpus has no more to give
 
-    # ---- which blocks are done: a file each
-
-    def _todo(self, what, count, group, doing):
-        """This rank's blocks that are not done, as it begins: the ranks of one copy of a model have to agree."""
-        done = {path.name for path in self.done.iterdir()}
-        mine = [number for number in range(group.rank, count, group.world) if f"{what}-{number:06d}" not in done]
-        return tqdm(mine, desc=f"{doing} of {self.source}", unit="block", leave=False, mininterval=1, disable=self.mesh.rank != 0 or len(mine) < 2)
-
-    def _finished(self, what, number):
-        (self.done / f"{what}-{number:06d}").touch()
-
-    def _wait(self, what, count):
-        """Until all ranks' blocks are done. Not a collective, which would give up on a rank that takes its time."""
-        while sum(path.name.startswith(what) for path in self.done.iterdir()) < count:
-            time.sleep(0.1)
-
 
 def tidy(folder):
-    """Away with all but the pools, of every source mined under `folder`; once all ranks are through with it."""
+    """Away with all but the pools and their targets, of every source mined under `folder`; once all ranks are through with it."""
     for about in Path(folder).glob(f"*/{ABOUT}"):
         for path in about.parent.iterdir():
-            if path.name not in (ABOUT, POOLS):
+            if path.name not in (ABOUT, POOLS) and not fnmatch.fnmatch(path.name, KEPT):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
@@ -365,19 +340,6 @@ def _said(error):
 
 def _without(groups, corpus, documents):
     return documents[~np.isin(corpus.group[documents], groups)]
-
-
-def _put(path, at, array):
-    """Bytes at a place of a file, on the disk before this returns."""
-    handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
-    try:
-        view = memoryview(np.ascontiguousarray(array)).cast("B")
-        while view:
-            written = os.pwrite(handle, view, at)
-            view, at = view[written:], at + written
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def key(rule, shards, weights, queries, seed):

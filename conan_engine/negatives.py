@@ -34,12 +34,19 @@ class Pools:
         self.first = np.full((len(queries), rule.count), np.nan, dtype=np.float32)  # S_0; NaN until first used
         self.used = np.zeros(len(queries), bool)
         self.replaced = 0
+        self.targets = None  # float32 [Q, 1+P]: what a teacher says of the positive and of each candidate, see distilling.py
 
     def draw(self, records):
         """The documents in use for these queries: (records, fields, groups), each int64 [n * K], query by query."""
         rows = np.searchsorted(self.queries, records)
         documents = np.take_along_axis(self.candidates[rows], self.slot[rows].astype(np.int64), axis=1).ravel()
         return self.corpus.record[documents], self.corpus.field[documents], self.corpus.group[documents]
+
+    def targets_of(self, records):
+        """What the teacher says of these queries' positives and of the documents in use, NaN for nothing: float32 [n, 1+K]."""
+        rows = np.searchsorted(self.queries, records)
+        slot = np.concatenate((np.zeros((len(rows), 1), np.int64), 1 + self.slot[rows].astype(np.int64)), axis=1)
+        return np.take_along_axis(self.targets[rows], slot, axis=1)
 
     def update(self, records, scores):
         """Apply the rule to the cosines [n, K] that the loss has just computed; a replacement is drawn at the next use.

@@ -26,7 +26,8 @@ def prepare_data(config, processes=None, part=(1, 1), elsewhere=None):
     """What a config trains on, written unless it stands there already.
 
     processes, part, elsewhere: as prepare.make_shards takes them; None: config.tokenizer.processes. Returns the tokenizer; the shards to
-    train on by (stage, source), where "sts" stands for the supervised stage's scored pairs; and those held out, {stage: {source: Shards}}.
+    train on by (stage, source), where "sts" stands for the supervised stage's scored pairs and
+    "texts" for the weak stage's texts without pairs; and those held out, {stage: {source: Shards}}.
     """
     tokenizer, to_train, held_out = plan(config)
     shards = prepare.make_shards(_jobs(to_train, held_out), tokenizer, config.tokenizer.processes if processes is None else processes, part, elsewhere)
@@ -40,8 +41,9 @@ def prepare_data(config, processes=None, part=(1, 1), elsewhere=None):
 def plan(config):
     """The tokenizer, made unless it stands there, and the units.Jobs: to train on by (use, source), held out by stage and source."""
     uses = [(source, name, getattr(config, name), about) for name in config.stages for source, about in getattr(config, name).data.items()]
-    if "supervised" in config.stages:
-        uses += [(source, "sts", config.supervised, about) for source, about in config.supervised.sts.items()]
+    for name, use in (("weak", "texts"), ("supervised", "sts")):
+        if name in config.stages:
+            uses += [(source, use, getattr(config, name), about) for source, about in getattr(getattr(config, name), use).items()]
     sources = [(source, use, about) for source, use, _, about in uses]
     tokenizer = prepare.make_tokenizer(config.tokenizer, sources, config.out_dir, config.skip_bad_records)
     folder = Path(config.out_dir, "data")

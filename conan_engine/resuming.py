@@ -6,7 +6,7 @@ from conan_engine import config as settings
 from conan_engine.errors import UserError
 
 # What a stage's batches and pools follow from: it cannot change while the stage is under way.
-FIXED = ("data", "sts", "size_power", "batch", "batch_tokens", "sts_batch", "max_tokens", "teacher", "min_score")
+FIXED = ("data", "sts", "size_power", "batch", "batch_tokens", "sts_batch", "texts", "texts_batch", "max_tokens", "teacher", "min_score", "distil")
 FIXED_POOLS = ("supervised.steps", "negatives.count", "negatives.pool")
 
 
@@ -33,7 +33,7 @@ def check_data(folder, state, fingerprints, under_way):
 
     fingerprints: as checkpoint.save takes them; the same settings may name a file that has become another.
     """
-    for use in (under_way, "sts") if under_way == "supervised" else (under_way,):
+    for use in (under_way, *{"weak": ("texts",), "supervised": ("sts",)}.get(under_way, ())):
         for source, before in state.get("data", {}).get(use, {}).items():
             if fingerprints[use][source] != before:
                 raise UserError(
@@ -45,7 +45,7 @@ def check_data(folder, state, fingerprints, under_way):
 def _leaves(tree, prefix=""):
     """(dotted key, value) of each setting. A source's value is its weight, or what it says beside that too."""
     for key, value in tree.items():
-        if isinstance(value, dict) and prefix and key in ("data", "sts"):
+        if isinstance(value, dict) and prefix and key in settings.TABLES:
             for source, about in value.items():
                 own = {k: v for k, v in about.items() if v != getattr(settings.Source(), k) or k == "weight"}
                 yield f"{prefix}{key}.{source}", own if len(own) > 1 else about["weight"]

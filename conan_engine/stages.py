@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 
 import conan_kernels
-from conan_engine import losses, mining, negatives
+from conan_engine import distilling, losses, mining, negatives
 from conan_engine.data import known as known_positives
+from conan_engine.data import teachers
+from conan_engine.data.answers import Targets
 from conan_engine.data.loader import Loader
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.encoder import embed_sequences
@@ -172,29 +174,46 @@ class Contrastive(Stage):
 
 
 class Weak(Contrastive):
-    """Stage 3: InfoNCE with in-batch negatives, while the soft mask opens from causal to bidirectional."""
+    """Stage 3: InfoNCE with in-batch negatives, while the soft mask opens from causal to bidirectional. With weak.distil, texts without pairs
+    beside them, each to be where a teacher has it: L = L_InfoNCE + distil_weight * L_cosine."""
 
-    def __init__(self, config, shards, group):
+    def __init__(self, config, shards, texts_shards, group):
         super().__init__("weak", config, shards, group)
         key, shape = ("batch_tokens", "tokens") if self.settings.batch_tokens else ("batch", "records")
         self.add_loader("data", shards, self.settings.data, key, kind="pairs", shape=shape)
+        self.targets = {source: Targets(s) for source, s in texts_shards.items()}
+        for source, of_texts in self.targets.items():
+            if of_texts.width > config.model.width:
+                raise UserError(f"weak.teacher: its vectors of {source} have {of_texts.width} numbers, and the model's {config.model.width}; raise model.width, or take a smaller teacher")
+        if self.targets:
+            self.add_loader("texts", texts_shards, self.settings.texts, "texts_batch", kind="pairs", shape="records", fields=1)
 
     def attention(self, step):
         return ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1)), self.settings.mask
 
+    def draw(self):
+        return super().draw(), self.loaders["texts"].next() if self.targets else None
+
     def backward(self, model, batch, step, before_last=lambda: None):
-        groups = batch.groups.to(self.group.device)
-        sequences = packed(batch)
+        batch, texts = batch
+        groups, settings = batch.groups.to(self.group.device), self.settings
+        sequences = concatenate(packed(batch), packed(texts)) if texts else packed(batch)
         known = self.known_in(batch, groups)
         alpha, mask = self.attention(step)
 
         def loss_of(embeddings):
-            queries, documents = embeddings.chunk(2)
-            return losses.info_nce(queries, documents, groups, groups, self.settings.temperature, self.group, self.settings.dims or None, known, losses.margin_of(self.settings))
+            pairs, alone = embeddings.split((2 * len(groups), len(embeddings) - 2 * len(groups)))
+            loss, accuracy = losses.info_nce(*pairs.chunk(2), groups, groups, settings.temperature, self.group, settings.dims or None, known, losses.margin_of(settings))
+            if not texts:
+                return loss, accuracy
+            targets = torch.from_numpy(self.targets[texts.source].of(texts.records)).to(alone.device)
+            taught = losses.toward(alone, targets, self.group)
+            return loss + settings.distil_weight * taught, accuracy, loss.detach(), taught.detach()
 
-        loss, accuracy = embed_and_backward(model, sequences, self.settings.chunk, alpha, mask, loss_of, before_last)
+        total, accuracy, *parts = embed_and_backward(model, sequences, settings.chunk, alpha, mask, loss_of, before_last)
         return {
-            "loss": self.group.sum(loss).item(),
+            "loss": self.group.sum(total).item(),
+            **{name: self.group.sum(part).item() for name, part in zip(("info_nce", "distil"), parts)},
             "accuracy": self.group.sum(accuracy).item(),
             "alpha": alpha,
             "source": batch.source,
@@ -208,11 +227,13 @@ class Supervised(Contrastive):
 
     Cross-GPU batch balance (arXiv 2408.15710 section 3.3): every rank brings its own queries, positives and hard
     negatives, and all ranks' documents serve as negatives, so their number grows with the ranks. A source may ask for
-    fewer hard negatives, or for those alone.
+    fewer hard negatives, or for those alone. With supervised.distil, what a teacher says of a query's positive and its hard
+    negatives is added: + distil_weight * L_distil.
     """
 
     def __init__(self, config, shards, sts_shards, group):
         super().__init__("supervised", config, shards, group)
+        self.tokenizer = Tokenizer.load(Tokenizer.of(config.out_dir)) if self.settings.distil else None
         self.shards, self.pools, self.corpora, self.rules, self.mined = shards, {}, {}, {}, Path(config.out_dir, "negatives")
         for name, about in self.settings.data.items():
             self.rules[name] = dataclasses.replace(config.negatives, count=about.count(config.negatives))
@@ -249,6 +270,20 @@ class Supervised(Contrastive):
             folder = self.mined / mining.key(rule, shards.fingerprint, weights, queries, self.config.seed)
             mining.Mining(corpus, self.known[name], queries, rule, self.config.seed, name, folder, mesh).run(embed)
             self.pools[name] = negatives.Pools.mapped(corpus, queries, rule, folder)
+            if self.settings.distil:
+                distilling.Targets(self.pools[name], self.settings.teacher, self.tokenizer, name, mesh).make()
+                self._map_targets(name)
+        teachers.forget()
+        if self.settings.distil and not self.settings.teacher and all(np.isnan(pools.targets[:, 0]).all() for pools in self.pools.values()):
+            raise UserError("supervised.distil: no record brings scores (pos_scores, neg_scores), and supervised.teacher names nobody to give them; set it, or leave distil out")
+
+    def _map_targets(self, name):
+        pools = self.pools[name]
+        path = distilling.path_of(pools.folder, self.shards[name], self.settings.teacher)
+        try:
+            pools.targets = np.load(path, mmap_mode="r")
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot go on with the teacher's scores kept here ({error}); put it back as it was, or delete the stage's checkpoints") from None
 
     def queries_of(self, name):
         return self.loaders["data"].drawn_from(name, self.settings.steps)
@@ -267,6 +302,7 @@ class Supervised(Contrastive):
         count = self.rules[batch.source].count
         # The negatives are drawn here, not ahead of time: the step before may have replaced them.
         hard_record, hard_field, hard_group = pools.draw(batch.records) if pools else np.empty((3, 0), np.int64)
+        targets = torch.from_numpy(pools.targets_of(batch.records)) if pools and self.settings.distil else None
         tokens, cu_seqlens = self.shards[batch.source].gather(hard_record, hard_field, self.settings.max_tokens)
         hard = Packed(torch.from_numpy(tokens).to(device), torch.from_numpy(cu_seqlens).to(device))
         groups = batch.groups.to(device)
@@ -288,9 +324,14 @@ class Supervised(Contrastive):
             similar = 0.0 * loss
             if sts:
                 similar = losses.cosent(*pairs.chunk(2), sts.scores.to(device), settings.sts_temperature, self.group, dims)
-            return loss + settings.beta * similar, accuracy, loss.detach(), similar.detach(), hard.detach()
+            taught = 0.0 * loss
+            if targets is not None:
+                own = torch.cat((documents[:n, None], documents[n:].view(n, count, -1)), dim=1)
+                taught = losses.distil(queries, own, targets, settings.distil, settings.temperature, settings.distil_temperature, self.group, dims)
+            total = loss + settings.beta * similar + settings.distil_weight * taught
+            return total, accuracy, loss.detach(), similar.detach(), taught.detach(), hard.detach()
 
-        total, accuracy, loss, similar, hard = embed_and_backward(model, everything, settings.chunk, *self.attention(step), loss_of, before_last)
+        total, accuracy, loss, similar, taught, hard = embed_and_backward(model, everything, settings.chunk, *self.attention(step), loss_of, before_last)
         if pools:
             counts = self.group.counts(n)
             everyones = self.group.gather(torch.from_numpy(batch.records).to(device), counts).cpu().numpy()
@@ -299,6 +340,7 @@ class Supervised(Contrastive):
             "loss": self.group.sum(total).item(),
             "info_nce": self.group.sum(loss).item(),
             "cosent": self.group.sum(similar).item(),
+            **({"distil": self.group.sum(taught).item()} if settings.distil else {}),
             "accuracy": self.group.sum(accuracy).item(),
             "replaced": sum(p.replaced for p in self.pools.values()),
             "source": batch.source,
@@ -317,6 +359,8 @@ class Supervised(Contrastive):
             folder = self.mined / own["folder"].tobytes().decode()
             self.pools[name] = negatives.Pools.mapped(self.corpora[name], self.queries_of(name), self.rules[name], folder)
             self.pools[name].load_state(own)
+            if self.settings.distil:
+                self._map_targets(name)
 
 
 def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):

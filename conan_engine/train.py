@@ -197,10 +197,12 @@ def report_plan(config, mesh):
     needs = 0
     for name in config.stages:
         stage = getattr(config, name)
-        at_once = stage.chunk or max(1, stage.batch // ranks) * (1 if name in ("pretrain", "sft") else 2)
+        beside = stage.texts_batch // ranks if name == "weak" and stage.texts else 0
+        at_once = stage.chunk or max(1, stage.batch // ranks) * (1 if name in ("pretrain", "sft") else 2) + beside
         tokens = at_once * stage.max_tokens
         if name == "weak" and stage.batch_tokens:
-            tokens = min(tokens, stage.batch_tokens // ranks) if stage.chunk else stage.batch_tokens // ranks
+            everything = stage.batch_tokens // ranks + beside * stage.max_tokens
+            tokens = min(tokens, everything) if stage.chunk else everything
         needs = max(needs, memory(tokens))
     fixed = memory(0)
     if mesh.device.type == "cuda":
@@ -271,11 +273,11 @@ def skipped(config, name, step, counters):
 
 
 def make_stage(name, config, shards, group):
-    mine = {source: s for (use, source), s in shards.items() if use == name}
+    mine, sts, texts = ({source: s for (use, source), s in shards.items() if use == wanted} for wanted in (name, "sts", "texts"))
     if name == "weak":
-        return Weak(config, mine, group)
+        return Weak(config, mine, texts, group)
     if name == "supervised":
-        return Supervised(config, mine, {source: s for (use, source), s in shards.items() if use == "sts"}, group)
+        return Supervised(config, mine, sts, group)
     return LanguageModelling(name, config, mine, group)
 
 

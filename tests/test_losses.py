@@ -86,6 +86,20 @@ def test_cosent_by_hand():
     assert losses.cosent(first, second, score, 0.5, ALONE).item() == pytest.approx(by_hand, rel=ROUNDING)
 
 
+def test_distilling_by_hand():
+    nothing = float("nan")
+    queries, own = unit(0.0, 90.0), torch.stack((unit(60.0, 90.0), unit(90.0, 0.0), unit(180.0, 45.0)), dim=1)  # 0.5, 0, -1; 1, 0, sqrt(2)/2
+    targets = torch.tensor([[2.0, 1.0, nothing], [3.0, nothing, nothing]])  # of query 1 there is nothing to tell apart
+    # by T = 0.5 query 0 has 1 and 0, by a scale of 2 the teacher 1 and 0.5
+    p, q = 1 / (1 + math.exp(-0.5)), 1 / (1 + math.exp(-1.0))
+    kl = p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
+    assert losses.distil(queries * 3, own, targets, "kl", 0.5, 2.0, ALONE).item() == pytest.approx(kl / 2, rel=20 * ROUNDING)
+    # a lead of 0.5, which is to be 1 * 0.5 / 2
+    assert losses.distil(queries, own * 0.2, targets, "margin_mse", 0.5, 2.0, ALONE).item() == pytest.approx(0.25**2 / 2, rel=20 * ROUNDING)
+    wider = torch.cat((unit(0.0, 90.0), torch.ones(2, 3)), dim=1)  # of whose numbers the teacher has two
+    assert losses.toward(wider, torch.tensor([[2.0, 0.0], [1.0, 1.0]]), ALONE).item() == pytest.approx((1 - math.sqrt(0.5)) / 2, abs=ROUNDING)
+
+
 def test_cosent_of_equal_scores_is_nothing():
     assert losses.cosent(unit(0.0, 40.0), unit(10.0, 90.0), torch.tensor([0.5, 0.5]), 0.05, ALONE).item() == 0.0
 
@@ -112,6 +126,10 @@ def _both(group, seed, parts=((4, 3),)):
     hard = torch.stack((documents, queries), dim=1)  # its own positive, and the query itself
     loss = loss + losses.info_nce_of_own(queries, documents, hard, TEMPERATURE, group, dims=[3, 8])[0]
     loss = loss + losses.cosent(queries, documents, score, TEMPERATURE, group, dims=[3, 8])
+    targets = torch.tensor([[0.9, 0.1], [0.2, float("nan")], [-0.3, 0.4], [float("nan"), 0.1]])[own]
+    for kind in ("kl", "margin_mse"):
+        loss = loss + losses.distil(queries, hard, targets, kind, TEMPERATURE, 0.3, group, dims=[3, 8])
+    loss = loss + losses.toward(queries, torch.arange(20.0).cos().view(4, 5)[own], group)
     loss.backward()
     gradients = [group.gather(x.grad, counts).numpy() for x, counts in ((queries, queries_of), (documents, queries_of), (negatives, negatives_of))]
     return group.sum(loss.detach()).item(), group.sum(accuracy).item(), *gradients

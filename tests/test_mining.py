@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from conan_engine import mining
+from conan_engine.blocks import Blocks
 from conan_engine.config import Negatives
 from conan_engine.data.known import find
 from conan_engine.errors import UserError
@@ -267,7 +268,7 @@ def test_an_index_half_made_is_made_whole(tmp_path, source, small_blocks, monkey
             raise KeyboardInterrupt(stops.pop())
         return index
 
-    finished = Mining._finished
+    finished = Blocks.finished
 
     def finishing(job, kind, number):
         if kind == "parts" and len(stops) == 2:
@@ -275,7 +276,7 @@ def test_an_index_half_made_is_made_whole(tmp_path, source, small_blocks, monkey
         finished(job, kind, number)
 
     monkeypatch.setattr(mining, "_merged", stopping)
-    monkeypatch.setattr(Mining, "_finished", finishing)
+    monkeypatch.setattr(Blocks, "finished", finishing)
     for _ in (1, 2):
         assert isinstance(on_ranks(tmp_path / "half", 1, lambda rank, *texts: embed(*texts), *what)[0], KeyboardInterrupt)
     assert on_ranks(tmp_path / "half", 1, lambda rank, *texts: embed(*texts), *what) == {}

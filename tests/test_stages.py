@@ -37,15 +37,15 @@ def weak_stage(tiny, run, *overrides):
     config = load(tiny, [f"--out_dir={run}", *overrides])
     tokenizer = prepare.make_tokenizer(config.tokenizer, [], run)
     shards = {source: shards_of(source, "weak", config.weak, tokenizer, run / "data") for source in config.weak.data}
-    return stages.Weak(config, shards, Mesh("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    return stages.Weak(config, shards, {}, Mesh("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
 
 
 def test_a_token_budget_sets_how_many_pairs_a_step_has(tiny, untrained_run):
     stage, _, model = weak_stage(tiny, untrained_run, "--weak.batch_tokens=500")
     batches = [stage.draw() for _ in range(6)]
-    assert all(500 - 2 * 32 < len(batch.tokens) <= 500 for batch in batches)  # a pair has at most 2 x 32
-    assert len({len(batch.records) for batch in batches}) > 1
-    assert stage.backward(model, batches[0], 0)["tokens"] == len(batches[0].tokens)
+    assert all(500 - 2 * 32 < len(batch.tokens) <= 500 for batch, _ in batches)  # a pair has at most 2 x 32
+    assert len({len(batch.records) for batch, _ in batches}) > 1
+    assert stage.backward(model, batches[0], 0)["tokens"] == len(batches[0][0].tokens)
     stage.close()
 
 
@@ -216,9 +216,10 @@ def texts_of(tokenizer, packed):
 def test_a_weak_step_of_queries_with_several_positives_is_the_textbooks(several):
     make, mask = several
     config, tokenizer, model, shards = make("weak")
-    stage = stages.Weak(config, shards, Mesh("cpu"))
+    stage = stages.Weak(config, shards, {}, Mesh("cpu"))
     batch = stage.draw()
     row = stage.backward(model, batch, 2)
+    batch, _ = batch
     texts = texts_of(tokenizer, batch)
     embeddings = model.embed(batch.tokens, batch.cu_seqlens, 1.0, config.weak.mask)
     expected = textbook(*embeddings.chunk(2), mask(texts[:16], texts[16:]), config.weak.temperature)

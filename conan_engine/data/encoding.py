@@ -30,7 +30,7 @@ def _size(value):
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
-        return sum(len(item["content"] if isinstance(item, dict) else item) for item in value)
+        return sum(len(item["content"] if isinstance(item, dict) else item) for item in value if not isinstance(item, float | int))
     return 0
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conan_engine.config import Source
+from conan_engine.config import TABLES, Source
 from conan_engine.data import teachers, units
 from conan_engine.data.processes import Pool
 from conan_engine.data.rejects import NAME, TooMany
@@ -74,7 +74,7 @@ def texts(source, use, about=None, skip=False):
             if isinstance(value, str):
                 yield value
             elif isinstance(value, list):
-                yield from (item["content"] if isinstance(item, dict) else item for item in value)
+                yield from (item["content"] if isinstance(item, dict) else item for item in value if not isinstance(item, float | int))
 
 
 def _to_learn_from(source, use, about, skip):
@@ -121,11 +121,11 @@ def make_tokenizer(settings, sources, run, skip=False):
 
 def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
     """The units.Job of a source for a use, its shards in a folder of their own under `folder`, and the teacher's scores in another."""
-    about = (stage.sts if use == "sts" else stage.data).get(source) or Source()
+    about = getattr(stage, use if use in TABLES else "data").get(source) or Source()
     kind = built_in(source, use)
     reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
     # a new folder for anything that would change what is written in it
-    teacher = getattr(stage, "teacher", "")
+    teacher = stage.teacher if use in ("weak", "texts") else ""
     facts = [source, use, about.columns, teacher, paths.UNIT, paths.MOST_UNITS, paths.MOST_STRIPES]
     if not kind:
         facts += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]

@@ -118,15 +118,15 @@ class ShardWriter:
         self._finished.append({"name": _name(len(self._finished)), "bytes": bytes_, "records": records, "tokens": tokens, "crc32c": crc})
 
 
-def join(directory, parts):
+def join(directory, parts, **facts):
     """Make a folder of finished folders in it, of one kind and tokenizer, the data set of their shards one after another. parts: their
-    names. Returns how many records it has; with none there is no manifest. Raises UserError where it cannot be written."""
+    names. facts: further ones for the manifest, by which the fingerprint differs. Returns how many records it has; with none there is no manifest. Raises UserError where it cannot be written."""
     directory, shards = Path(directory), []
     for part in parts:
         about = json.loads((directory / part / MANIFEST).read_text(encoding="utf-8"))
         shards += [{**shard, "name": f"{part}/{shard['name']}"} for shard in about["shards"]]
     if shards:
-        _write_manifest(directory, {key: about[key] for key in ("version", "kind", "tokenizer", "vocab_size")}, shards)
+        _write_manifest(directory, {key: about[key] for key in ("version", "kind", "tokenizer", "vocab_size")} | facts, shards)
     return sum(shard["records"] for shard in shards)
 
 

@@ -1,7 +1,9 @@
-"""Teachers for the weak stage: callables that score (queries, documents), two lists of text, and give a number each.
+"""Teachers: callables that score (queries, documents), two lists of text, and give a number each; some have vectors too, as methods queries(texts)
+and documents(texts) that give an array [n, D].
 
-`weak.teacher` names one: "module:function" for your own; "sentence-transformers:FOLDER" or "cross-encoder:FOLDER" for a model on disk.
-What is kept of them are their scores (data/scores-...), by name: a teacher that has changed under its name scores anew where these are deleted.
+`weak.teacher` and `supervised.teacher` name one: "module:function" for your own; "sentence-transformers:FOLDER" or "cross-encoder:FOLDER" for a model
+on disk. What is kept of them are their answers (data/scores-..., negatives/...), by name: a teacher that has changed under its name is asked anew
+where these are deleted.
 """
 
 import fcntl
@@ -61,38 +63,72 @@ def own_device(name, processes):
 _held = []
 
 
-def load(name, device=None):
-    """The teacher of this name; device: where a model computes (None: wherever it likes). Raises UserError if there is none."""
+def load(setting, name, device=None):
+    """The teacher of this name, which stands in this setting; device: where a model computes (None: wherever it likes). Raises UserError if
+    there is none."""
     module, _, rest = name.partition(":")
     try:
-        if module in MODELS:
-            return _model(module, rest, device)
-        return getattr(importlib.import_module(module), rest)
+        if module not in MODELS:
+            return getattr(importlib.import_module(module), rest)
+        if not Path(rest).is_dir():
+            raise UserError(f"{setting}: {rest}: no such folder; give the path of a model that is on disk")
+        return _model(module, rest, device)
     except (ImportError, AttributeError, ValueError) as error:
         wanted = f"pip install sentence-transformers, or check {rest}" if module in MODELS else "expected \"module:function\""
-        raise UserError(f"weak.teacher: cannot load {name!r} ({' '.join(str(error).split())}); {wanted}") from None
+        raise UserError(f"{setting}: cannot load {name!r} ({' '.join(str(error).split())}); {wanted}") from None
+
+
+def scores(setting, name, queries, documents, device=None):
+    """What the teacher of this name gives pairs of texts: float64 [n]. Raises UserError where that is no finite number for each."""
+    given = np.asarray(load(setting, name, device)(queries, documents), np.float64)
+    if given.shape != (len(queries),):
+        raise UserError(f"{setting}: {name} gave {given.shape[0] if given.ndim == 1 else f'an array of shape {list(given.shape)}'} scores for {len(queries)} pairs; it must score each")
+    if not np.isfinite(given).all():
+        raise UserError(f"{setting}: {name} gave {given[~np.isfinite(given)][0]} for the query {queries[int(np.argmin(np.isfinite(given)))][:60]!r}; scores are finite numbers")
+    return given
+
+
+def has_vectors(setting, name, device=None):
+    return hasattr(load(setting, name, device), "documents")
+
+
+def vectors(setting, name, texts, device=None, kind="documents"):
+    """The teacher's vectors of texts, as "queries" or "documents", at unit length: float32 [n, D]. Raises UserError for a teacher that gives none,
+    or gives other than one for each."""
+    if not has_vectors(setting, name, device):
+        raise UserError(f"{setting}: {name} gives scores alone, and vectors are wanted; expected \"sentence-transformers:FOLDER\", or an object with queries(texts) and documents(texts)")
+    given = np.asarray(getattr(load(setting, name, device), kind)(texts), np.float32)
+    if given.ndim != 2 or len(given) != len(texts) or not np.isfinite(given).all():
+        raise UserError(f"{setting}: {name} gave an array of shape {list(given.shape)} for {len(texts)} texts; expected a finite vector for each")
+    return given / np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12)
+
+
+def forget():
+    """Let a model go, and the memory that it holds."""
+    _model.cache_clear()
 
 
 @functools.lru_cache(1)  # they are large
 def _model(kind, folder, device):
-    if not Path(folder).is_dir():
-        raise UserError(f"weak.teacher: {folder}: no such folder; give the path of a model that is on disk")
     return MODELS[kind](folder, device)
 
 
-def _cosines(folder, device):
+class _Cosines:
     """Of the vectors of a sentence-transformers model, as it encodes queries and documents."""
-    from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(folder, device=device, local_files_only=True)
+    def __init__(self, folder, device):
+        from sentence_transformers import SentenceTransformer
 
-    def score(queries, documents):
-        ours, theirs = (
-            encode(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False) for encode, texts in ((model.encode_query, queries), (model.encode_document, documents))
-        )
-        return np.einsum("nd,nd->n", ours, theirs, dtype=np.float64)
+        self.model = SentenceTransformer(folder, device=device, local_files_only=True)
 
-    return score
+    def queries(self, texts):
+        return self.model.encode_query(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
+
+    def documents(self, texts):
+        return self.model.encode_document(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
+
+    def __call__(self, queries, documents):
+        return np.einsum("nd,nd->n", self.queries(queries), self.documents(documents), dtype=np.float64)
 
 
 def _judgements(folder, device):
@@ -110,4 +146,4 @@ def _judgements(folder, device):
     return score
 
 
-MODELS = {"sentence-transformers": _cosines, "cross-encoder": _judgements}
+MODELS = {"sentence-transformers": _Cosines, "cross-encoder": _judgements}

@@ -11,10 +11,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
-
 from conan_engine.config import Source
-from conan_engine.data import encoding, known, teachers
+from conan_engine.data import answers, encoding, field_scores, known
 from conan_engine.data.rejects import NAME, Rejects, by_reason, judge
 from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_json
 from conan_engine.data.sources import files, installed, paths
@@ -26,7 +24,7 @@ REPORT = "report.json"
 # What a stage trains on, and the kinds of record that can be turned into it.
 TAKES = {
     "pretrain": ("text", "instruction", "chat"), "sft": ("instruction", "chat"), "weak": ("pairs", "instruction", "chat"),
-    "supervised": ("pairs", "label", "instruction", "chat"), "sts": ("sts",),
+    "supervised": ("pairs", "label", "instruction", "chat"), "sts": ("sts",), "texts": ("text", "pairs"),
 }  # fmt: skip
 
 
@@ -52,10 +50,10 @@ class Job(NamedTuple):
 
     @property
     def teacher(self):
-        return self.stage.teacher if self.use == "weak" else ""
+        return self.stage.teacher if self.use in ("weak", "texts") else ""
 
     def unit(self, number):
-        return self.folder / _name(number)
+        return self.folder / name(number)
 
     def units(self):
         """The pieces of files in each of its units; of one that is whole, how many there are is known from its folder."""
@@ -81,7 +79,7 @@ class Job(NamedTuple):
         return ((self.folder if number is None else self.unit(number)) / MANIFEST).exists()
 
 
-def _name(number):
+def name(number):
     return f"unit-{number:06d}"
 
 
@@ -102,13 +100,18 @@ def make(tokenizer, job, number, pieces, report):
         with ShardWriter(folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True) as writer:
             tokens, records = 0, _counted(_records(job, reader, about), rejects, about)
             if job.use == "weak":
-                records = _kept(records, job, about, Scores(job, number) if job.teacher else None)
+                records = _kept(records, job, about, answers.Scores(job, number) if job.teacher else None)
+            elif job.use == "texts":
+                records = (record for record, _ in answers.Vectors(job, number)(records))
+            scores = field_scores.FieldScores(folder) if job.use == "supervised" else None
             for batch in encoding.batches(records):
                 try:
                     encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
                 except UserError as error:
                     raise UserError(f"{pieces[0].path}: {error}") from None
                 writer.add_records(encoded)
+                if scores:
+                    scores.add(batch)
                 about["too_long"] += max(0, len(batch) - len(encoded.record_fields))
                 tokens += len(encoded.tokens)
                 report(reader.behind, tokens)
@@ -134,6 +137,8 @@ def _records(job, reader, about):
         return
     if about["kind"] == "label":
         records = _label_pairs(records)
+    elif job.use == "texts":
+        records = _texts(records)
     elif about["kind"] in ("instruction", "chat") and job.shape == "pairs":
         records = _instruction_pairs(map(_as_instruction, records), reader)
     yield from records
@@ -180,6 +185,14 @@ def _instruction_pairs(records, reader):
         reader.reject(path, place, bad)
 
 
+def _texts(records):
+    """Each text of the records by itself: a pair without its other half."""
+    for record in records:
+        of_pair = (record.get("query"), *record.get("pos", ()), *record.get("neg", ()))
+        for text in filter(str.strip, [record["text"]] if "text" in record else of_pair):
+            yield {"query": text, "pos": [""], "group": ""}
+
+
 def _kept(records, job, about, scored):
     """Without the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays."""
     for record, value in scored(records) if scored else ((record, record.get("score", job.stage.min_score)) for record in records):
@@ -189,46 +202,15 @@ def _kept(records, job, about, scored):
             about["below_min_score"] += 1
 
 
-class Scores:
-    """What the teacher gives a unit's pairs, float64, one after another in a file: those that stand there are not asked for again, whatever
-    min_score is now, and those of a process that was killed are no loss. A teacher scores a query with each of its positives."""
-
-    def __init__(self, job, number, device=None):
-        self.name, self.path, self.device = job.teacher, job.scores / f"{_name(number)}.f64", device
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-
-    def __call__(self, records):
-        """(record, score) of each pair of the records."""
-        have = np.fromfile(self.path, np.float64) if self.path.exists() else np.empty(0)
-        with open(self.path, "r+b" if self.path.exists() else "wb") as file:
-            file.seek(8 * len(have))  # over half a number
-            for batch in encoding.batches({**r, "pos": [positive]} for r in records for positive in r["pos"]):
-                scores, have = have[: len(batch)], have[len(batch) :]
-                if len(scores) < len(batch):
-                    asked = batch[len(scores) :]
-                    given = self._ask([r["query"] for r in asked], [r["pos"][0] for r in asked])
-                    file.write(given.tobytes())
-                    file.flush()
-                    scores = np.concatenate((scores, given))
-                yield from zip(batch, scores.tolist())
-
-    def _ask(self, queries, documents):
-        given = np.asarray(teachers.load(self.name, self.device)(queries, documents), np.float64)
-        if given.shape != (len(queries),):
-            raise UserError(f"weak.teacher: {self.name} gave {given.shape[0] if given.ndim == 1 else f'an array of shape {list(given.shape)}'} scores for {len(queries)} pairs; it must score each")
-        if not np.isfinite(given).all():
-            raise UserError(f"weak.teacher: {self.name} gave {given[~np.isfinite(given)][0]} for the query {queries[int(np.argmin(np.isfinite(given)))][:60]!r}; scores are finite numbers")
-        return given
-
-
 def score(device, job, number, pieces, report):
-    """The teacher's part of a unit, ahead of `make`: its scores alone."""
+    """The teacher's part of a unit, ahead of `make`: its answers alone."""
     if job.finished(number):
         return
     with _alone(job.scores, number):
         reader = files.Reader(pieces, job.about.columns, (lambda *what: None) if job.max_bad_share is not None else None)
         records = _records(job, reader, {"kind": ""})
-        for done, _ in enumerate(Scores(job, number, device)(records)):
+        ask = answers.Vectors if job.use == "texts" else answers.Scores
+        for done, _ in enumerate(ask(job, number, device)(records)):
             if done % 256 == 0:
                 report(reader.behind, 0)
 
@@ -247,7 +229,7 @@ def finish(job, count):
     """Make the shards of a job whole, of its `count` units, all of which are; returns them. Raises UserError where they are not of one kind,
     too much was left out, or nothing is there."""
     if not job.finished():
-        units = [_name(number) for number in range(count)]
+        units = [name(number) for number in range(count)]
         report = _joined(job, [json.loads((job.folder / unit / REPORT).read_text(encoding="utf-8")) for unit in units])
         if report["left_out"]:
             if job.max_bad_share is None:
@@ -264,13 +246,16 @@ def finish(job, count):
                 raise UserError(f"{job.source}: {long}: there is nothing to learn; raise it")
             print(f"{job.source}: {long} and are left out", file=sys.stderr, flush=True)
         write_json(job.folder / REPORT, report)
-        if not join(job.folder, units):
+        scores = field_scores.join(job.folder, units)
+        if not join(job.folder, units, **({} if scores is None else {"field_scores": scores})):
             if report["below_min_score"]:
                 judged = f"weak.teacher {job.teacher!r}" if job.teacher else "its own \"score\""
                 raise UserError(f"{job.source}: {judged} puts every pair below weak.min_score = {job.stage.min_score}; lower it, or give other data")
             raise files.nothing_in(job.source)
     found = Shards(job.folder)
-    if found.kind == "pairs":
+    if job.use == "texts":
+        answers.list_vectors(job, count)
+    elif found.kind == "pairs":
         known.make(found)
     return found
 

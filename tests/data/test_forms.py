@@ -25,7 +25,9 @@ PAIR = {"query": "q", "pos": ["p"]}
         ({"sentence1": "q", "sentence2": "p", "score": 1}, "sts", {"sentence1": "q", "sentence2": "p", "score": 1}),
         ({"sentence_A": "q", "sentence_B": "p", "score": 0.5}, "sts", {"sentence1": "q", "sentence2": "p", "score": 0.5}),
         # FlagEmbedding
-        ({"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [1], "prompt": ""}, "pairs", PAIR | {"neg": ["n"]}),
+        ({"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [1], "prompt": ""}, "pairs", PAIR | {"neg": ["n"], "pos_scores": [1]}),
+        ({"query": "q", "pos": ["p"], "neg": ["n", "m"], "pos_scores": [], "neg_scores": [0.5, -2]}, "pairs", PAIR | {"neg": ["n", "m"], "neg_scores": [0.5, -2]}),
+        ({"query": "q", "pos": "p", "neg": "n", "pos_scores": 3, "neg_scores": 0.1}, "pairs", PAIR | {"neg": ["n"], "pos_scores": [3], "neg_scores": [0.1]}),
         # Tevatron
         (
             {"query_id": "1", "query": "q", "positive_passages": [{"docid": "2", "title": "t", "text": "p"}, {"title": "", "text": "p"}], "negative_passages": [{"text": "n"}]},
@@ -70,6 +72,9 @@ HUGE = "1" + "0" * 400
         ('{"sentence1": "a", "sentence2": "b", "score": NaN}', "not a finite number", "'score' is NaN; expected a finite number"),
         ('{"sentence1": "a", "sentence2": "b", "score": 1e39}', "not a finite number", "'score' is 1e"),
         ('{"query": "a", "pos": "b", "score": -Infinity}', "not a finite number", "'score' is -Infinity"),
+        ('{"query": "a", "pos": ["b"], "pos_scores": [NaN]}', "not a finite number", "'pos_scores' is NaN"),
+        ('{"query": "a", "pos": ["b"], "pos_scores": ["1"]}', "wrong type", "'pos_scores'"),
+        ('{"query": "a", "pos": ["b"], "neg": ["c", "d"], "neg_scores": [1]}', "not a score for each", "'neg_scores' holds 1 scores for 2 texts"),
         ('{"query": "a", "pos": "b", "score": 1e999}', "not a finite number", "'score' is Infinity"),
         (f'{{"query": "a", "pos": "b", "score": {HUGE}}}', "not a finite number", "'score' is 10000"),
         (f'{{"query": "a", "pos": "b", "score": {"9" * 5000}}}', "not a finite number", "an integer of more than 4,300 digits"),

@@ -62,7 +62,7 @@ def test_a_model_scores_as_it_does_by_itself(models, tmp_path, kind):
     pairs = [(query, document) for query in texts for document in texts]
     wanted = theirs(*map(list, zip(*pairs)))
     assert np.ptp(wanted) > 0.1
-    np.testing.assert_allclose(teachers.load(name)(*map(list, zip(*pairs))), wanted, atol=1e-5)
+    np.testing.assert_allclose(teachers.load("weak.teacher", name)(*map(list, zip(*pairs))), wanted, atol=1e-5)
     least = float(np.median(wanted)) + 1e-4
     path = write_lines(tmp_path / "pairs.jsonl", [{"query": query, "pos": document} for query, document in pairs])
     job = prepare.make_job(str(path), "weak", Weak(teacher=name, min_score=least), small_tokenizer(tmp_path), tmp_path / "data")
@@ -85,7 +85,7 @@ def test_processes_share_a_models_work(models, tmp_path, monkeypatch):
 def test_a_model_that_cannot_judge_is_named(models):
     for name, said in (("cross-encoder:/no/such", "weak.teacher: /no/such: no such folder"), (f"cross-encoder:{models[0]}/two", "it has 2 outputs"), (f"sentence-transformers:{models[0]}", "cannot load")):
         with pytest.raises(UserError, match=said) as error:
-            teachers.load(name)
+            teachers.load("weak.teacher", name)
         assert "\n" not in str(error.value)
 
 

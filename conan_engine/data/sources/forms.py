@@ -16,7 +16,7 @@ from conan_engine.data.sources.bad import Bad, short, wrong
 # kind -> key -> the types its value may have. A key that is optional has None among them.
 KINDS = {
     "instruction": {"instruction": (str,), "input": (str, None), "output": (str,)},
-    "pairs": {"query": (str,), "pos": (list, str), "neg": (list, str, None), "score": (float, int, None)},
+    "pairs": {"query": (str,), "pos": (list, str), "neg": (list, str, None), "score": (float, int, None), "pos_scores": (list, float, int, None), "neg_scores": (list, float, int, None)},
     "sts": {"sentence1": (str,), "sentence2": (str,), "score": (float, int)},
     "label": {"text": (str,), "label": (str, int)},
     "chat": {"messages": (list,)},
@@ -44,6 +44,7 @@ FORMS = (
 NEGATIVES = re.compile(r"neg|negative(_\d+)?|negative_(passages|messages)")
 COLUMNS = tuple(dict.fromkeys(key for keys in KINDS.values() for key in keys))  # what a config may name
 LISTS = ("pos", "neg")
+SCORES = {"pos_scores": "pos", "neg_scores": "neg"}  # one for each text of the other, where they are there
 LARGEST = float(np.finfo(np.float32).max)  # of a score, which shards keep as float32
 
 
@@ -82,10 +83,13 @@ def record(row, columns, typed=True):
             return kind, {key: chats.conversation(values[0], place)}
         if key in LISTS:
             found[key] = _texts(values, place)
+        elif key in SCORES:
+            if values[0] != []:  # as some write where they have none
+                found[key] = _scores(values[0], place, typed, found.get(SCORES[key], []))
         else:
             value = chats.text(values[0], place) if named[key] == "messages" else values[0]
             found[key] = _number(value, place, typed) if float in types else _text(value, types, place)
-        if kind not in ("text", "instruction"):  # they may be empty there, a text to embed may not
+        if kind not in ("text", "instruction") and key not in SCORES:  # they may be empty there, a text to embed may not
             for text in found[key] if key in LISTS else [found[key]]:
                 if isinstance(text, str) and not text.strip():
                     raise Bad("empty text", f"{place} holds an empty text; there is nothing to embed in it: fill it or leave the record out")
@@ -161,6 +165,13 @@ def _number(value, place, typed):
     if not (isinstance(value, int) or math.isfinite(value)) or abs(value) > LARGEST:
         raise Bad("not a finite number", f"{place} is {short(value)}; expected a finite number, at most {LARGEST:.1e}: give a score or leave the key out")
     return value
+
+
+def _scores(value, place, typed, texts):
+    scores = [_number(one, place, typed) for one in (value if isinstance(value, list) else [value])]
+    if len(scores) != len(texts):
+        raise Bad("not a score for each", f"{place} holds {len(scores)} scores for {len(texts)} texts; give one for each, or leave the key out")
+    return scores
 
 
 def _missing(row):

@@ -1,0 +1,66 @@
+"""A teacher's scores that records bring with them ("pos_scores", "neg_scores"): one for each positive and each given negative, in a file beside the
+shards, as fields follow each other, queries aside; NaN where a record says none. No file where no record says any."""
+
+import itertools
+import json
+import zlib
+
+import numpy as np
+
+from conan_engine.data.shards import MANIFEST, Shards
+
+FILE = "field_scores.f32"
+
+
+class FieldScores:
+    """Of one unit, written as its records are. folder: the unit's."""
+
+    def __init__(self, folder):
+        self.path, self.before = folder / FILE, 0  # numbers not written, as long as all are NaN
+        self.path.unlink(missing_ok=True)
+
+    def add(self, records):
+        """Dicts of pairs, each of which becomes a record a positive."""
+        found = np.fromiter(itertools.chain.from_iterable(map(_of_pairs, records)), np.float32)
+        if self.path.exists() or not np.isnan(found).all():
+            with open(self.path, "ab") as file:
+                file.write(np.full(self.before, np.nan, np.float32).tobytes() + found.tobytes())
+            self.before = 0
+        else:
+            self.before += len(found)
+
+
+def _of_pairs(record):
+    positives, negatives = record["pos"], record.get("neg", ())
+    of_negatives = record.get("neg_scores", [np.nan] * len(negatives))
+    for score in record.get("pos_scores", [np.nan] * len(positives)):
+        yield score
+        yield from of_negatives
+
+
+def join(folder, units):
+    """Of a folder's finished units, by name, one file; returns a checksum of it, or None where no unit has scores."""
+    if not any((folder / unit / FILE).exists() for unit in units):
+        return None
+    checksum, partial = 0, folder / f"{FILE}.partial"
+    with open(partial, "wb") as whole:
+        for unit in units:
+            path = folder / unit / FILE
+            part = path.read_bytes() if path.exists() else np.full(_count(folder / unit), np.nan, np.float32).tobytes()
+            checksum = zlib.crc32(part, checksum)
+            whole.write(part)
+    partial.replace(folder / FILE)
+    return checksum
+
+
+def _count(folder):
+    if not json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["records"]:
+        return 0
+    shards = Shards(folder)
+    return int(shards.field_counts(np.arange(len(shards))).sum(dtype=np.int64)) - len(shards)
+
+
+def of(shards):
+    """All scores of a finished folder, mapped: float32 [fields but queries], or None."""
+    path = shards.directory / FILE
+    return np.memmap(path, np.float32, "r") if path.exists() else None
