@@ -124,7 +124,8 @@ class Weak(Stage):
     margin_strategy: str = "absolute"  # that is a cosine, or "relative", a share of the positive's
     teacher: str = ""  # who scores pairs: "module:function", "sentence-transformers:FOLDER", "cross-encoder:FOLDER"; empty: the data's own "score" column
     min_score: float = within("[-1e9, 1e9]", 0.4)  # pairs that the teacher scores below this are dropped
-    distil: str = ""  # ours: "cosine", the teacher's vectors are targets of `texts`: of each of the model's vectors, as many numbers as the teacher's have
+    distil: str = ""  # ours: "cosine", a teacher's vectors are targets of `texts`: of each of the model's vectors, as many numbers as the teacher's have
+    distil_teacher: str = ""  # who has them: "sentence-transformers:FOLDER" or "module:object"; empty: teacher
     distil_weight: float = within("[0, 1e6]", 1.0)  # L = L_InfoNCE + distil_weight * (1 - cosine)
     texts: dict[str, Source] = field(default_factory=dict)  # sources of texts without pairs, for distil
     texts_batch: int = within("[1, 2**31)", 64)  # a step, over all ranks
@@ -468,7 +469,8 @@ def _check(config, where):
     one_of("supervised.distil", config.supervised.distil, "", "kl", "margin_mse")
     weak, supervised = config.weak, config.supervised
     require(bool(weak.distil) == bool(weak.texts), "weak.texts", weak.texts, f"{'at least one source = weight' if weak.distil else 'none'}, since weak.distil is {weak.distil!r}")
-    require(not weak.distil or weak.teacher, "weak.teacher", weak.teacher, f"a teacher with vectors, since weak.distil is {weak.distil!r}")
+    require(not weak.distil or weak.distil_teacher or weak.teacher, "weak.distil_teacher", weak.distil_teacher, f"a teacher with vectors, since weak.distil is {weak.distil!r}")
+    require(weak.distil or not weak.distil_teacher, "weak.distil_teacher", weak.distil_teacher, "none, since weak.distil asks for no vectors")
     require(supervised.distil or not supervised.teacher, "supervised.teacher", supervised.teacher, "none, since supervised.distil asks for no scores")
     if supervised.distil and "supervised" in config.stages:
         counts = [about.count(config.negatives) for about in supervised.data.values()]

@@ -52,6 +52,7 @@ def main():
     interrupts.doing = "mining hard negatives"
     with mesh.together():
         stage.mine(model.eval(), mesh)
+        stage.teach(mesh)
     if mesh.rank == 0:
         mining.tidy(stage.mined)
         for name, pools in stage.pools.items():

@@ -6,7 +6,7 @@ from conan_engine import config as settings
 from conan_engine.errors import UserError
 
 # What a stage's batches and pools follow from: it cannot change while the stage is under way.
-FIXED = ("data", "sts", "size_power", "batch", "batch_tokens", "sts_batch", "texts", "texts_batch", "max_tokens", "teacher", "min_score", "distil")
+FIXED = ("data", "sts", "size_power", "batch", "batch_tokens", "sts_batch", "texts", "texts_batch", "max_tokens", "teacher", "min_score", "distil", "distil_teacher")
 FIXED_POOLS = ("supervised.steps", "negatives.count", "negatives.pool")
 
 

@@ -2,7 +2,7 @@
 
 Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds the
 gradients of the global mean loss, calls before_last() before the last backward of the weights, and returns what to log;
-`attention(step)`, the soft mask's alpha and kind; `state` / `load_state`, which say where its data stands; `loaders`, to close.
+`attention(step)`, the soft mask's alpha and kind; `teach(mesh)`, before the first step; `state` / `load_state`, which say where its data stands; `loaders`, to close.
 """
 
 import dataclasses
@@ -16,8 +16,6 @@ import torch.nn.functional as F
 import conan_kernels
 from conan_engine import distilling, losses, mining, negatives
 from conan_engine.data import known as known_positives
-from conan_engine.data import teachers
-from conan_engine.data.answers import Targets
 from conan_engine.data.loader import Loader
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.encoder import embed_sequences
@@ -90,6 +88,9 @@ class Stage:
 
     def draw(self):
         return self.loaders["data"].next()
+
+    def teach(self, mesh):
+        """Ask the teacher that the stage learns from, unless its answers stand there. All ranks do it together, none in a collective."""
 
     def state(self):
         return {f"loader/{name}": loader.state for name, loader in self.loaders.items()}
@@ -181,18 +182,24 @@ class Weak(Contrastive):
         super().__init__("weak", config, shards, group)
         key, shape = ("batch_tokens", "tokens") if self.settings.batch_tokens else ("batch", "records")
         self.add_loader("data", shards, self.settings.data, key, kind="pairs", shape=shape)
-        self.targets = {source: Targets(s) for source, s in texts_shards.items()}
-        for source, of_texts in self.targets.items():
-            if of_texts.width > config.model.width:
-                raise UserError(f"weak.teacher: its vectors of {source} have {of_texts.width} numbers, and the model's {config.model.width}; raise model.width, or take a smaller teacher")
-        if self.targets:
+        self.texts_shards, self.targets = texts_shards, {}
+        if texts_shards:
             self.add_loader("texts", texts_shards, self.settings.texts, "texts_batch", kind="pairs", shape="records", fields=1)
+
+    def teach(self, mesh):
+        tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
+        for name, shards in self.texts_shards.items():
+            records = self.loaders["texts"].drawn_from(name, self.settings.steps)
+            asked = distilling.Texts(shards, records, self.settings.distil_teacher or self.settings.teacher, tokenizer, name, mesh)
+            self.targets[name] = asked.make(Path(self.config.out_dir, "texts"))
+            if asked.width > self.config.model.width:
+                raise UserError(f"{distilling.VECTORS}: its vectors have {asked.width} numbers, and the model's {self.config.model.width}; raise model.width, or take a smaller teacher")
 
     def attention(self, step):
         return ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1)), self.settings.mask
 
     def draw(self):
-        return super().draw(), self.loaders["texts"].next() if self.targets else None
+        return super().draw(), self.loaders["texts"].next() if self.texts_shards else None
 
     def backward(self, model, batch, step, before_last=lambda: None):
         batch, texts = batch
@@ -233,7 +240,6 @@ class Supervised(Contrastive):
 
     def __init__(self, config, shards, sts_shards, group):
         super().__init__("supervised", config, shards, group)
-        self.tokenizer = Tokenizer.load(Tokenizer.of(config.out_dir)) if self.settings.distil else None
         self.shards, self.pools, self.corpora, self.rules, self.mined = shards, {}, {}, {}, Path(config.out_dir, "negatives")
         for name, about in self.settings.data.items():
             self.rules[name] = dataclasses.replace(config.negatives, count=about.count(config.negatives))
@@ -270,20 +276,13 @@ class Supervised(Contrastive):
             folder = self.mined / mining.key(rule, shards.fingerprint, weights, queries, self.config.seed)
             mining.Mining(corpus, self.known[name], queries, rule, self.config.seed, name, folder, mesh).run(embed)
             self.pools[name] = negatives.Pools.mapped(corpus, queries, rule, folder)
-            if self.settings.distil:
-                distilling.Targets(self.pools[name], self.settings.teacher, self.tokenizer, name, mesh).make()
-                self._map_targets(name)
-        teachers.forget()
+
+    def teach(self, mesh):
+        tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
+        for name, pools in self.pools.items() if self.settings.distil else ():
+            pools.targets = distilling.Targets(pools, self.settings.teacher, tokenizer, name, mesh).make()
         if self.settings.distil and not self.settings.teacher and all(np.isnan(pools.targets[:, 0]).all() for pools in self.pools.values()):
             raise UserError("supervised.distil: no record brings scores (pos_scores, neg_scores), and supervised.teacher names nobody to give them; set it, or leave distil out")
-
-    def _map_targets(self, name):
-        pools = self.pools[name]
-        path = distilling.path_of(pools.folder, self.shards[name], self.settings.teacher)
-        try:
-            pools.targets = np.load(path, mmap_mode="r")
-        except (OSError, ValueError) as error:
-            raise UserError(f"{path}: cannot go on with the teacher's scores kept here ({error}); put it back as it was, or delete the stage's checkpoints") from None
 
     def queries_of(self, name):
         return self.loaders["data"].drawn_from(name, self.settings.steps)
@@ -359,8 +358,6 @@ class Supervised(Contrastive):
             folder = self.mined / own["folder"].tobytes().decode()
             self.pools[name] = negatives.Pools.mapped(self.corpora[name], self.queries_of(name), self.rules[name], folder)
             self.pools[name].load_state(own)
-            if self.settings.distil:
-                self._map_targets(name)
 
 
 def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):

@@ -114,6 +114,7 @@ def main():
                 interrupts.doing = "mining hard negatives"
                 log.say(f"{interrupts.doing} ...")
                 stage.mine(model.eval(), mesh)
+            stage.teach(mesh)
         if name == "supervised" and mesh.rank == 0:
             mining.tidy(stage.mined)
         model.train()

@@ -70,6 +70,7 @@ def make(tiny, tmp_path):
         shards = {str(path): shards_of(path, "supervised", config.supervised, tokenizer, tmp_path / "data")}
         stage = stages.Supervised(config, shards, {}, Mesh("cpu"))
         stage.mine(model, Mesh("cpu"))
+        stage.teach(Mesh("cpu"))
         return stage, model, tokenizer, stage.pools[str(path)]
 
     return made
@@ -198,7 +199,7 @@ def test_queries_of_which_the_teacher_says_nothing_add_nothing(make):
     stage.close()
 
 
-VECTORS = ("--weak.distil=cosine", "--weak.teacher=own_teacher:model", "--weak.min_score=-2", "--weak.texts_batch=8", "--weak.distil_weight=0.7")
+VECTORS = ("--weak.distil=cosine", "--weak.distil_teacher=own_teacher:model", "--weak.texts_batch=8", "--weak.distil_weight=0.7")
 
 
 @pytest.mark.parametrize("chunk", [0, 5])
@@ -214,6 +215,7 @@ def test_a_text_without_a_pair_is_to_be_where_the_teacher_has_it(tiny, tmp_path,
         texts[str(path)] = shards_of(path, "texts", config.weak, tokenizer, tmp_path / "data")
     assert [len(s) for s in texts.values()] == [30, 3 * 5]
     stage = stages.Weak(config, shards, texts, Mesh("cpu"))
+    stage.teach(Mesh("cpu"))
     for step in range(4):
         batch, some = stage.draw()
         bounds = some.cu_seqlens.tolist()
@@ -269,7 +271,8 @@ def test_a_run_that_distils_has_the_same_losses_on_any_mesh_and_after_a_kill(tin
         (["--supervised.distil=kl", "--supervised.teacher=own_teacher:nobody"], "supervised.teacher: cannot load 'own_teacher:nobody'"),
         (["--supervised.distil=kl", "--negatives.count=0"], "no query has hard negatives that a teacher could score"),
         (["--weak.distil=cosine"], "weak.texts is {}; expected at least one source = weight"),
-        ([*VECTORS[:1], "--weak.teacher=own_teacher:score", "--weak.min_score=-9", "--weak.texts={ TEXTS = 1 }"], "weak.teacher: own_teacher:score gives scores alone, and vectors are wanted"),
+        (["--weak.distil=cosine", "--weak.texts={ TEXTS = 1 }"], "weak.distil_teacher is ''; expected a teacher with vectors"),
+        ([*VECTORS[:1], "--weak.distil_teacher=own_teacher:score", "--weak.texts={ TEXTS = 1 }"], "weak.distil_teacher: own_teacher:score gives scores alone, and vectors are wanted"),
         ([*VECTORS, "--weak.texts={ TEXTS = 1 }", "--model.width=4", "--weak.dims=[]", "--supervised.dims=[4]"], "have 8 numbers, and the model's 4; raise model.width"),
     ],
 )  # fmt: skip

@@ -125,7 +125,7 @@ def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
     kind = built_in(source, use)
     reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
     # a new folder for anything that would change what is written in it
-    teacher = stage.teacher if use in ("weak", "texts") else ""
+    teacher = stage.teacher if use == "weak" else ""
     facts = [source, use, about.columns, teacher, paths.UNIT, paths.MOST_UNITS, paths.MOST_STRIPES]
     if not kind:
         facts += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]

@@ -2,7 +2,7 @@
 and documents(texts) that give an array [n, D].
 
 `weak.teacher` and `supervised.teacher` name one: "module:function" for your own; "sentence-transformers:FOLDER" or "cross-encoder:FOLDER" for a model
-on disk. What is kept of them are their answers (data/scores-..., negatives/...), by name: a teacher that has changed under its name is asked anew
+on disk. What is kept of them are their answers (data/scores-..., negatives/..., texts/...), by name: a teacher that has changed under its name is asked anew
 where these are deleted.
 """
 

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from conan_engine.config import Source
-from conan_engine.data import answers, encoding, field_scores, known
+from conan_engine.data import encoding, field_scores, known
 from conan_engine.data.rejects import NAME, Rejects, by_reason, judge
+from conan_engine.data.scores import Scores
 from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_json
 from conan_engine.data.sources import files, installed, paths
 from conan_engine.data.sources.bad import Bad
@@ -24,7 +25,7 @@ REPORT = "report.json"
 # What a stage trains on, and the kinds of record that can be turned into it.
 TAKES = {
     "pretrain": ("text", "instruction", "chat"), "sft": ("instruction", "chat"), "weak": ("pairs", "instruction", "chat"),
-    "supervised": ("pairs", "label", "instruction", "chat"), "sts": ("sts",), "texts": ("text", "pairs"),
+    "supervised": ("pairs", "label", "instruction", "chat"), "sts": ("sts",), "texts": ("pairs", "instruction", "text"),
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ class Job(NamedTuple):
 
     @property
     def teacher(self):
-        return self.stage.teacher if self.use in ("weak", "texts") else ""
+        return self.stage.teacher if self.use == "weak" else ""
 
     def unit(self, number):
         return self.folder / name(number)
@@ -100,9 +101,7 @@ def make(tokenizer, job, number, pieces, report):
         with ShardWriter(folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True) as writer:
             tokens, records = 0, _counted(_records(job, reader, about), rejects, about)
             if job.use == "weak":
-                records = _kept(records, job, about, answers.Scores(job, number) if job.teacher else None)
-            elif job.use == "texts":
-                records = (record for record, _ in answers.Vectors(job, number)(records))
+                records = _kept(records, job, about, Scores(job, name(number)) if job.teacher else None)
             scores = field_scores.FieldScores(folder) if job.use == "supervised" else None
             for batch in encoding.batches(records):
                 try:
@@ -186,10 +185,15 @@ def _instruction_pairs(records, reader):
 
 
 def _texts(records):
-    """Each text of the records by itself: a pair without its other half."""
+    """Each text of the records by itself: of a pair, one and the other."""
     for record in records:
-        of_pair = (record.get("query"), *record.get("pos", ()), *record.get("neg", ()))
-        for text in filter(str.strip, [record["text"]] if "text" in record else of_pair):
+        if "text" in record:
+            texts = [record["text"]]
+        elif "output" in record:
+            texts = [encoding.join(record["instruction"], record["input"]), record["output"]]
+        else:
+            texts = [record["query"], *record["pos"], *record.get("neg", ())]
+        for text in filter(str.strip, texts):
             yield {"query": text, "pos": [""], "group": ""}
 
 
@@ -203,14 +207,13 @@ def _kept(records, job, about, scored):
 
 
 def score(device, job, number, pieces, report):
-    """The teacher's part of a unit, ahead of `make`: its answers alone."""
+    """The teacher's part of a unit, ahead of `make`: its scores alone."""
     if job.finished(number):
         return
     with _alone(job.scores, number):
         reader = files.Reader(pieces, job.about.columns, (lambda *what: None) if job.max_bad_share is not None else None)
         records = _records(job, reader, {"kind": ""})
-        ask = answers.Vectors if job.use == "texts" else answers.Scores
-        for done, _ in enumerate(ask(job, number, device)(records)):
+        for done, _ in enumerate(Scores(job, name(number), device)(records)):
             if done % 256 == 0:
                 report(reader.behind, 0)
 
@@ -253,9 +256,7 @@ def finish(job, count):
                 raise UserError(f"{job.source}: {judged} puts every pair below weak.min_score = {job.stage.min_score}; lower it, or give other data")
             raise files.nothing_in(job.source)
     found = Shards(job.folder)
-    if job.use == "texts":
-        answers.list_vectors(job, count)
-    elif found.kind == "pairs":
+    if found.kind == "pairs" and job.use != "texts":
         known.make(found)
     return found
 
