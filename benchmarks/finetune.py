@@ -55,7 +55,7 @@ class Bench:
         run = self.folder / "ours"
         shutil.rmtree(run, ignore_errors=True)
         peak = self.fresh_memory()
-        training.run(self.path, run, *self.settings, f"--weak.steps={steps}", data=self.folder / "start/data")
+        training.run(self.path, run, *self.settings, f"--weak.steps={steps}", share=self.folder / "start")
         peak = peak()
         seconds = [row["seconds"] for row in _lines(run / "metrics.jsonl")]
         return seconds, peak, Encoder.load(run).encode

@@ -1,11 +1,13 @@
 """Does each of the paper's ideas help? Train with and without it, on several seeds, and compare seed by seed.
 
-    python benchmarks/recipe.py [--config configs/recipe.toml] [--seeds 5] [--hours H] [--arm ARM ...] [--tasks FILE] [--out FILE.json]
+    python benchmarks/recipe.py [--config configs/recipe.toml] [--seeds 5] [--hours H] [--arm ARM ...] [--teacher FOLDER] [--tasks FILE]
+        [--out FILE.json]
 
 An arm is the config with some settings changed. The arms of a seed share what they have in common: language modelling, and the weak stage where
 only the supervised one differs. configs/recipe.toml starts from nothing, for CPUs; configs/recipe-smollm.toml from a real language model, for a
 GPU. Each arm's row goes to --out (benchmarks/results/, named as the config) as it comes; after --hours no new arm begins, and the same command
-goes on behind the rows that are there. --tasks: a file of gpu/pack.py, where the packages with the texts are not installed; --seeds 0: write the
+goes on behind the rows that are there. --teacher: a sentence-transformers model, of whose arms there are three more, with as many texts' vectors
+as pairs a step, and its scores of docstrings alone. --tasks: a file of gpu/pack.py, where the packages with the texts are not installed; --seeds 0: write the
 files of pairs that the config names, and train nothing. Ends with what the rows say so far: a .md and a .png beside --out.
 """
 
@@ -47,7 +49,7 @@ ROUNDS = [
 STAGES = {"weak": ("weak",), "supervised": ("supervised", "negatives")}  # what changes what
 
 
-def arms(config):
+def arms(config, teacher=None):
     """{arm: the settings that it changes}, by rounds."""
     no_cross_lingual = [
         f"--{table}.{source}=0"
@@ -72,11 +74,20 @@ def arms(config):
         translations, light = '--supervised.sts={"catalogues.translations" = 1}', "--supervised.beta=0.08"
         found |= {"alternating": ["--supervised.balance=alternating"], "no STS": ["--supervised.sts={}"]}
         found |= {"light STS": [light], "translations": [translations], "light translations": [translations, light]}
+    if teacher:
+        scores = [f"--supervised.teacher=sentence-transformers:{teacher}", f"--supervised.distil_temperature={config.supervised.temperature}"]
+        scores += [f"--supervised.data.{source}={{ weight = {about.weight}, distil = false }}" for source, about in config.supervised.data.items() if not english(source)]
+        vectors = ["--weak.distil=cosine", f"--weak.distil_teacher=sentence-transformers:{teacher}", "--weak.texts={ docstrings = 1 }", f"--weak.texts_batch={config.weak.batch}"]
+        found |= {"KL": ["--supervised.distil=kl", *scores], "margin MSE": ["--supervised.distil=margin_mse", "--supervised.distil_weight=20", *scores], "vectors": vectors}
     if config.init_from:
         found |= {"LLM2Vec": ["--pretrain.masked=0.2", *OPEN], "LoRA": LORA, "LoRA, open": [*LORA, *OPEN]}
     else:
         found |= {"equal weights": ["--token_weights=equal"]}
     return {arm: found[arm] for arm in sorted(found, key=round_of)}
+
+
+def english(source):
+    return "docstrings" in source and "labels" not in source
 
 
 def round_of(arm):
@@ -120,7 +131,7 @@ def train(path, leg, work, seed):
     stages = f"--stages=[{', '.join(map(repr, leg.stages))}]"
     log = leg.folder.with_suffix(".log")
     try:
-        training.run(path, leg.folder, stages, *start, f"--seed={seed}", *leg.changes, data=work / "data", log=log)
+        training.run(path, leg.folder, stages, *start, f"--seed={seed}", *leg.changes, share=work, log=log)
     except BaseException:
         print(f"{leg.folder}: the training ended early; {log}:\n" + log.read_text(encoding="utf-8").replace("\r", "\n")[-2000:])
         raise
@@ -156,14 +167,16 @@ def main():
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hours", type=float, default=float("inf"))
     parser.add_argument("--arm", action="append", metavar="ARM", help="only this one; may be given several times")
+    parser.add_argument("--teacher", type=Path, metavar="FOLDER")
     parser.add_argument("--tasks", metavar="FILE")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     path, out = arguments.config.resolve(), (arguments.out or ROOT / f"benchmarks/results/{arguments.config.stem}.json").resolve()
+    teacher = arguments.teacher and arguments.teacher.resolve()
     given, began = arguments.tasks and tasks.load(Path(arguments.tasks).resolve()), time.monotonic()
     os.chdir(ROOT)
     config = load(path)
-    changes, work = arms(config), Path(config.out_dir)
+    changes, work = arms(config, teacher), Path(config.out_dir)
     for arm in arguments.arm or ():
         if arm not in changes:
             raise errors.UserError(f"--arm: {arm!r} is none of {', '.join(changes)}")

@@ -69,6 +69,9 @@ COMPARISONS = [
     Comparison("a tenth of beta, else no STS", [("light STS", "no STS")]),
     Comparison("STS of translations, else none", [("translations", "no STS")]),
     Comparison("STS of translations by a tenth of beta, else none", [("light translations", "no STS")]),
+    Comparison("a teacher's scores by KL, else none", [("KL", ALL)]),
+    Comparison("a teacher's scores by margin MSE, else none", [("margin MSE", ALL)]),
+    Comparison("a teacher's vectors of texts, else none", [("vectors", ALL)]),
     Comparison("tokens weighted by rarity, else equal", [(ALL, "equal weights")]),
 ]  # fmt: skip
 

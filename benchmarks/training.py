@@ -11,12 +11,14 @@ from conan_engine import train
 from conan_engine.interrupts import SIGNALS
 
 
-def run(config, folder, *settings, data=None, log=None):
-    """Train `config` (a path) into `folder`, or go on there. data: a folder of shards to share; log: where its output goes. Raises what
-    train.py raises; a signal ends the caller again afterwards."""
+def run(config, folder, *settings, share=None, log=None):
+    """Train `config` (a path) into `folder`, or go on there. share: a run's folder whose shards, and a teacher's vectors, are taken and added to;
+    log: where its output goes. Raises what train.py raises; a signal ends the caller again afterwards."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if data and not Path(folder, "data").exists():
-        Path(folder, "data").symlink_to(Path(data).resolve())
+    for name in ("data", "texts") if share else ():
+        Path(share, name).mkdir(parents=True, exist_ok=True)
+        if not Path(folder, name).exists():
+            Path(folder, name).symlink_to(Path(share, name).resolve())
     handlers, argv = {number: signal.getsignal(number) for number in SIGNALS}, sys.argv
     sys.argv = ["train.py", str(config), *map(str, settings), f"--out_dir={folder}"]
     try:

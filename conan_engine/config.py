@@ -75,6 +75,7 @@ class Source:
     columns: dict[str, str | list[str]] = field(default_factory=dict)  # our key -> the file's, where it is not ours: query = "title"
     in_batch_negatives: bool = True  # false: its queries are told apart from their own hard negatives only (supervised)
     hard_negatives: int = -1  # in use a query; -1: negatives.count (supervised)
+    distil: bool = True  # false: what a teacher says of its queries does not count, as of a language that the teacher does not know (supervised)
 
     def count(self, negatives):
         """Hard negatives in use a query; negatives: the config's Negatives."""
@@ -335,7 +336,7 @@ def _source(about, where):
         raise UserError(f"{where}: the weight is {weight!r}; expected a table of source = weight, weights above 0, or 0 to leave a source out")
     source = Source(float(weight), columns)
     for key, value in about.items():
-        if key not in ("in_batch_negatives", "hard_negatives"):
+        if key not in ("in_batch_negatives", "hard_negatives", "distil"):
             near = difflib.get_close_matches(key, [*vars(source), *COLUMNS], n=1, cutoff=0)
             raise UserError(f"{where}: unknown key {key!r}; the nearest is {near[0]!r}")
         expected = type(getattr(source, key))
@@ -473,8 +474,8 @@ def _check(config, where):
     require(weak.distil or not weak.distil_teacher, "weak.distil_teacher", weak.distil_teacher, "none, since weak.distil asks for no vectors")
     require(supervised.distil or not supervised.teacher, "supervised.teacher", supervised.teacher, "none, since supervised.distil asks for no scores")
     if supervised.distil and "supervised" in config.stages:
-        counts = [about.count(config.negatives) for about in supervised.data.values()]
-        require(any(counts), "supervised.distil", supervised.distil, "nothing: no query has hard negatives that a teacher could score")
+        counts = [about.count(config.negatives) for about in supervised.data.values() if about.distil]
+        require(any(counts), "supervised.distil", supervised.distil, "nothing: no source has hard negatives that a teacher could score")
     if "supervised" in config.stages:
         require(config.negatives.pool >= config.negatives.count, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
         require(config.negatives.dim <= model.width, "negatives.dim", config.negatives.dim, f"from 1 to model.width = {model.width}, or 0 for all")

@@ -279,9 +279,10 @@ class Supervised(Contrastive):
 
     def teach(self, mesh):
         tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
-        for name, pools in self.pools.items() if self.settings.distil else ():
-            pools.targets = distilling.Targets(pools, self.settings.teacher, tokenizer, name, mesh).make()
-        if self.settings.distil and not self.settings.teacher and all(np.isnan(pools.targets[:, 0]).all() for pools in self.pools.values()):
+        taught = [name for name in self.pools if self.settings.distil and self.settings.data[name].distil]
+        for name in taught:
+            self.pools[name].targets = distilling.Targets(self.pools[name], self.settings.teacher, tokenizer, name, mesh).make()
+        if self.settings.distil and not self.settings.teacher and all(np.isnan(self.pools[name].targets[:, 0]).all() for name in taught):
             raise UserError("supervised.distil: no record brings scores (pos_scores, neg_scores), and supervised.teacher names nobody to give them; set it, or leave distil out")
 
     def queries_of(self, name):
@@ -301,7 +302,7 @@ class Supervised(Contrastive):
         count = self.rules[batch.source].count
         # The negatives are drawn here, not ahead of time: the step before may have replaced them.
         hard_record, hard_field, hard_group = pools.draw(batch.records) if pools else np.empty((3, 0), np.int64)
-        targets = torch.from_numpy(pools.targets_of(batch.records)) if pools and self.settings.distil else None
+        targets = torch.from_numpy(pools.targets_of(batch.records)) if pools and pools.targets is not None else None
         tokens, cu_seqlens = self.shards[batch.source].gather(hard_record, hard_field, self.settings.max_tokens)
         hard = Packed(torch.from_numpy(tokens).to(device), torch.from_numpy(cu_seqlens).to(device))
         groups = batch.groups.to(device)

@@ -269,7 +269,7 @@ def test_a_run_that_distils_has_the_same_losses_on_any_mesh_and_after_a_kill(tin
         (["--supervised.distil=cosine"], "expected '' or 'kl' or 'margin_mse'"),
         (["--supervised.teacher=own_teacher:score"], "supervised.teacher is 'own_teacher:score'; expected none, since supervised.distil asks for no scores"),
         (["--supervised.distil=kl", "--supervised.teacher=own_teacher:nobody"], "supervised.teacher: cannot load 'own_teacher:nobody'"),
-        (["--supervised.distil=kl", "--negatives.count=0"], "no query has hard negatives that a teacher could score"),
+        (["--supervised.distil=kl", "--negatives.count=0"], "no source has hard negatives that a teacher could score"),
         (["--weak.distil=cosine"], "weak.texts is {}; expected at least one source = weight"),
         (["--weak.distil=cosine", "--weak.texts={ TEXTS = 1 }"], "weak.distil_teacher is ''; expected a teacher with vectors"),
         ([*VECTORS[:1], "--weak.distil_teacher=own_teacher:score", "--weak.texts={ TEXTS = 1 }"], "weak.distil_teacher: own_teacher:score gives scores alone, and vectors are wanted"),

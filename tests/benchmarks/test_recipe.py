@@ -37,7 +37,7 @@ def rows_of(arms, seeds):
 def test_an_arm_is_the_recipe_with_something_changed(config):
     path, settings = config
     whole = load(path, settings)
-    for arm, changes in recipe.arms(whole).items():
+    for arm, changes in recipe.arms(whole, "teacher").items():
         changed = load(path, [*settings, *changes])
         assert (changed == whole) == (arm == recipe_report.ALL)
         assert changed.weak.data and changed.supervised.data
@@ -49,7 +49,7 @@ def test_an_arm_is_the_recipe_with_something_changed(config):
 
 
 def test_comparisons_are_of_arms_that_there_are_and_use_every_arm():
-    arms = {arm for config in CONFIGS for arm in recipe.arms(Config(init_from="x" * ("smollm" in config.stem), **PARTS))}
+    arms = {arm for config in CONFIGS for arm in recipe.arms(Config(init_from="x" * ("smollm" in config.stem), **PARTS), "teacher")}
     rows = rows_of(arms, [1])
     compared = {arm for one in recipe_report.comparisons(rows) for pair in one.pairs for arm in pair}
     assert compared == arms and set(itertools.chain(*recipe.ROUNDS)) <= arms
