@@ -104,7 +104,7 @@ def test_a_verdict(found, papers, said):
 def test_it_goes_on_behind_the_rows_that_are_there(tmp_path, monkeypatch):
     trained, out = [], tmp_path / "recipe.json"
 
-    def run(config, folder, *settings, data, log):
+    def run(config, folder, *settings, share, log):
         log.parent.mkdir(parents=True, exist_ok=True)
         log.write_text("step 1")
         folder.mkdir(exist_ok=True)
