@@ -48,6 +48,11 @@ check-gguf: .venv/ready
 	$(BIN)/pip install -q -c constraints.txt llama-cpp-python
 	$(BIN)/pytest tests/export/test_gguf.py tests/data/test_gguf_tokenizer.py
 
+# What a run shows in each package that log_to can name, which are installed first.
+check-loggers: .venv/ready
+	$(BIN)/pip install -q tensorboard wandb mlflow-skinny trackio
+	$(BIN)/pytest tests/test_follow.py
+
 # Every kernel and architecture with every Triton that the README promises: hours the first time, then what is cached.
 matrix: .venv/ready
 	$(BIN)/python tests/kernels/matrix.py
@@ -68,4 +73,4 @@ sanitize: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo base smollm texts test test-all check-gguf matrix sanitize clean
+.PHONY: demo base smollm texts test test-all check-gguf check-loggers matrix sanitize clean

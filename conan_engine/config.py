@@ -17,6 +17,7 @@ from conan_engine.errors import UserError
 
 STAGES = ("pretrain", "sft", "weak", "supervised")
 TABLES = ("data", "sts", "texts")  # of sources, in a stage
+LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # of validation
 
 
@@ -184,6 +185,7 @@ class Validation:
 class Config:
     out_dir: str = "runs/demo"  # the run: checkpoints, shards, metrics
     stages: list[str] = field(default_factory=lambda: list(STAGES))
+    log_to: list[str] = field(default_factory=lambda: ["tensorboard"])  # who else shows the run, of those installed: "tensorboard", "wandb", "mlflow", "trackio" (follow.py)
     init_from: str = ""  # a run whose newest weights to start from, a folder of transformers or a .gguf file; it brings [model] and tokenizer. Empty: random weights
     init_layers: str | list[int] = ""  # of init_from: "first:8", or a list of layers, counted from 0, in the order in which they are to stand. Empty: all
     token_vectors: str = "spelling"  # ours: how a new token table starts: tokens spelled alike are alike; or "random"
@@ -438,6 +440,7 @@ def _check(config, where):
     lora, matrices = config.lora, Lora().targets
     require(lora.targets and set(lora.targets) <= set(matrices), "lora.targets", lora.targets, f"some of {', '.join(matrices)}")
     require(not lora.rank or config.init_from, "lora.rank", lora.rank, "0 without init_from: there are no weights to adapt")
+    require(set(config.log_to) <= set(LOGGERS), "log_to", config.log_to, f"some of {', '.join(LOGGERS)}")
     one_of("device", config.device, "auto", "cpu", "cuda")
     one_of("token_vectors", config.token_vectors, "spelling", "random")
     one_of("token_weights", config.token_weights, "rarity", "equal")

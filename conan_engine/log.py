@@ -1,4 +1,4 @@
-"""What a person watches: metrics.jsonl, one progress bar a stage, TensorBoard where installed, and loss.png."""
+"""What a person watches: metrics.jsonl, one progress bar a stage, loss.png, and what follow.py shows elsewhere."""
 
 import contextlib
 import json
@@ -7,8 +7,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conan_engine.config import METRICS
-
+from conan_engine.config import METRICS, Config
+from conan_engine.follow import Followers
 
 VALIDATED = [f"validation/{metric}" for metric in METRICS]  # what of it the person is shown, the loss first
 
@@ -17,14 +17,7 @@ class Log:
     """Rank 0 writes; on the others every method does nothing."""
 
     def __init__(self, run, first):
-        self.path, self.active, self.board = Path(run, "metrics.jsonl"), first, None
-        if first:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.board = SummaryWriter(Path(run, "tensorboard"))
-            except ImportError:
-                pass  # an extra: the JSON lines hold the same numbers
+        self.path, self.active, self.followers = Path(run, "metrics.jsonl"), first, None
 
     def resume(self, stages_before, stage, step):
         """Forget the lines that a killed run wrote after its last checkpoint: those steps are done again."""
@@ -44,17 +37,20 @@ class Log:
         os.replace(partial, self.path)
         self.file = open(self.path, "a", buffering=1)
 
+    def follow(self, names):
+        """Show it elsewhere from now on, by these names; config.json is written."""
+        if self.active:
+            self.followers = Followers(self.path.parent, names, names == Config().log_to, self.say)
+
     @contextlib.contextmanager
-    def stage(self, name, steps, done, earlier):
-        """A bar for one stage; `earlier` steps of other stages came before it."""
-        self.name, self.earlier = name, earlier
+    def stage(self, name, steps, done):
+        """A bar for one stage."""
+        self.name = name
         self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, disable=not self.active)
         try:
             yield
         finally:
             self.bar.close()  # an error's line then stands on a line of its own
-            if self.board:
-                self.board.flush()
 
     def step(self, step, row, best=False):
         """row: name -> number or string, for one step. best: whether its validation is."""
@@ -67,15 +63,20 @@ class Log:
         if validated:
             numbers = ", ".join(f"{key.removeprefix('validation/')} {value:.4f}" for key, value in validated.items())
             self.say(f"{self.name} step {step + 1}: validation {numbers}{', the best so far' if best else ''}")
-        if self.board:
-            for name, value in row.items():
-                if not isinstance(value, str):
-                    self.board.add_scalar(f"{self.name}/{name}", value, self.earlier + step)
+        if self.followers:
+            self.followers.look()
 
     def say(self, text):
         """One line to the person, without tearing the bar."""
         if self.active:
             tqdm.write(text)
+
+    def close(self):
+        """All is written."""
+        if self.active:
+            self.file.close()
+            if self.followers:
+                self.followers.close()
 
     def draw(self):
         """loss.png: every stage's loss by step, one panel a stage, and what validation found."""

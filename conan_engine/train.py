@@ -92,6 +92,7 @@ def main():
         partial = run / "config.partial"
         partial.write_text(json.dumps(dataclasses.asdict(config), indent=1))
         partial.replace(run / "config.json")
+    log.follow(config.log_to)
 
     # ---- the stages, each from the weights of the one before
     saver = Saver(config, tokenizer, fingerprints, mesh, base, began - (found[1].get("seconds", 0) if found else 0), products)
@@ -118,9 +119,8 @@ def main():
         if name == "supervised" and mesh.rank == 0:
             mining.tidy(stage.mined)
         model.train()
-        earlier = sum(getattr(config, before).steps for before in config.stages[: config.stages.index(name)])
 
-        with contextlib.closing(stage), log.stage(name, settings.steps, first_step, earlier), interrupts.later():
+        with contextlib.closing(stage), log.stage(name, settings.steps, first_step), interrupts.later():
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
                 batch = stage.draw()
@@ -169,6 +169,7 @@ def main():
     log.draw()
     interrupts.ignore()
     saver.close()
+    log.close()
     log.say(f"done: {run}/checkpoints, {run}/metrics.jsonl, {run}/loss.png")
     mesh.close()
     if held:
