@@ -19,6 +19,43 @@ _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_t
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
+class Waiting:
+    """How long a step's work on this rank's device stands still until what ranks send has come. Counts between `begin` and `end`."""
+
+    def __init__(self):
+        self.spans = None
+
+    def begin(self):
+        self.spans = []
+
+    def end(self):
+        """Milliseconds since begin; the device has done what it was given."""
+        spans, self.spans = self.spans, None
+        return sum(1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end) for start, end in spans)
+
+    @contextlib.contextmanager
+    def on(self, device):
+        spans = self.spans
+        if spans is None:
+            yield
+            return
+        start = _now(device)
+        yield
+        spans.append((start, _now(device)))
+
+
+def _now(device):
+    """A time, or an event that the device will come to."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+waiting = Waiting()
+
+
 class Group:
     """Ranks that share something: this one is number `rank` of `world`, on `device`. Every collective is the identity when world
     is 1; what is not said to have a gradient has none. handle: torch's, None for all ranks."""
@@ -29,13 +66,15 @@ class Group:
     def sum(self, tensor):
         """The sum over ranks, in place."""
         if self.world > 1:
-            dist.all_reduce(tensor, group=self._handle)
+            with waiting.on(self.device):
+                dist.all_reduce(tensor, group=self._handle)
         return tensor
 
     def max(self, tensor):
         """The largest over ranks, element by element; in place."""
         if self.world > 1:
-            dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._handle)
+            with waiting.on(self.device):
+                dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._handle)
         return tensor
 
     def counts(self, n):
@@ -50,7 +89,8 @@ class Group:
             most = max(counts)
             return torch.cat([rows[:n] for rows, n in zip(self.gather(_filled(tensor, most)).split(most), counts)]) if most else tensor
         out = tensor.new_empty(self.world * len(tensor), *tensor.shape[1:])
-        _all_gather(out, tensor.contiguous(), group=self._handle)
+        with waiting.on(self.device):
+            _all_gather(out, tensor.contiguous(), group=self._handle)
         return out
 
     def reduce_scatter(self, tensor):
@@ -58,7 +98,8 @@ class Group:
         if self.world == 1:
             return tensor
         out = tensor.new_empty(len(tensor) // self.world, *tensor.shape[1:])
-        _reduce_scatter(out, tensor.contiguous(), group=self._handle)
+        with waiting.on(self.device):
+            _reduce_scatter(out, tensor.contiguous(), group=self._handle)
         return out
 
     def gather_with_gradient(self, tensor, counts):

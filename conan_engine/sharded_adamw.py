@@ -11,6 +11,7 @@ A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), a
 
 import torch
 
+from conan_engine.parallel import waiting
 from conan_kernels import pointwise
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls them
@@ -67,7 +68,8 @@ class Bucket:
     def wait(self):
         """Until what was begun is done."""
         if self.pending:
-            self.pending.wait()
+            with waiting.on(self.group.device):
+                self.pending.wait()
             self.pending = None
 
 

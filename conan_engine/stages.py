@@ -1,7 +1,8 @@
 """What the four stages do: which data comes in, which mask, which loss goes out.
 
 Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds the
-gradients of the global mean loss, calls before_last() before the last backward of the weights, and returns what to log;
+gradients of the global mean loss, calls before_last() before the last backward of the weights, and returns what to log, and how much
+there was (`sizes`);
 `attention(step)`, the soft mask's alpha and kind; `teach(mesh)`, before the first step; `state` / `load_state`, which say where its data stands; `loaders`, to close.
 """
 
@@ -137,7 +138,7 @@ class LanguageModelling(Stage):
                 before_last()
             (summed / counted).backward()
             loss, start = loss + summed.detach(), start + len(part.tokens)
-        return {"loss": (self.group.sum(loss) / counted).item(), "source": batch.source, "tokens": tokens_of(sequences, self.group)}
+        return {"loss": (self.group.sum(loss) / counted).item(), "source": batch.source, **sizes(sequences, self.group, alpha > 0, counted)}
 
 
 def chosen(sequences, share, seed):
@@ -224,7 +225,7 @@ class Weak(Contrastive):
             "accuracy": self.group.sum(accuracy).item(),
             "alpha": alpha,
             "source": batch.source,
-            "tokens": tokens_of(sequences, self.group),
+            **sizes(sequences, self.group, alpha > 0),
         }
 
 
@@ -344,7 +345,7 @@ class Supervised(Contrastive):
             "accuracy": self.group.sum(accuracy).item(),
             "replaced": sum(p.replaced for p in self.pools.values()),
             "source": batch.source,
-            "tokens": tokens_of(everything, self.group),
+            **sizes(everything, self.group, both_ways=True),
         }
 
     def state(self):
@@ -390,5 +391,9 @@ def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):
     return loss.detach(), *rest
 
 
-def tokens_of(packed, group):
-    return int(group.sum(torch.tensor(len(packed.tokens), device=group.device)))
+def sizes(packed, group, both_ways, learnt=0):
+    """Over all ranks' sequences: tokens, pairs of tokens of which one sees the other (each the other: both_ways), tokens whose successor is
+    learnt."""
+    lengths = packed.cu_seqlens.diff().long()
+    tokens, squares = group.sum(torch.stack((lengths.sum(), lengths.square().sum()))).tolist()
+    return {"tokens": tokens, "pairs": squares if both_ways else (squares + tokens) // 2, "learnt": int(learnt)}

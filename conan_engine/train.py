@@ -27,12 +27,13 @@ from conan_engine.errors import UserError
 from conan_engine.interrupts import Interrupts
 from conan_engine.log import Log
 from conan_engine.model import Transformer, count_parameters, memory_per_device
-from conan_engine.parallel import Mesh
+from conan_engine.parallel import Mesh, waiting
 from conan_engine.prepare import prepare_data
 from conan_engine.saving import Saver
 from conan_engine.sharded_adamw import ShardedAdamW
 from conan_engine.stages import LanguageModelling, Supervised, Weak
 from conan_engine.validation import Validation
+from conan_engine.work import Work
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
 
@@ -105,6 +106,7 @@ def main():
         with interrupts.later():  # the first one imports half of torch, some of it from C++, which an exception would abort
             optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
         stage = make_stage(name, config, shards, mesh.data)
+        work = Work(model, mesh)
         validation = Validation(name, config, held_out[name], mesh) if held_out.get(name) else None
         counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
         with mesh.together():
@@ -123,6 +125,7 @@ def main():
         with contextlib.closing(stage), log.stage(name, settings.steps, first_step), interrupts.later():
             for step in range(first_step, settings.steps):
                 started = time.perf_counter()
+                waiting.begin()
                 batch = stage.draw()
                 waited = time.perf_counter() - started
                 row = stage.backward(model, batch, step, optimizer.send_next)
@@ -144,6 +147,10 @@ def main():
                     row["skipped_records"] = stage.skipped_records()
                 seconds = time.perf_counter() - started
                 row |= {"lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds, "waited": waited, "tokens_per_s": row["tokens"] / seconds}
+                row |= work.rate(row, seconds)
+                del row["pairs"], row["learnt"]
+                if mesh.world > 1:
+                    row["sent_ms"] = waiting.end()
                 hopeless = counters["skipped_in_a_row"] == config.max_skips
                 stopping = mesh.any(interrupts.asked is not None)
                 best = False

@@ -145,7 +145,7 @@ def one_line(result, *said):
 
 def untimed(run):
     """A run's lines of metrics.jsonl, without what depends on how fast it was."""
-    times = ("seconds", "waited", "tokens_per_s", "validation/seconds")
+    times = ("seconds", "waited", "tokens_per_s", "sent_ms", "validation/seconds")
     return [{key: value for key, value in row.items() if key not in times} for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
 
 

@@ -1,0 +1,40 @@
+"""How fast a step computes, beside what its device can do."""
+
+import torch
+
+# Dense bfloat16 products, TFLOP/s, as their maker says; by what stands in the device's name, the first that fits.
+PEAKS = {
+    "B200": 2250, "B100": 1750, "H100 PCIe": 756, "H100 NVL": 835, "H20-": 148, "H200": 989, "H100": 989, "H800": 989, "GH200": 989,
+    "A100": 312, "A800": 312, "A30": 165, "A40": 150, "A10G": 70, "A10": 125, "L40S": 362, "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+
+
+def peak(device):
+    """TFLOP/s of a torch.device, or None where nobody has told."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    return next((peak for part, peak in PEAKS.items() if part in name), None)
+
+
+class Work:
+    """The FLOP of a stage's steps: of a token 2 for each weight of the blocks forward, 2 to go back through it and 2 for its gradient, if it is
+    trained; of one whose successor is learnt, 6 for each weight of the LM head; of a pair of tokens that see each other, 12 D in each head of each
+    layer. What is computed twice (gradient caching, recompute) counts once."""
+
+    def __init__(self, model, mesh):
+        config, shared = model.config, model.tensor.group.world
+        matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
+        self.of_token = shared * sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
+        self.of_learnt = 6 * shared * model.embedding.numel()
+        self.of_pair = 12 * config.head * config.heads * config.layers
+        self.devices, self.peak = mesh.world, peak(mesh.device) if model.in_bfloat16() else None
+
+    def flop(self, sizes):
+        """sizes: what stages.sizes says of a step."""
+        return self.of_token * sizes["tokens"] + self.of_learnt * sizes["learnt"] + self.of_pair * sizes["pairs"]
+
+    def rate(self, sizes, seconds):
+        """{"tflops": TFLOP/s of a device, "mfu": their share of its peak}; {} where that is not known."""
+        if not self.peak:
+            return {}
+        tflops = self.flop(sizes) / seconds / self.devices / 1e12
+        return {"tflops": tflops, "mfu": tflops / self.peak}
