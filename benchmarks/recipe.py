@@ -43,7 +43,7 @@ FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, Fal
 ROUNDS = [
     [recipe_report.ALL, "CLR + DHNM", "LLM2Vec", "causal"],
     ["SM + CLR", "no hard negatives", "random negatives", "quantiles", "alternating", "no STS", "light STS", "translations", "light translations"],
-    ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM", "margin"],
+    ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM", "margin", "symmetric", "symmetric, same side", "same side"],
     ["row", "uniform", "accelerating", "decelerating"],
 ]
 STAGES = {"weak": ("weak",), "supervised": ("supervised", "negatives")}  # what changes what
@@ -67,6 +67,9 @@ def arms(config, teacher=None):
         "no Matryoshka": [f"--weak.dims=[{whole}]", f"--supervised.dims=[{whole}]"],
         "no hard negatives": ["--negatives.count=0"],
         "random negatives": ["--negatives.index=random", *NO_DHNM],
+        "symmetric": ["--weak.symmetric=true", "--supervised.symmetric=true"],
+        "same side": ["--weak.same_side=true", "--supervised.same_side=true"],
+        "symmetric, same side": [f"--{stage}.{key}=true" for stage in ("weak", "supervised") for key in ("symmetric", "same_side")],
         "margin": ["--weak.margin=0.1", "--supervised.margin=0.1"],
         "quantiles": ["--negatives.bounds=quantile", "--negatives.low=0.1"],
     }

@@ -124,6 +124,8 @@ class Weak(Stage):
     dims: list[int] = field(default_factory=list)  # ours: Matryoshka from this stage on; none: the whole vector alone, as in the paper
     margin: float = within("[-2, 2]", 2.0)  # ours: a document whose cosine is above the positive's by more than this is no negative (Qwen3-Embedding, GISTEmbed); 2: each is one
     margin_strategy: str = "absolute"  # that is a cosine, or "relative", a share of the positive's
+    symmetric: bool = False  # ours: a document also finds its query, the mean of both ways
+    same_side: bool = False  # ours: other queries are negatives of a query, too, and with symmetric other documents of a document (GTE, arXiv 2308.03281)
     teacher: str = ""  # who scores pairs: "module:function", "sentence-transformers:FOLDER", "cross-encoder:FOLDER"; empty: the data's own "score" column
     min_score: float = within("[-1e9, 1e9]", 0.4)  # pairs that the teacher scores below this are dropped
     distil: str = ""  # ours: "cosine", a teacher's vectors are targets of `texts`: of each of the model's vectors, as many numbers as the teacher's have
@@ -140,6 +142,8 @@ class Supervised(Stage):
     dims: list[int] = field(default_factory=lambda: [256, 512, 1024, 1536, 2048, 3072, 3584])  # Matryoshka
     margin: float = within("[-2, 2]", 2.0)  # as weak.margin; hard negatives, too
     margin_strategy: str = "absolute"
+    symmetric: bool = False  # as weak.symmetric, and weak.same_side
+    same_side: bool = False
     sts: dict[str, Source] = field(default_factory=dict)  # sources of scored sentence pairs
     sts_batch: int = within("[1, 2**31)", 32)
     sts_temperature: float = within("[1e-3, 100]", 0.05)  # the usual CoSENT scale of 20

@@ -14,26 +14,56 @@ def margin_of(settings):
     return conan_kernels.Margin(settings.margin) if settings.margin < 2 else None
 
 
-def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None, known=None, margin=None):
+def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None, known=None, margin=None, symmetric=False, same_side=False):
     """InfoNCE over the whole global batch, with the documents of every rank as in-batch negatives.
 
     queries [n, E] and documents [m, E] are this rank's; the positive of queries[i] is documents[i]. query_group [n] and
     document_group [m], int64: a document of a query's own group never counts as its negative, nor one of a group that `known`
     (a conan_kernels.Known of this rank's queries) names, nor, with a margin (a
-    conan_kernels.Margin), one that is nearer than the positive by more than that. Returns this rank's summands (loss, accuracy) of the means over all queries;
+    conan_kernels.Margin), one that is nearer than the positive by more than that. symmetric: each positive also finds its query, the mean of both
+    ways; negatives of a document are the queries whose it is. same_side: the other queries are negatives of a query, too, and, with symmetric, the
+    other documents of a document; a query counts as its positive, and what is right for a query is no negative of its positive (arXiv 2308.03281
+    has all four in one sum; here they are two to two). Returns this rank's summands (loss, accuracy) of the means over all queries;
     the sum of every rank's gradients is the gradient of the mean.
     """
-    counts = group.counts(len(documents))
-    documents = group.gather_with_gradient(documents, counts)
-    document_group = group.gather(document_group, counts)
-    target = torch.arange(len(queries), device=queries.device) + sum(counts[: group.rank])
+    counts, dims = group.counts(len(documents)), dims or [queries.shape[1]]
+    everyones, groups = group.gather_with_gradient(documents, counts), group.gather(document_group, counts)
+    candidates, of_candidates, beside = everyones, groups, None
+    target = torch.arange(len(documents), device=queries.device) + sum(counts[: group.rank])
+    if same_side:
+        of_queries = group.counts(len(queries))
+        candidates = torch.cat((candidates, group.gather_with_gradient(queries, of_queries)))
+        of_candidates = torch.cat((groups, group.gather(query_group, of_queries)))
+        if symmetric:
+            rest = (0, len(documents) - len(queries))
+            of_positives = known and conan_kernels.Known(*(torch.nn.functional.pad(x, rest) for x in known[:2]), known.ids)
+            beside = NOTHING + 0.0 * everyones.sum().expand(len(dims), len(everyones))
+            if len(documents):
+                beside = conan_kernels.log_sum_exp_of_documents(documents, everyones, target, temperature, dims, document_group, groups, of_positives)
+            beside = _over_ranks(beside, group)
+
+    def combine(columns):
+        columns = _over_ranks(columns[:, : len(everyones)], group)
+        return columns if beside is None else torch.logaddexp(columns, beside)
 
     def of_mine():
         return conan_kernels.info_nce(
-            queries, documents, target, temperature, dims=dims, query_group=query_group, document_group=document_group, known=known, margin=margin
-        )
+            queries, candidates, target[: len(queries)], temperature, dims=dims, query_group=query_group, document_group=of_candidates, known=known,
+            margin=margin, symmetric=symmetric, combine=combine,
+        )  # fmt: skip
 
-    return _summands(of_mine, queries, documents, group)
+    def of_nothing():
+        return combine(NOTHING + 0.0 * candidates.sum().expand(len(dims), len(candidates))).sum() if symmetric else candidates.sum()
+
+    return _summands(of_mine, queries, group, of_nothing)
+
+
+NOTHING = -1e20  # log of it
+
+
+def _over_ranks(columns, group):
+    """Log-sum-exps [k, M] over this rank's queries -> over all ranks'."""
+    return group.gather_with_gradient(columns[None], [1] * group.world).logsumexp(0)
 
 
 def info_nce_of_own(queries, documents, hard, temperature, group, dims=None, margin=None):
@@ -45,14 +75,15 @@ def info_nce_of_own(queries, documents, hard, temperature, group, dims=None, mar
     def of_mine():
         return conan_kernels.info_nce(queries, documents, target, temperature, dims=dims, hard=hard, query_group=nobody, document_group=nobody, margin=margin)
 
-    return _summands(of_mine, queries, documents, group)
+    return _summands(of_mine, queries, group, documents.sum)
 
 
-def _summands(of_mine, queries, documents, group):
-    """Of the mean loss and accuracy over all ranks' queries, what this rank's give; of_mine(): their own mean."""
+def _summands(of_mine, queries, group, of_nothing):
+    """Of the mean loss and accuracy over all ranks' queries, what this rank's give. of_mine(): their own mean; of_nothing(): a number that takes
+    part in the same collectives, forward and backward."""
     everyone = sum(group.counts(len(queries)))
-    if not len(queries):  # a mean of nothing; yet the others wait for this rank in the documents' backward
-        return 0.0 * (queries.sum() + documents.sum()), torch.zeros((), device=queries.device)
+    if not len(queries):  # a mean of nothing; yet the others wait for this rank
+        return 0.0 * (queries.sum() + of_nothing()), torch.zeros((), device=queries.device)
     result, share = of_mine(), len(queries) / everyone
     return result.loss * share, result.accuracy * share
 

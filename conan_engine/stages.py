@@ -211,7 +211,7 @@ class Weak(Contrastive):
 
         def loss_of(embeddings):
             pairs, alone = embeddings.split((2 * len(groups), len(embeddings) - 2 * len(groups)))
-            loss, accuracy = losses.info_nce(*pairs.chunk(2), groups, groups, settings.temperature, self.group, settings.dims or None, known, losses.margin_of(settings))
+            loss, accuracy = losses.info_nce(*pairs.chunk(2), groups, groups, settings.temperature, self.group, settings.dims or None, known, losses.margin_of(settings), settings.symmetric, settings.same_side)
             if not texts:
                 return loss, accuracy
             targets = torch.from_numpy(self.targets[texts.source].of(texts.records)).to(alone.device)
@@ -318,7 +318,7 @@ class Supervised(Contrastive):
             queries, documents, pairs = embeddings.split((n, len(document_group), len(embeddings) - n - len(document_group)))
             hard = documents[n:].view(n, count, documents.shape[1])
             if in_batch:
-                loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known, margin)
+                loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known, margin, settings.symmetric, settings.same_side)
             else:
                 loss, accuracy = losses.info_nce_of_own(queries, documents[:n], hard, settings.temperature, self.group, dims, margin)
             hard = F.cosine_similarity(queries[:, None], hard, dim=-1)  # [n, K]

@@ -50,7 +50,7 @@ SIMILARITIES = {  # InfoNCE's forward_tile, weight_tile: (BM, BN, PIECES), PIECE
     100: ((128, 64, 4), (128, 32, 1)),
     120: ((128, 128, 4), (128, 64, 2)),
 }
-WITH_KNOWN = {  # the same for batches with queries of several positives, whose mask takes more registers
+SIMILARITIES_OF_MORE = {  # the same for batches with queries of several positives, and for both ways, which take more registers
     80: ((128, 64, 4), (128, 64, 4)),
     90: ((128, 128, 4), (128, 64, 4)),
     100: ((128, 64, 4), (128, 32, 1)),
@@ -110,13 +110,13 @@ def attention_tiles(dtype, D, arch):
     return [{"W": _from(PADDED, arch).get(D, D)} | dict(zip(LAUNCH, size)) for size in sizes]
 
 
-def similarity_tiles(dtype, arch, known=False):
-    """(forward_tile, weight_tile): InfoNCE's launch options; `known`: with known_ids."""
+def similarity_tiles(dtype, arch, more=False):
+    """(forward_tile, weight_tile): InfoNCE's launch options; `more`: with known_ids, or both ways."""
     if dtype == torch.float32:  # three tf32 products, as exact as fp32 to its last bits
         small = {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "PIECES": 8, "num_warps": 4, "num_stages": 3}
         return small, small
     common = {"PRECISION": "ieee", "BE": 64, "num_warps": 8, "num_stages": 3}
-    return [common | dict(zip(("BM", "BN", "PIECES"), size)) for size in _from(WITH_KNOWN if known else SIMILARITIES, arch)]
+    return [common | dict(zip(("BM", "BN", "PIECES"), size)) for size in _from(SIMILARITIES_OF_MORE if more else SIMILARITIES, arch)]
 
 
 def product_options(dtype, arch):

@@ -37,8 +37,9 @@ class InfoNCE(NamedTuple):
 
 
 def info_nce(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None
-):
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None,
+    symmetric=False, combine=None,
+):  # fmt: skip
     """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147) in one pass.
 
         loss_d = mean_i( logsumexp_j(s_ij / T) - s_i,target(i) / T ),   s = cosine of the first d columns
@@ -52,6 +53,13 @@ def info_nce(
     dim's similarities, documents and hard negatives above it are left out. The positive itself never is. known: a `Known`,
     for queries with several positives: documents of these groups are no negatives for the query either.
 
+    symmetric: a document also finds its query among the queries, by the same similarities:
+
+        loss_d = mean_i( that above + logsumexp_j(s_j,target(i) / T) - s_i,target(i) / T ) / 2
+
+    over query i itself and every query for which its document is a negative. combine: where other ranks have other queries, what makes of this
+    rank's log-sum-exps of those, fp32 [len(dims), M], that of all ranks', differentiably.
+
     Memory is O((N + M) * E + I). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so short,
     below 1e-22, that its square is zero in fp32) has similarity 0 with everything there, and no gradient. Gradients go to
     queries, documents, hard and temperature; there is no double backward. The same inputs give the same bits.
@@ -64,14 +72,38 @@ def info_nce(
     if not isinstance(margin, Margin):
         margin = Margin(float("inf") if margin is None else margin)
     _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known)
-    if not isinstance(temperature, Tensor):
-        temperature = torch.full((), temperature, dtype=torch.float32, device=queries.device)
-    if queries.is_cuda:
-        architecture(queries.device)  # says in one line what is missing, before anything is imported or launched
-        from conan_kernels.info_nce_triton import fused_info_nce as form  # here, because a CPU machine has no Triton
-    else:
-        form = chunked_info_nce
-    return InfoNCE(*form(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin))
+    temperature = _scalar(temperature, queries.device)
+    found = _form(queries)(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric)
+    if not symmetric:
+        return InfoNCE(*found)
+    loss, loss_per_dim, *rest, positive, columns = found  # positive [k, N], of z; columns [k, M]: log-sum-exps over the queries but the positives'
+    others = combine(columns) if combine else columns
+    of_documents = torch.nn.functional.softplus(others[:, target] - positive).mean(1)
+    loss = (loss + (of_documents * of_documents.new_tensor(weights)).sum()) / 2
+    return InfoNCE(loss, (loss_per_dim + of_documents.detach()) / 2, *rest)
+
+
+def log_sum_exp_of_documents(queries, documents, target, temperature, dims, query_group, document_group, known=None):
+    """Over the queries, log-sum-exp of each document's s / T, as `info_nce` knows these, a query's own group, groups that it knows, and target[i]
+    left out: fp32 [len(dims), M], -1e20 where nothing is left. Arguments and errors as there; a gradient flows to vectors and temperature."""
+    dims, weights = tuple(dims), (0.0,) * len(dims)
+    _check(queries, documents, target, temperature, dims, weights, None, query_group, document_group, known)
+    temperature = _scalar(temperature, queries.device)
+    return _form(queries)(queries, documents, target, temperature, dims, weights, None, query_group, document_group, known, Margin(float("inf")), True)[-1]
+
+
+def _scalar(temperature, device):
+    return temperature if isinstance(temperature, Tensor) else torch.full((), temperature, dtype=torch.float32, device=device)
+
+
+def _form(queries):
+    """What does it on the device."""
+    if not queries.is_cuda:
+        return chunked_info_nce
+    architecture(queries.device)  # says in one line what is missing, before anything is imported or launched
+    from conan_kernels.info_nce_triton import fused_info_nce  # here, because a CPU machine has no Triton
+
+    return fused_info_nce
 
 
 def _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known):

@@ -12,6 +12,10 @@ Documents likewise, with sums over i. dLoss/dT = -sum(u z) / T.
 
 A chunk sees its whole rows, so the gradient needs no second computation of the similarities: three matrix products in
 all, where an online softmax takes four. The workspace is len(dims) x chunk x M.
+
+Both ways (`symmetric`) it takes four: a column is whole when all chunks are through, so the backward begins again, and adds to u
+
+    u_k  += c_jk exp(z_k - l_jk),     l_jk the column's log-sum-exp over i, c_jk = dLoss/dl_jk, and dLoss/dz_k of the positive beside it
 """
 
 import torch
@@ -33,10 +37,10 @@ TILE = 1 << 19
 LOWEST = -1e20  # a row's maximum is taken from here, so that what is LEFT_OUT vanishes in a row that has nothing else
 
 
-def chunked_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin):
-    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors."""
+def chunked_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric):
+    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those of the columns."""
     differentiable = any(x is not None and x.requires_grad for x in (queries, documents, hard, temperature))
-    loss, *rest = _op(
+    found = _op(
         queries,
         documents,
         target,
@@ -49,9 +53,14 @@ def chunked_info_nce(queries, documents, target, temperature, dims, weights, har
         list(weights),
         margin.absolute,
         margin.fraction,
-        differentiable and torch.is_grad_enabled(),
+        differentiable and torch.is_grad_enabled() and not symmetric,
+        symmetric,
+        None,
+        None,
+        None,
+        None,
     )
-    return loss, *(x.detach() for x in rest[:4])
+    return found[0], *(x.detach() for x in found[1:5]), *(found[5:7] if symmetric else ())
 
 
 def chunk_rows(N, M, E, k):
@@ -97,8 +106,15 @@ def _op(
     absolute: float,
     fraction: float,
     gradients: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, loss_per_dim, positive, hard, accuracy, then fp32 gradients of the loss (empty unless asked for)."""
+    both_ways: bool,
+    dloss: Tensor | None,
+    dpositive: Tensor | None,
+    columns: Tensor | None,
+    dcolumns: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [k, N] and log-sum-exps of the columns [k, M]; then fp32
+    gradients (these are empty unless asked for): of the loss, or, given the columns, of what has those gradients for the loss, the positives' z and
+    the columns."""
     if not 0 <= target.min() <= target.max() < len(documents):
         raise ValueError(f"target in 0..{len(documents) - 1} expected, got {target.min()}..{target.max()}")
     if known_ids is not None and not (0 <= known_first.min() and (known_first <= known_last).all() and known_last.max() <= len(known_ids)):
@@ -115,6 +131,8 @@ def _op(
         z_own, limits = own_logits(similarity_own, T, absolute, fraction)
         ascending = document_group.sort() if known_ids is not None else None
         loss_per_dim, correct = torch.zeros(len(dims)), torch.zeros(())
+        scale = 1.0 if dloss is None else dloss.item()
+        sums = torch.full((len(dims), M) if both_ways else (0,), LOWEST)
         if gradients:
             dq, dd, dhard = torch.zeros_like(q), torch.zeros_like(d), torch.zeros_like(hard, dtype=torch.float32)
             uz_columns, uz_total = torch.zeros_like(rd), torch.zeros(())
@@ -140,22 +158,34 @@ def _op(
                 if absolute != torch.inf:
                     z.masked_fill_(z > limits[k, rows, None], LEFT_OUT)
                 z.masked_fill_(left_out, LEFT_OUT)
+                if both_ways:
+                    torch.logaddexp(sums[k], z.logsumexp(0), out=sums[k])
                 top = z.amax(1).clamp_(min=LOWEST)  # [n]
                 p = torch.sub(z, top[:, None], out=weighted[k if gradients else 0, :n]).exp_()  # [n, M], times a row's factor
                 total = p.sum(1)
                 loss, lse, u = softmax_of_rows(top + total.log(), z_own[k, rows])
                 loss_per_dim[k] += loss.sum() / N
                 if gradients:
-                    share = weights[k] / N
+                    share = scale * weights[k] / N
                     u_own[k] = u * share
                     uz_own = u_own[k] * z_own[k, rows]
                     factor = torch.exp(top - lse) * share  # [n]: u = p * factor
+                    of_column = None if columns is None else torch.sub(z, columns[k]).exp_().mul_(dcolumns[k])
+                    uz_columns_here = None if columns is None else z * of_column
                     z.mul_(p)
                     uz_rows[k] = factor * z.sum(1) + uz_own.sum(1)
                     # sum(u) is 0 but for rounding, which the large z of a low temperature must not multiply
                     excess = factor * total + u_own[k].sum(1)
                     uz_total += (uz_rows[k] - excess * z_own[k, rows, 0]).sum()
                     uz_columns[k].addmv_(z.T, factor).index_add_(0, target[rows], uz_own[:, 0])
+                    if of_column is not None:
+                        du, duz = dpositive[k, rows], dpositive[k, rows] * z_own[k, rows, 0]
+                        u_own[k, :, 0] += du
+                        uz_rows[k] += uz_columns_here.sum(1) + duz
+                        uz_columns[k].add_(uz_columns_here.sum(0)).index_add_(0, target[rows], duz)
+                        uz_total += uz_columns_here.sum() + duz.sum()
+                        p.mul_(factor[:, None]).add_(of_column)
+                        factor = 1.0
                     p.mul_(rd[k]).mul_((factor * rq[k, rows] / T)[:, None])
                     p[positive] = u_own[k, :, 0] * rq[k, rows] * r_own[k, rows, 0] / T
             best_other = torch.cat((top[:, None], z_own[-1, rows, 1:]), dim=1).amax(1)
@@ -175,6 +205,7 @@ def _op(
 
         loss = (loss_per_dim * torch.tensor(weights)).sum()
         results = loss, loss_per_dim, similarity_own[-1, :, 0].clone(), similarity_own[-1, :, 1:].clone(), correct / N
+        results += (z_own[..., 0].clone() if both_ways else q.new_empty(0), sums)
         if not gradients:
             return *results, *(q.new_empty(0) for _ in range(4))
         radial = suffix_sum(uz_columns * rd.square())  # [k, M]
@@ -184,31 +215,51 @@ def _op(
 
 
 @_op.register_fake
-def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction, gradients):
+def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction, gradients, both_ways, *_):
     def fp32(*shape):
         return queries.new_empty(shape, dtype=torch.float32)
 
     results = fp32(), fp32(len(dims)), fp32(len(queries)), fp32(*hard.shape[:2]), fp32()
+    results += (fp32(len(dims), len(queries)), fp32(len(dims), len(documents))) if both_ways else (fp32(0), fp32(0))
     if not gradients:
         return *results, *(fp32(0) for _ in range(4))
     return *results, fp32(*queries.shape), fp32(*documents.shape), fp32(*hard.shape), fp32()
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*output[5:])
     ctx.dtype = inputs[0].dtype
     ctx.temperature_shape = inputs[3].shape
+    ctx.both_ways = inputs[15]
+    if ctx.both_ways:
+        ctx.save_for_backward(*inputs[:10], output[6])
+        ctx.options = inputs[10:14]
+    else:
+        ctx.save_for_backward(*output[7:])
     ctx.set_materialize_grads(False)  # the other outputs are detached: no zeros of their size
 
 
-def _backward(ctx, gradient, *_):
+def _backward(ctx, gradient, *others):
+    if ctx.both_ways:
+        return _backward_both_ways(ctx, gradient, *others[4:6])
     if gradient is None:
-        return (None,) * 15
+        return (None,) * 20
     dq, dd, dhard, dtemperature = ctx.saved_tensors
     # scaled before rounding to the input's dtype: a loss scaler's factor must not come too late for fp16
     vectors = [(x * gradient).to(ctx.dtype) for x in (dq, dd, dhard)]
     dtemperature = (dtemperature * gradient).reshape(ctx.temperature_shape)
-    return vectors[0], vectors[1], None, dtemperature, vectors[2], *(None,) * 10
+    return vectors[0], vectors[1], None, dtemperature, vectors[2], *(None,) * 15
+
+
+def _backward_both_ways(ctx, dloss, dpositive, dcolumns):
+    *inputs, columns = ctx.saved_tensors
+    if dloss is None and dpositive is None and dcolumns is None:
+        return (None,) * 20
+    k, N = len(columns), len(inputs[0])
+    dloss = columns.new_zeros(()) if dloss is None else dloss
+    dpositive = columns.new_zeros(k, N) if dpositive is None else dpositive
+    dcolumns = torch.zeros_like(columns) if dcolumns is None else dcolumns
+    dq, dd, dhard, dtemperature = _op(*inputs, *ctx.options, True, False, dloss, dpositive, columns, dcolumns)[7:]
+    return dq.to(ctx.dtype), dd.to(ctx.dtype), None, dtemperature.reshape(ctx.temperature_shape), dhard.to(ctx.dtype), *(None,) * 15
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

@@ -74,13 +74,14 @@ def _without_known(x, nothing, row, columns, document_group, known_first, known_
 
 @triton.jit
 def forward_tile(
-    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last, known_ids, starts, lse, best,
+    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last, known_ids, starts, lse, best, columns_lse,
     first_column, N, M, whole_M, E, K, column_tiles,
     UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """lse [column tile, K dims, N]: log-sum-exp over the tile's documents, the positive left out; best [column tile, N]:
-    the largest z of the last dim. limits [K, N] in units of z, or None.
+    the largest z of the last dim. limits [K, N] in units of z, or None. columns_lse [row tile, K, column tiles * BN]: the same over the tile's
+    queries, or None.
 
     Column tiles of one row tile are neighbours in time: together the programs in flight read a panel of documents from
     the L2 cache and few queries. Rows and columns beyond the end repeat the last one and are left out afterwards.
@@ -107,6 +108,11 @@ def forward_tile(
             )
             z = tl.where(counts & (is_positive == 0), z, float("-inf"))
             z = _without_known(z, float("-inf"), row, first_column + place, document_group, known_first, known_last, known_ids)
+            if columns_lse is not None:
+                in_columns = tl.where((rows < N)[:, None], z, float("-inf"))
+                highest = tl.maximum(tl.max(in_columns, axis=0), LOWEST)
+                sum_of_column = tl.sum(tl.exp2((in_columns - highest[None, :]) * LOG2E), axis=0)
+                tl.store(columns_lse + (row_tile * K + k) * column_tiles * BN + place, highest + tl.log2(sum_of_column) / LOG2E)
             higher = tl.maximum(top, tl.max(z, axis=1))
             total = total * tl.exp2((top - higher) * LOG2E) + tl.sum(tl.exp2((z - higher[:, None]) * LOG2E), axis=1)
             top = higher
@@ -118,14 +124,15 @@ def forward_tile(
 @triton.jit
 def weight_tile(
     queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last, known_ids, starts,
-    lse, share, u_positive, weighted, uz_rows, uz_columns,
+    lse, share, u_positive, columns_lse, dcolumns, weighted, uz_rows, uz_columns,
     first_row, first_column, N, M, whole_M, E, K, R, C, column_tiles,
     UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """weighted [K, R, C]: W_b for every block b of a panel of R rows x C columns (whole tiles), zero beyond N and M.
     uz_rows [column tile, K, R] and uz_columns [row tile, K, C]: sums of u * z over the tile.
-    lse, u_positive [K, N]: the rows' log-sum-exp, and u of the positive; share [K]: dloss / dloss_k / N."""
+    lse, u_positive [K, N]: the rows' log-sum-exp, and u of the positive; share [K]: dloss / dloss_k / N. columns_lse, dcolumns [K, whole_M]: the
+    columns' log-sum-exp, and dloss / d of it; or None."""
     row_tile, column_tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
     rows = row_tile * BM + tl.arange(0, BM)  # within the panel, as is `place`
     row = tl.minimum(first_row + rows, N - 1)
@@ -151,6 +158,10 @@ def weight_tile(
                 pieces[p], k, row, first_column + place, positive, rq, rd, per_T, limits, query_group, document_group, N, M, whole_M
             )
             u = tl.exp2(tl.where(counts, z - lse_row[:, None], float("-inf")) * LOG2E) * scale[:, None]
+            if columns_lse is not None:
+                lse_column = tl.load(columns_lse + k * whole_M + first_column + place)
+                of_column = tl.load(dcolumns + k * whole_M + first_column + place)
+                u += tl.exp2(tl.where(counts & inside[:, None], z - lse_column[None, :], float("-inf")) * LOG2E) * of_column[None, :]
             u = _without_known(u, 0.0, row, first_column + place, document_group, known_first, known_last, known_ids)
             u = tl.where(is_positive, u_of_positive[:, None], u)
             uz = u * z

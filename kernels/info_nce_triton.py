@@ -10,7 +10,8 @@ The math is that of info_nce_chunked.py, with dot, z, u as there; what differs i
 
 So four matrix products of N x M x E altogether, however many dims: similarities twice, and the two gradients. A panel of
 documents at E = 3,584 in bf16 is 29 MB: it stays in the L2 cache (50 MB on an H100 or H200) while its tiles are worked on.
-Nothing is atomic, so the same inputs give the same bits.
+Both ways (`symmetric`) the tiles of the forward also give the log-sum-exp of their columns, and those of the backward add what a column's
+log-sum-exp gives to u (info_nce_chunked.py): no further product. Nothing is atomic, so the same inputs give the same bits.
 """
 
 import math
@@ -20,6 +21,7 @@ import triton
 from torch import Tensor
 
 from conan_kernels.architecture import architecture, product_options, similarity_tiles
+from conan_kernels.info_nce_chunked import LOWEST
 from conan_kernels.info_nce_own import (
     add_hard_gradients,
     blocks_of,
@@ -85,15 +87,17 @@ def _forward(
     weights: list[float],
     absolute: float,
     fraction: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, loss_per_dim, positive, hard, accuracy; for the backward similarity_own, r_own, rq, rd, lse."""
+    both_ways: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [K, N] and log-sum-exps of the columns [K, M], else empty;
+    for the backward similarity_own, r_own, rq, rd, lse."""
     N, M, K = len(queries), len(documents), len(dims)
     torch._assert_async(((target >= 0) & (target < M)).all(), "info_nce: target outside documents")
     if known_ids is not None:
         inside = (known_first >= 0) & (known_first <= known_last) & (known_last <= len(known_ids))
         torch._assert_async(inside.all(), "info_nce: a range of known outside its ids")
     blocks, arch = _Blocks(dims, queries.device), architecture(queries.device)
-    options, _ = similarity_tiles(queries.dtype, arch, known_ids is not None)
+    options, _ = similarity_tiles(queries.dtype, arch, known_ids is not None or both_ways)
     rq, rd = inverse_norms(queries, blocks.slices), inverse_norms(documents, blocks.slices)  # [K, N], [K, M]
     similarity_own, r_own = own_similarities(queries, documents, target, hard, blocks.slices, rq, rd)
     z_own, limits = own_logits(similarity_own, temperature, absolute, fraction)
@@ -103,39 +107,48 @@ def _forward(
     others = torch.full_like(rq, -torch.inf)
     best = torch.full_like(rq[0], -torch.inf)
     row_tiles = triton.cdiv(N, options["BM"])
+    columns = rd.new_empty(rd.shape if both_ways else 0)
     for first, count in _panels(M):
         column_tiles = triton.cdiv(count, options["BN"])
         tile_lse, tile_best = rq.new_empty(column_tiles, K, N), rq.new_empty(column_tiles, N)
+        tile_columns = rq.new_empty(row_tiles, K, column_tiles * options["BN"]) if both_ways else None
         with torch.cuda.device_of(queries):  # a backward needs none: autograd runs it on its tensors' device
             forward_tile[(row_tiles * column_tiles,)](
                 queries, documents, target, rq, whole_rd, temperature, limits if absolute != torch.inf else None,
-                *groups, blocks.starts, tile_lse, tile_best,
+                *groups, blocks.starts, tile_lse, tile_best, tile_columns,
                 first, N, M, M + padding, queries.shape[1], K, column_tiles,
                 UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
             )  # fmt: skip
         others = torch.logaddexp(others, tile_lse.logsumexp(0))
         best = torch.maximum(best, tile_best.amax(0))
+        if both_ways:
+            columns[:, first : first + count] = tile_columns.logsumexp(0).clamp(min=LOWEST)[:, :count]
     loss, lse, _ = softmax_of_rows(others, z_own)
     best = torch.cat((best[:, None], z_own[-1, :, 1:]), dim=1).amax(1)
     loss_per_dim = loss.mean(1)
     total = (loss_per_dim * torch.tensor(weights, device=loss.device)).sum()
     positive, similarity_hard = similarity_own[-1, :, 0].clone(), similarity_own[-1, :, 1:].clone()
-    return total, loss_per_dim, positive, similarity_hard, (z_own[-1, :, 0] > best).float().mean(), similarity_own, r_own, rq, rd, lse
+    accuracy = (z_own[-1, :, 0] > best).float().mean()
+    of_columns = (z_own[..., 0].clone() if both_ways else rq.new_empty(0)), columns
+    return total, loss_per_dim, positive, similarity_hard, accuracy, *of_columns, similarity_own, r_own, rq, rd, lse
 
 
 @_forward.register_fake
-def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction):
+def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction, both_ways):
     def fp32(*shape):
         return queries.new_empty(shape, dtype=torch.float32)
 
     (N, K, _), k = hard.shape, len(dims)
     results = fp32(), fp32(k), fp32(N), fp32(N, K), fp32()
+    results += (fp32(k, N), fp32(k, len(documents))) if both_ways else (fp32(0), fp32(0))
     return *results, fp32(k, N, 1 + K), fp32(k, N, 1 + K), fp32(k, N), fp32(k, len(documents)), fp32(k, N)
 
 
 @torch.library.custom_op("conan::info_nce_backward", mutates_args=())
 def _backward(
     gradient: Tensor,
+    dpositive: Tensor | None,
+    dcolumns: Tensor | None,
     queries: Tensor,
     documents: Tensor,
     target: Tensor,
@@ -146,6 +159,7 @@ def _backward(
     known_first: Tensor | None,
     known_last: Tensor | None,
     known_ids: Tensor | None,
+    columns: Tensor | None,
     similarity_own: Tensor,
     r_own: Tensor,
     rq: Tensor,
@@ -159,7 +173,7 @@ def _backward(
     """-> dqueries, ddocuments, dtemperature, dhard."""
     (N, E), M, K = queries.shape, len(documents), len(dims)
     blocks, arch = _Blocks(dims, queries.device), architecture(queries.device)
-    _, options = similarity_tiles(queries.dtype, arch, known_ids is not None)
+    _, options = similarity_tiles(queries.dtype, arch, known_ids is not None or dcolumns is not None)
     W_dtype, product = product_options(queries.dtype, arch)
     tiles = blocks.column_tiles(product["BN"])
     BM, BN = options["BM"], options["BN"]
@@ -168,12 +182,15 @@ def _backward(
     u_own = torch.exp(z_own - lse[..., None])
     u_own[..., 0] = torch.expm1(z_own[..., 0] - lse)
     u_own *= share[:, None, None]
+    if dpositive is not None:
+        u_own[..., 0] += dpositive
     weighted_hard = suffix_sum(u_own * rq[..., None] * r_own / temperature)[..., 1:]
     radial_hard = suffix_sum(u_own * z_own * r_own.square())[..., 1:]
     u_positive = u_own[..., 0].contiguous()
     padding = -M % BN
     whole_rd = torch.nn.functional.pad(rd, (0, padding))
     groups = _group_numbers(query_group, document_group, known_first, known_last, known_ids, padding)
+    of_columns = [None if dcolumns is None else torch.nn.functional.pad(x, (0, padding)) for x in (columns, dcolumns)]
 
     dqueries, dhard = torch.zeros_like(queries), torch.zeros_like(hard)
     # fp32 sums by panel, so that at the end each becomes its dtype and goes before the next one does
@@ -189,7 +206,7 @@ def _backward(
             tile_uz_rows, tile_uz_columns = rq.new_empty(C // BN, K, R), rq.new_empty(R // BM, K, C)
             weight_tile[(R // BM * (C // BN),)](
                 queries, documents, target, rq, whole_rd, temperature, limits if absolute != torch.inf else None,
-                *groups, blocks.starts, lse, share, u_positive, W, tile_uz_rows, tile_uz_columns,
+                *groups, blocks.starts, lse, share, u_positive, *of_columns, W, tile_uz_rows, tile_uz_columns,
                 first_row, first_column, N, M, M + padding, E, K, R, C, C // BN,
                 UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
             )  # fmt: skip
@@ -227,30 +244,32 @@ def _whole(count, tile):
 
 
 @_backward.register_fake
-def _(gradient, queries, documents, target, temperature, hard, *_):
+def _(gradient, dpositive, dcolumns, queries, documents, target, temperature, hard, *_):
     return torch.empty_like(queries), torch.empty_like(documents), torch.empty_like(temperature), torch.empty_like(hard)
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:10], *output[5:])
-    ctx.options = inputs[10:]
+    ctx.save_for_backward(*inputs[:10], output[6] if inputs[14] else None, *output[7:])
+    ctx.options = inputs[10:14]
     ctx.set_materialize_grads(False)  # the other outputs are detached: no zeros of their size
 
 
-def _differentiate(ctx, gradient, *_):
-    if gradient is None:
-        return (None,) * 14
-    dqueries, ddocuments, dtemperature, dhard = _backward(gradient, *ctx.saved_tensors, *ctx.options)
-    return dqueries, ddocuments, None, dtemperature, dhard, *(None,) * 9
+def _differentiate(ctx, gradient, *others):
+    dpositive, dcolumns = others[4:6] if ctx.saved_tensors[10] is not None else (None, None)
+    if gradient is None and dpositive is None and dcolumns is None:
+        return (None,) * 15
+    gradient = ctx.saved_tensors[3].new_zeros(()) if gradient is None else gradient
+    dqueries, ddocuments, dtemperature, dhard = _backward(gradient, dpositive, dcolumns, *ctx.saved_tensors, *ctx.options)
+    return dqueries, ddocuments, None, dtemperature, dhard, *(None,) * 10
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def fused_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin):
-    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors."""
+def fused_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric):
+    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those of the columns."""
     hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
     vectors = queries.contiguous(), documents.contiguous()
     groups = [x if x is None else x.contiguous() for x in (query_group, document_group, *(known or (None, None, None)))]
-    loss, *rest = _forward(*vectors, target.contiguous(), temperature, hard, *groups, list(dims), list(weights), *margin)
-    return loss, *(x.detach() for x in rest[:4])
+    found = _forward(*vectors, target.contiguous(), temperature, hard, *groups, list(dims), list(weights), *margin, symmetric)
+    return found[0], *(x.detach() for x in found[1:5]), *(found[5:7] if symmetric else ())

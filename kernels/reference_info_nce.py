@@ -6,7 +6,7 @@ from conan_kernels.info_nce import InfoNCE, Margin
 
 
 def info_nce_reference(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None, symmetric=False
 ):
     """As `conan_kernels.info_nce`, in the inputs' own dtype: fp64 for a reference. Memory is O(N * (M + K))."""
     dims = dims or (queries.shape[1],)
@@ -18,6 +18,9 @@ def info_nce_reference(
         )
         positive = similarity[is_positive]  # [N]
         losses.append((logits.logsumexp(1) - positive / temperature).mean())
+        if symmetric:  # a document's negatives: the queries that count it as theirs
+            others = logits.masked_fill(is_positive, -torch.inf)[:, : len(documents)].clamp(min=torch.finfo(logits.dtype).min)
+            losses[-1] = (losses[-1] + torch.nn.functional.softplus(others.logsumexp(0)[target] - positive / temperature).mean()) / 2
     others = logits.masked_fill(is_positive, -torch.inf).amax(1)
     accuracy = (logits[is_positive] > others).to(queries.dtype).mean()
     loss_per_dim = torch.stack(losses)

@@ -69,6 +69,38 @@ def test_a_document_nearer_than_the_positive_by_a_margin_is_no_negative(margin, 
     assert loss.item() == pytest.approx((first + second) / 2, rel=ROUNDING)
 
 
+def both_sides(queries, documents, right, symmetric, same_side, temperature):
+    """In fp64: the mean cross entropy of each query over its positive, documents[i], and what is not right for it (right [n, m], bool; the queries
+    stand for their positives); and of each positive over its query and the queries for which it is not right, and the documents that are not
+    right for its query."""
+    n, (q, d) = len(queries), (torch.nn.functional.normalize(x.double(), dim=1) for x in (queries, documents))
+    own = torch.eye(n, len(d), dtype=torch.bool)
+    rows = (q @ d.T / temperature).masked_fill(right & ~own, -torch.inf)
+    columns = (d[:n] @ q.T / temperature).masked_fill(right[:, :n].T & ~own[:, :n], -torch.inf)
+    if same_side:
+        rows = torch.cat((rows, (q @ q.T / temperature).masked_fill(right[:, :n], -torch.inf)), dim=1)
+        # column d_i counts row d_j where d_i is not right for query j; rows beyond the queries' know nothing but their own group
+        others = torch.cat((right[:, :n], torch.zeros(len(d) - n, n, dtype=torch.bool))).T
+        columns = torch.cat((columns, (d[:n] @ d.T / temperature).masked_fill(others, -torch.inf)), dim=1)
+    found = torch.nn.functional.cross_entropy(rows, torch.arange(n))
+    return (found + torch.nn.functional.cross_entropy(columns, torch.arange(n))) / 2 if symmetric else found
+
+
+@pytest.mark.parametrize("sides", [(False, False), (True, False), (False, True), (True, True)])
+def test_both_ways_and_both_sides_are_the_textbooks(sides):
+    queries, documents = (torch.randn(n, 8).requires_grad_() for n in (12, 17))
+    groups = torch.randint(1, 7, (12,))
+    document_group = torch.cat((groups, torch.tensor([-1, -1, -1, -1, -1])))
+    first = torch.arange(12) % 4
+    known = Known(first, first + 1, torch.tensor([3, 5, 1, 2]))  # one more right group for each query
+    right = ((groups[:, None] == document_group) | (known.ids[first][:, None] == document_group)) & (document_group >= 0)
+    loss, _ = losses.info_nce(queries, documents, groups, document_group, 0.1, ALONE, None, known, None, *sides)
+    expected = both_sides(queries, documents, right, *sides, 0.1)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    for found, wanted in zip(torch.autograd.grad(loss, (queries, documents)), torch.autograd.grad(expected, (queries, documents))):
+        torch.testing.assert_close(found, wanted.float(), rtol=1e-4, atol=1e-6)
+
+
 def test_matryoshka_is_the_mean_over_the_dims():
     queries, documents = unit(30.0, 100.0), unit(20.0, 75.0)
     whole, _ = losses.info_nce(queries, documents, GROUPS, GROUPS, 0.1, ALONE)
@@ -123,6 +155,8 @@ def _both(group, seed, parts=((4, 3),)):
     everything, document_group = torch.cat((documents, negatives)), torch.cat((groups, torch.tensor([5, 1, 6])[more]))
     loss, accuracy = losses.info_nce(queries, everything, groups, document_group, TEMPERATURE, group, dims=[3, 8], known=right)
     loss = loss + losses.info_nce(queries, everything, groups, document_group, TEMPERATURE, group, known=right, margin=Margin(0.1))[0]
+    for sides in ((True, False), (False, True), (True, True)):
+        loss = loss + losses.info_nce(queries, everything, groups, document_group, TEMPERATURE, group, [3, 8], right, None, *sides)[0]
     hard = torch.stack((documents, queries), dim=1)  # its own positive, and the query itself
     loss = loss + losses.info_nce_of_own(queries, documents, hard, TEMPERATURE, group, dims=[3, 8])[0]
     loss = loss + losses.cosent(queries, documents, score, TEMPERATURE, group, dims=[3, 8])

@@ -85,7 +85,7 @@ def assert_as_exact_as_textbook(form, arguments, **options):
             assert_within(name, found[name], plain[name], expected, bounds[name])
 
 
-def rounding_bounds(arguments, dims=None, weights=None, margin=None):
+def rounding_bounds(arguments, dims=None, weights=None, margin=None, symmetric=False):
     """By name, for each number of the results, what rounding may do to it on any processor and in any order of summation, to first order.
     eps is fp32's, h that of the inputs' dtype, in which gradients are given and weights multiply. With s the cosines over
     d columns, z = s / T, and p, u = dloss / dz and 1 / norms r as in kernels/info_nce_chunked.py:
@@ -96,6 +96,8 @@ def rounding_bounds(arguments, dims=None, weights=None, margin=None):
         u_ij : that + (eps + 1.5 h) |u_ij|, for it is rounded, then the sum over the dims, then the gradient
         dq_i : sum_j r_i / T (error of u_ij + sqrt(M) eps |u_ij|) (|d^_j| + |s_ij| |q^_i|)     q^, d^: of length 1; dd_j likewise
         dT   : sum_ij (error of u_ij |z_ij| + |u_ij| error of z_ij) / T
+
+    Both ways (symmetric) a half of each is that of the columns, whose u have the same errors by the same reasons.
     """
     a = {name: x.double() if torch.is_tensor(x) and x.is_floating_point() else x for name, x in arguments.items()}
     q, d, T = a["queries"], a["documents"], a["temperature"]
@@ -118,8 +120,13 @@ def rounding_bounds(arguments, dims=None, weights=None, margin=None):
         b["loss_per_dim"][k] = of_loss.mean()
         b["loss"] += weight * of_loss.mean().item()
         share = 1.7 * weight / N
-        u = share * (p - is_positive.double())
-        of_u = share * p * (of_z + of_row + 4 * eps) + (eps + 1.5 * h) * u.abs()
+        u, of_u = share * (p - is_positive.double()), share * p * (of_z + of_row + 4 * eps)
+        if symmetric:
+            u_columns, of_columns, of_their_loss = of_documents(z, of_z, is_positive, a["target"], M, eps)
+            u, of_u = (u + share * u_columns) / 2, (of_u + share * of_columns) / 2
+            b["loss_per_dim"][k] = (b["loss_per_dim"][k] + of_their_loss) / 2
+            b["loss"] += weight * (of_their_loss - of_loss.mean()).item() / 2
+        of_u = of_u + (eps + 1.5 * h) * u.abs()
         b["dtemperature"] += ((of_u * open_z.abs() + u.abs() * of_z).sum() / T).item()
         total = of_u + max(many, N**0.5 * eps) * u.abs()
         total_d, total_h, s_d, s_h = total[:, :M], total[:, M:], s[:, :M].abs(), s[:, M:].abs()
@@ -131,6 +138,23 @@ def rounding_bounds(arguments, dims=None, weights=None, margin=None):
         b["dhard"][..., columns] += rh / T * (total_h[..., None] * Q[:, None] + (total_h * s_h)[..., None] * H)
     b["positive"], b["hard"] = of_s[is_positive], of_s[:, M:]
     return b
+
+
+def of_documents(z, of_z, is_positive, target, M, eps):
+    """Of z [N, M+K] and its errors, what the documents' finding of their queries adds: N times dloss / dz, its error, and that of the loss."""
+    others = z.masked_fill(is_positive, -torch.inf)[:, :M].clamp(min=-1e30)  # [N, M]
+    log_sum = others.logsumexp(0)
+    share = (others - log_sum).exp()
+    of_sum = (share * of_z[:, :M]).sum(0) + (len(z) ** 0.5 + 4) * eps
+    positive, of_positive = z[is_positive], of_z[is_positive]
+    weight = torch.sigmoid(log_sum[target] - positive)  # [N]
+    of_weight = weight * (of_sum[target] + of_positive + 4 * eps)
+    u, of_u = torch.zeros_like(z), torch.zeros_like(z)
+    total, of_total = (torch.zeros(M, dtype=z.dtype).index_add_(0, target, x) for x in (weight, of_weight))
+    u[:, :M], of_u[:, :M] = share * total, share * (of_total + total * (of_z[:, :M] + of_sum + 4 * eps))
+    u[is_positive], of_u[is_positive] = -weight, of_weight
+    of_loss = of_sum[target] + 2 * of_positive + eps * (log_sum[target].abs().clamp(max=1e9) + positive.abs() + 1)
+    return u, of_u, of_loss.mean()
 
 
 def unit_and_inverse_norm(x):

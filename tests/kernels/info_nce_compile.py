@@ -5,6 +5,7 @@ not be there, with the launch options that they would have there, and prints wha
 """
 
 import argparse
+import itertools
 import json
 
 import sass
@@ -18,7 +19,8 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 IDS = ("query_group", "document_group", "known_first", "known_last", "known_ids", "starts", "tiles")
 # what Triton finds divisible by 16 at the paper's shape, beside the pointers
 DIVISIBLE = ("E", "N", "M", "whole_M", "R", "C", "first_row", "first_column", "stride_k", "stride_row", "stride_inner")
-FLOATS = "rq rd temperature limits lse best share u_positive uz_rows uz_columns total".split()
+KNOWN, COLUMNS = ("known_first", "known_last", "known_ids"), ("columns_lse", "dcolumns")
+FLOATS = "rq rd temperature limits lse best share u_positive columns_lse dcolumns uz_rows uz_columns total".split()
 
 
 def compile(kernel, dtype, W_dtype, arch, options, **constants):
@@ -46,20 +48,16 @@ if __name__ == "__main__":
     parser.add_argument("--archs", type=int, nargs="+", default=tuple(sass.SHARED_BYTES), choices=sass.SHARED_BYTES)
     parser.add_argument("--dtypes", nargs="+", default=DTYPES, choices=DTYPES)
     chosen = parser.parse_args()
-    no_known = {"known_first": None, "known_last": None, "known_ids": None}
-    unmasked = {"limits": None, "query_group": None, "document_group": None, "K": 1, **no_known}
     for arch in chosen.archs:
         for dtype in map(DTYPES.get, chosen.dtypes):
             W_dtype, product = architecture.product_options(dtype, arch)
-            for known in (False, True):
-                for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), architecture.similarity_tiles(dtype, arch, known)):
+            for known, both_ways in itertools.product((False, True), repeat=2):
+                for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), architecture.similarity_tiles(dtype, arch, known or both_ways)):
                     arguments = kernel.fn.__name__, arch, dtype, kernel, dtype, W_dtype, arch, options
-                    if known:
-                        report("7 dims with masks, several positives", *arguments, EVEN=True)
-                        continue
-                    report("7 dims with masks", *arguments, EVEN=True, **no_known)
-                    if dtype != torch.float32:
-                        report("1 dim", *arguments, EVEN=True, **unmasked)
+                    left_out = {name: None for name in ((() if known else KNOWN) + (() if both_ways else COLUMNS)) if name in kernel.arg_names}
+                    report(f"7 dims with masks{', several positives' * known}{', both ways' * both_ways}", *arguments, EVEN=True, **left_out)
+                    if dtype != torch.float32 and not (known or both_ways):
+                        report("1 dim", *arguments, EVEN=True, K=1, **left_out, **dict.fromkeys(("limits", "query_group", "document_group")))
             for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
                 arguments = kernels.add_product, dtype, W_dtype, arch, product
                 report(f"for {side}", "add_product", arch, dtype, *arguments, **{stride: 1})

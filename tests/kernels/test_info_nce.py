@@ -77,6 +77,27 @@ def test_a_query_with_eight_positives_has_nothing_to_tell_apart(info_nce):
     torch.testing.assert_close(info_nce(**arguments, known=none).loss, info_nce(**arguments).loss)
 
 
+@pytest.mark.parametrize(
+    ("N", "M", "E", "K", "dims", "dtype"),
+    [(1, 1, 4, 0, (4,), torch.float32), (37, 91, 48, 7, DIMS, torch.float32), (150, 300, 64, 0, (64,), torch.float32), (130, 65, 48, 1, (7, 44), torch.bfloat16), (20, 3, 16, 2, (16,), torch.float16)],
+)  # fmt: skip
+@pytest.mark.parametrize("known", [False, True])
+def test_both_ways_equals_textbook(info_nce, N, M, E, K, dims, dtype, known):
+    for temperature in (0.005, 0.1):
+        arguments = batch(N, M, E, K, groups=known, known=known, temperature=temperature, dtype=dtype)
+        assert_as_exact_as_textbook(info_nce, arguments, dims=dims, symmetric=True)
+
+
+def test_both_ways_with_a_margin_equals_textbook(info_nce):
+    arguments = batch(37, 91, 48, groups=True)
+    assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS, symmetric=True, margin=clear_margin(arguments, DIMS))
+
+
+def test_one_way_alone_is_another_loss(info_nce):
+    arguments = batch(20, 30, 16)
+    assert abs(info_nce(**arguments, symmetric=True).loss - info_nce(**arguments).loss) > 1e-3
+
+
 def wrong_temperature(info_nce, arguments, **options):
     return info_nce(**(arguments | {"temperature": arguments["temperature"] * (1 + 1e-4)}), **options)
 
@@ -233,11 +254,13 @@ def test_opcheck(monkeypatch, gradients, K, dtype):
     hard = a.get("hard", torch.empty(9, 0, 16, dtype=dtype))
     arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"), *a.get("known", (None,) * 3))
     arguments = (*arguments, [4, 16], [0.5, 0.5], math.inf, 0.0)
-    torch.library.opcheck(conan_kernels.info_nce_chunked._op, (*arguments, gradients))
+    for both_ways in (False, True):
+        torch.library.opcheck(conan_kernels.info_nce_chunked._op, (*arguments, gradients and not both_ways, both_ways, None, None, None, None))
     bf16_as_a_gpu_has_it(monkeypatch)
     if torch.cuda.is_available():
         arguments = [x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in arguments]
-    torch.library.opcheck(conan_kernels.info_nce_triton._forward, tuple(arguments))
+    for both_ways in (False, True):
+        torch.library.opcheck(conan_kernels.info_nce_triton._forward, (*arguments, both_ways))
 
 
 def test_compiles_without_graph_breaks(info_nce):
