@@ -1,12 +1,13 @@
-"""What do seven Matryoshka dims cost, beside one, and beside the textbook? Time and peak memory of InfoNCE, forward and backward.
+"""What do seven Matryoshka dims cost, beside one, and beside the textbook? And both ways beside one? Time and peak memory of InfoNCE, forward and
+backward.
 
-    python benchmarks/infonce.py [--sizes 1024 2048 ...] [--width 3584]
+    python benchmarks/infonce.py [--sizes 1024 2048 ...] [--width 3584] [--forms ours ...] [--out runs/benchmarks]
 
 On CUDA in bf16 (the Triton form), else in fp32 on the CPU (the chunked form). N = M = each size; one dim is the whole
 width, seven are the paper's at 3,584 and in proportion at other widths. Memory is the peak beyond the inputs. Peers: the
 textbook form, the same under torch.compile, and sentence-transformers' CachedMultipleNegativesRankingLoss, under its
 MatryoshkaLoss for seven dims, where it is installed. "GEMM" is one product of N x M x E, the measure of the rest.
-Prints a table; writes infonce.json and infonce.png to runs/benchmarks.
+Prints a table; writes infonce.json and infonce.png. --forms: these, beside GEMM, alone.
 """
 
 import argparse
@@ -29,6 +30,15 @@ CUDA = torch.cuda.is_available()
 
 def ours(queries, documents, target, dims):
     info_nce(queries, documents, target, T, dims=dims).loss.backward()
+
+
+def both_ways(queries, documents, target, dims):
+    info_nce(queries, documents, target, T, dims=dims, symmetric=True).loss.backward()
+
+
+def twice(queries, documents, target, dims):
+    """Both ways without a form for it; right where query i's document is document i."""
+    (info_nce(queries, documents, target, T, dims=dims).loss + info_nce(documents, queries, target, T, dims=dims).loss).backward()
 
 
 def textbook(queries, documents, target, dims):
@@ -69,12 +79,12 @@ def forms():
     except ImportError as error:
         print(f"sentence-transformers is left out: {error}")
         theirs = None
-    return {"GEMM": gemm, "ours": ours, "textbook": textbook, "textbook, compiled": textbook_compiled, "sentence-transformers": theirs}
+    return {"GEMM": gemm, "ours": ours, "ours, both ways": both_ways, "ours, twice": twice, "textbook": textbook, "textbook, compiled": textbook_compiled, "sentence-transformers": theirs}
 
 
 def fits(name, N, E, dims):
     """Whether a form that holds the matrix has the memory for it: 4 matrices of fp32 a dim, the textbook form's own count."""
-    if name in ("GEMM", "ours", "sentence-transformers"):
+    if "textbook" not in name:
         return True
     if CUDA:
         return 16 * N * N * len(dims) < 0.9 * torch.cuda.mem_get_info()[0]
@@ -128,11 +138,13 @@ def main():
     sizes = [1 << power for power in (range(10, 18) if CUDA else range(9, 13))]
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="N")
     parser.add_argument("--width", type=int, default=3584, metavar="E")
+    parser.add_argument("--forms", nargs="+", metavar="NAME")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     seven = tuple(options.width * dim // 3584 for dim in PAPER_DIMS)
     rows = []
     print(f"{'form':24}{'dims':>5}{'N = M':>9}{'ms':>12}{'MiB':>10}{'of GEMM rate':>14}")
-    to_measure = forms()
+    to_measure = {name: form for name, form in forms().items() if not options.forms or name in ("GEMM", *options.forms)}
     for N in options.sizes:
         for name, form in to_measure.items():
             for dims in ((options.width,),) if name == "GEMM" else ((options.width,), seven):
@@ -149,14 +161,14 @@ def main():
         torch.compiler.reset()
     for N in options.sizes:
         cost = {(row["form"], row["dims"]): row["seconds"] for row in rows if row["N"] == N}
-        against = f", textbook / ours: {cost['textbook', 1] / cost['ours', 1]:.2f} for 1 dim" if ("textbook", 1) in cost else ""
+        against = f"; both ways {cost['ours, both ways', 1] / cost['ours', 1]:.2f} times as long as one for 1 dim, {cost['ours, both ways', 7] / cost['ours', 7]:.2f} for 7" if ("ours, both ways", 7) in cost else ""
+        against += f", textbook / ours: {cost['textbook', 1] / cost['ours', 1]:.2f} for 1 dim" if ("textbook", 1) in cost else ""
         against += f", {cost['textbook', 7] / cost['ours', 7]:.2f} for 7" if ("textbook", 7) in cost else ""
         print(f"N = M = {N:,}: 7 dims take {cost['ours', 7] / cost['ours', 1]:.2f} times as long as 1{against}")
-    write(rows, options.width)
+    write(rows, options.width, options.out)
 
 
-def write(rows, width):
-    folder = Path("runs/benchmarks")
+def write(rows, width, folder):
     folder.mkdir(parents=True, exist_ok=True)
     commit = measured.commit()
     machine = measured.machine("cuda" if CUDA else "cpu")

@@ -98,7 +98,10 @@ def ablation(*files):
             cells += ["<br>".join((recipe_report.shown(value), word)) if value else "" for value, word in zip(found, words)]
         lines.append([name, *cells, recipe_report.papers(one)])
     heads = [f"{name}: {what}" for name in columns for what in ("docs nDCG@10", "languages R@20")]
-    return _table(["the first, less the second", *heads, "paper, points: English, multilingual"], lines)
+    heads = ["the first, less the second", *heads, "paper, points: English, multilingual"]
+    if not any(line[-1] for line in lines):  # nothing of these is in the paper
+        heads, *lines = (line[:-1] for line in (heads, *lines))
+    return _table(heads, lines)
 
 
 def _batch(label, tokens):

@@ -7,11 +7,15 @@ set -u
 source "$(dirname "$0")/steps.sh"
 
 if [[ "$*" == "--device cpu" ]]; then
-    parity=(-k alpha_0_is_causal)
+    parity=(-k alpha_0_is_causal) infonce=(--sizes 128 --width 64) ways="one_way_alone"
 else
+    infonce=(--sizes 16384) ways="both_ways or one_way"
     parity=(-k "as_exact_as_pytorch and not 32768")
     "$PYTHON" -c "import xdist" 2> /dev/null && parity+=(-n 8)  # compilation takes most of their time
 fi
 MOST=150 step parity "$PYTHON" -m pytest -q tests/kernels/test_soft_mask_attention.py "${parity[@]}"
 step attention "$PYTHON" benchmarks/attn.py --quick --out "$OUT" --forms "Flex Triton" "Flex FLASH" "SDPA cuDNN" "SDPA flash" "flash-attn 2" varlen "padded SDPA cuDNN" "$@"
+# Is InfoNCE both ways right on this GPU, and what does it cost beside one way? (Predicted: at most 1.3 times as much.)
+MOST=60 step infonce-parity "$PYTHON" -m pytest -q tests/kernels/test_info_nce.py -k "$ways"
+MOST=60 step infonce "$PYTHON" benchmarks/infonce.py --out "$OUT" --forms ours "ours, both ways" "ours, twice" "${infonce[@]}"
 end
