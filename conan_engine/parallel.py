@@ -29,8 +29,10 @@ class Waiting:
         self.spans = []
 
     def end(self):
-        """Milliseconds since begin; the device has done what it was given."""
+        """Milliseconds since begin."""
         spans, self.spans = self.spans, None
+        if spans and not isinstance(spans[-1][1], float):
+            spans[-1][1].synchronize()  # the device may not have come to the last event yet
         return sum(1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end) for start, end in spans)
 
     @contextlib.contextmanager

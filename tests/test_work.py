@@ -40,7 +40,7 @@ def test_frozen_weights_have_no_gradient_to_compute():
     assert Work(model, Mesh("cpu")).flop(one) == 4 * matrices + 6 * adapters + of_pair
 
 
-@pytest.mark.parametrize(("device", "tflops"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA H20-3e", 148), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA L40S", 362), ("Somebody's", None)])
+@pytest.mark.parametrize(("device", "tflops"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA H20-3e", 148), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA L4", 121), ("NVIDIA RTX A4000", None), ("NVIDIA GH200 480GB", 989), ("Somebody's", None)])
 def test_a_rate_is_told_where_the_devices_peak_is_known(monkeypatch, device, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
     assert work.peak(torch.device("cuda", 0)) == tflops and work.peak(torch.device("cpu")) is None

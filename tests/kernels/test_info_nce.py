@@ -93,6 +93,27 @@ def test_both_ways_with_a_margin_equals_textbook(info_nce):
     assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS, symmetric=True, margin=clear_margin(arguments, DIMS))
 
 
+def test_log_sums_of_documents_are_the_textbooks(info_nce):
+    arguments = batch(37, 91, 48, groups=True, known=True)
+    given = [arguments[name].clone().requires_grad_() for name in ("queries", "documents", "temperature")]
+    groups = arguments["query_group"], arguments["document_group"], arguments["known"]
+    if torch.cuda.is_available():
+        pytest.skip("the form is chosen by the device")
+    found = conan_kernels.log_sum_exp_of_documents(given[0], given[1], arguments["target"], given[2], (7, 48), *groups)
+    q, d, T = (x.detach().double().requires_grad_() for x in given)
+    left_out = torch.zeros(37, 91, dtype=torch.bool)
+    for i in range(37):
+        left_out[i] = torch.isin(groups[1], torch.cat((groups[0][i : i + 1], groups[2].ids[groups[2].first[i] : groups[2].last[i]]))) & (groups[1] >= 0)
+    left_out[torch.arange(37), arguments["target"]] = True
+    cosines = [torch.nn.functional.normalize(q[:, :dim], dim=1) @ torch.nn.functional.normalize(d[:, :dim], dim=1).T for dim in (7, 48)]
+    wanted = torch.stack([(cosine / T).masked_fill(left_out, -1e20).logsumexp(0) for cosine in cosines])
+    some = ~left_out.all(0)
+    torch.testing.assert_close(found[:, some], wanted[:, some].float(), rtol=1e-4, atol=1e-4)
+    upstream = torch.randn(2, 91) * some
+    for one, other in zip(torch.autograd.grad(found, given, upstream), torch.autograd.grad(wanted, (q, d, T), upstream.double())):
+        torch.testing.assert_close(one, other.float(), rtol=1e-3, atol=1e-3 * other.abs().max().item())
+
+
 def test_one_way_alone_is_another_loss(info_nce):
     arguments = batch(20, 30, 16)
     assert abs(info_nce(**arguments, symmetric=True).loss - info_nce(**arguments).loss) > 1e-3
