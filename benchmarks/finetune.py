@@ -21,12 +21,13 @@ import torch
 import training
 from stages import at_start
 
-from conan_engine import errors, tasks, train
+from conan_engine import errors, train
+from conan_engine.evaluation import tasks
 from conan_engine.config import load
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.encoder import Encoder
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.export import sentence_transformers as export
-from conan_engine.parallel import Mesh
+from conan_engine.parallel.mesh import Mesh
 from conan_engine.prepare import prepare_data
 
 

@@ -22,8 +22,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer
 
-from conan_engine.encoder import Encoder
-from conan_engine.tasks import docs_search, held_out_docs
+from conan_engine.evaluation.encoder import Encoder
+from conan_engine.evaluation.tasks import docs_search, held_out_docs
 from conan_engine.export import gguf, onnx, sentence_transformers
 
 BATCH = 32  # sentence-transformers' own; onnxruntime has none

@@ -21,7 +21,7 @@ import measured
 import torch
 
 from conan_kernels import info_nce
-from conan_kernels.reference_info_nce import info_nce_reference
+from conan_kernels.info_nce.reference import info_nce_reference
 
 PAPER_DIMS = (256, 512, 1024, 1536, 2048, 3072, 3584)
 T = 0.02

@@ -19,9 +19,9 @@ import measured
 import torch
 
 from conan_engine.config import load
-from conan_engine.model import Transformer
-from conan_engine.parallel import Mesh
-from conan_engine.sharded_adamw import ShardedAdamW
+from conan_engine.model.transformer import Transformer
+from conan_engine.parallel.mesh import Mesh
+from conan_engine.parallel.sharded_adamw import ShardedAdamW
 
 
 def status(name):

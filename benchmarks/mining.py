@@ -28,10 +28,10 @@ from types import SimpleNamespace
 import measured
 import numpy as np
 
-from conan_engine import mining
+from conan_engine.negatives import mining
 from conan_engine.config import Negatives
 from conan_engine.data.known import find
-from conan_engine.parallel import Mesh
+from conan_engine.parallel.mesh import Mesh
 
 DIM, BLOCK, OF_A_CENTRE = 256, 16_384, 256
 SAMPLE, NEAREST = 2000, 32

@@ -16,14 +16,16 @@ from pathlib import Path
 import measured
 import torch
 
-from conan_engine import checkpoint, errors, tasks
+from conan_engine import errors
+from conan_engine.evaluation import tasks
+from conan_engine.run import checkpoint
 from conan_engine.config import Config
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.device import choose
-from conan_engine.encoder import Encoder
+from conan_engine.parallel.device import choose
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluate import NAMES
-from conan_engine.model import Transformer
-from conan_engine.pretrained import adopt
+from conan_engine.model.transformer import Transformer
+from conan_engine.model.pretrained import adopt
 
 MOST = 512  # tokens of a text
 

@@ -25,7 +25,7 @@ import measured
 
 from conan_engine.config import Pretrain
 from conan_engine.config import Tokenizer as TokenizerSettings
-from conan_engine.data import prepare
+from conan_engine.data import build
 from conan_engine.data.sources import installed
 from conan_engine.data.tokenizer import Tokenizer
 
@@ -49,9 +49,9 @@ def write_texts(folder, source, size):
 
 def ours(folder, tokenizer, workers):
     with tempfile.TemporaryDirectory(dir=folder.parent) as out:
-        job = prepare.make_job(str(folder / "texts"), "pretrain", Pretrain(), tokenizer, out)
+        job = build.make_job(str(folder / "texts"), "pretrain", Pretrain(), tokenizer, out)
         began = time.perf_counter()
-        shards = prepare.make_shards([job], tokenizer, workers)[job.folder]
+        shards = build.make_shards([job], tokenizer, workers)[job.folder]
         seconds = time.perf_counter() - began
         return seconds, shards.tokens
 
@@ -119,7 +119,7 @@ def main():
     try:
         texts = write_texts(folder / "texts", arguments.source, arguments.megabytes * 1e6)
         settings = TokenizerSettings(vocab_size=16_384, train_bytes=8_000_000)
-        tokenizer = prepare.make_tokenizer(settings, [(str(folder / "texts"), "pretrain", None)], folder)
+        tokenizer = build.make_tokenizer(settings, [(str(folder / "texts"), "pretrain", None)], folder)
         forms = {"ours": lambda n: ours(folder, tokenizer, n), "sentencepiece alone": lambda n: alone(folder, folder / Tokenizer.FILE, texts, n)}
         if result["versions"]["datasets"] and result["versions"]["tokenizers"]:
             from conan_engine.export.fast_tokenizer import convert

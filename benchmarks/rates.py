@@ -16,10 +16,11 @@ from pathlib import Path
 import measured
 from step import gemm_rate
 
-from conan_engine import checkpoint, config, errors
-from conan_engine.device import choose
+from conan_engine import config, errors
+from conan_engine.run import checkpoint
+from conan_engine.parallel.device import choose
 from conan_engine.errors import UserError
-from conan_engine.model import count_parameters
+from conan_engine.model.transformer import count_parameters
 
 POINTS = 100  # of a stage's loss curve, each the mean of the steps up to it
 LANGUAGE = ("pretrain", "sft")

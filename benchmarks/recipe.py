@@ -26,11 +26,13 @@ import recipe_report
 import torch
 import training
 
-from conan_engine import checkpoint, errors, tasks
+from conan_engine import errors
+from conan_engine.evaluation import tasks
+from conan_engine.run import checkpoint
 from conan_engine.config import load
-from conan_engine.data import prepare
+from conan_engine.data import build
 from conan_engine.data.sources import installed
-from conan_engine.encoder import Encoder
+from conan_engine.evaluation.encoder import Encoder
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 1500  # of a source, that the supervised stage trains on
@@ -145,7 +147,7 @@ def some_pairs(config, work):
     """The config's files of pairs, NAME.jsonl under its folder: some of the source NAME's, by their hashes."""
     for path in map(Path, config.supervised.data):
         if path.parent == work and not path.exists():
-            _, records = prepare.read(path.stem, "supervised")
+            _, records = build.read(path.stem, "supervised")
             chosen = sorted(records, key=lambda record: installed.fraction(record["input"]))[:PAIRS]
             partial = path.with_suffix(".partial")
             partial.write_text("".join(json.dumps(record) + "\n" for record in chosen))

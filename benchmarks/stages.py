@@ -17,11 +17,13 @@ from pathlib import Path
 import measured
 import torch
 
-from conan_engine import checkpoint, config, errors, tasks
-from conan_engine.encoder import Encoder
+from conan_engine import config, errors
+from conan_engine.evaluation import tasks
+from conan_engine.run import checkpoint
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
 from conan_engine.evaluate import NAMES
-from conan_engine.parallel import Mesh
+from conan_engine.parallel.mesh import Mesh
 from conan_engine.prepare import prepare_data
 from conan_engine.train import make_model
 

@@ -22,8 +22,10 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import TrainerCallback
 
-from conan_engine import checkpoint, config, tasks
-from conan_engine.data import prepare
+from conan_engine import config
+from conan_engine.evaluation import tasks
+from conan_engine.run import checkpoint
+from conan_engine.data import build
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.export import fast_tokenizer
 
@@ -48,7 +50,7 @@ class Stop(TrainerCallback):
 
 def pairs(source, about):
     """A source of the weak stage as sentence-transformers takes pairs."""
-    kind, records = prepare.read(source, "weak", about)
+    kind, records = build.read(source, "weak", about)
     if kind == "pairs":
         return Dataset.from_list([{"anchor": r["query"], "positive": r["pos"][0]} for r in records])
     return Dataset.from_list([{"anchor": r["input"], "positive": r["output"]} for r in records])

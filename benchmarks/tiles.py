@@ -28,22 +28,22 @@ SHARE = {"forward": 1, "dq": 1.5, "dk_dv": 2}  # FLOP, beside the forward's two 
 
 def launcher(kernel, size, problem, width):
     """A function that launches the kernel once and returns what Triton compiled for it."""
-    from conan_kernels import soft_mask_gradients, soft_mask_launch, soft_mask_tiles
+    from conan_kernels.attention import gradients, launch, tiles
 
     p, (T, H, D) = problem, problem.q.shape
     alpha, scale = torch.tensor(p.alpha, device=p.device), D**-0.5
     options = dict(zip(("BM", "BN", "num_warps", "num_stages"), size)) | ({} if kernel == "forward" else {"maxnreg": 255})
-    out, lse = soft_mask_launch.forward(p.q, p.k, p.v, p.cu_seqlens, alpha, "column", scale)
-    plan, bias = soft_mask_launch._plan(p.cu_seqlens, alpha, T, "column", options["BN" if kernel == "dk_dv" else "BM"])
+    out, lse = launch.forward(p.q, p.k, p.v, p.cu_seqlens, alpha, "column", scale)
+    plan, bias = launch._plan(p.cu_seqlens, alpha, T, "column", options["BN" if kernel == "dk_dv" else "BM"])
     delta = (out.float() * p.dout.float()).sum(-1).T.contiguous()
-    rest = plan, bias, T, p.q.stride(0), p.k.stride(0), p.v.stride(0), scale * soft_mask_tiles.LOG2_E.value
+    rest = plan, bias, T, p.q.stride(0), p.k.stride(0), p.v.stride(0), scale * tiles.LOG2_E.value
     shape = {"H": H, "G": p.G, "D": D, "W": width, "BY_ROW": False}
     if kernel == "forward":
-        return lambda: soft_mask_tiles.forward_block[(len(plan), H)](p.q, p.k, p.v, out, lse, *rest, **shape, **options)
+        return lambda: tiles.forward_block[(len(plan), H)](p.q, p.k, p.v, out, lse, *rest, **shape, **options)
     dq, dk, dv = (torch.empty_like(x) for x in (p.q, p.k, p.v))
     if kernel == "dq":
-        return lambda: soft_mask_gradients.dq_block[(len(plan), H)](p.q, p.k, p.v, out, p.dout, lse, delta, dq, *rest, **shape, **options)
-    return lambda: soft_mask_gradients.dk_dv_block[(len(plan), p.G)](p.q, p.k, p.v, p.dout, lse, delta, dk, dv, *rest, **shape, **options)
+        return lambda: gradients.dq_block[(len(plan), H)](p.q, p.k, p.v, out, p.dout, lse, delta, dq, *rest, **shape, **options)
+    return lambda: gradients.dk_dv_block[(len(plan), p.G)](p.q, p.k, p.v, p.dout, lse, delta, dk, dv, *rest, **shape, **options)
 
 
 def compiled(job):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from conan_engine import train
-from conan_engine.interrupts import SIGNALS
+from conan_engine.run.interrupts import SIGNALS
 
 
 def run(config, folder, *settings, share=None, log=None):

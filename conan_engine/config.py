@@ -11,7 +11,7 @@ import typing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from conan_engine import pretrained
+from conan_engine.model import pretrained
 from conan_engine.data.sources.forms import COLUMNS, LISTS, kind_of
 from conan_engine.errors import UserError
 

@@ -12,9 +12,9 @@ import numpy as np
 from conan_engine import __version__, errors
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files, paths
-from conan_engine.encoder import Encoder
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
-from conan_engine.quantize import BITS, quantize, ranges_of
+from conan_engine.evaluation.quantize import BITS, quantize, ranges_of
 from conan_engine.search import save_beside
 
 

@@ -4,7 +4,7 @@ import os
 import re
 import sys
 
-from conan_engine import watch
+from conan_engine.parallel import watch
 
 
 class UserError(Exception):

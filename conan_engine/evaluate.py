@@ -1,8 +1,8 @@
 """How well a run does, beside BM25 and what is not trained: `python -m conan_engine.evaluate RUN`. Writes RUN/results.json, prints a table.
 
-The tasks are those of conan_engine/tasks.py. --beside shows another results.json in a column of its own.
+The tasks are those of conan_engine/evaluation/tasks.py. --beside shows another results.json in a column of its own.
 
-Your own search, in BEIR's files (conan_engine/retrieval.py): `python -m conan_engine.evaluate RUN --queries Q.jsonl --corpus C.jsonl`. Writes
+Your own search, in BEIR's files (conan_engine/evaluation/retrieval.py): `python -m conan_engine.evaluate RUN --queries Q.jsonl --corpus C.jsonl`. Writes
 RUN/retrieval-Q.json.
 """
 
@@ -12,14 +12,16 @@ import os
 import time
 from pathlib import Path
 
-from conan_engine import __version__, checkpoint, errors, retrieval, tasks
-from conan_engine.baselines import RandomProjection
-from conan_engine.bm25 import bm25_ranks
+from conan_engine import __version__, errors
+from conan_engine.evaluation import retrieval, tasks
+from conan_engine.run import checkpoint
+from conan_engine.evaluation.baselines import RandomProjection
+from conan_engine.evaluation.bm25 import bm25_ranks
 from conan_engine.data.sources import installed
-from conan_engine.encoder import Encoder
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
-from conan_engine.metrics import ndcg, ranks
-from conan_engine.quantize import BITS, quantize, ranges_of, restore
+from conan_engine.evaluation.metrics import ndcg, ranks
+from conan_engine.evaluation.quantize import BITS, quantize, ranges_of, restore
 
 SMALLER = [precision for precision in BITS if precision != "float32"]
 NAMES = {

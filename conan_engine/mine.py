@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
-from conan_engine import checkpoint, errors, lock, mining, precision
+from conan_engine import errors
+from conan_engine.negatives import mining
+from conan_engine.parallel import precision
+from conan_engine.run import checkpoint, lock
 from conan_engine.config import load
 from conan_engine.errors import UserError
-from conan_engine.interrupts import Interrupts
-from conan_engine.parallel import Mesh
+from conan_engine.run.interrupts import Interrupts
+from conan_engine.parallel.mesh import Mesh
 from conan_engine.prepare import prepare_data
 from conan_engine.train import make_model, make_stage
 

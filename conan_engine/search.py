@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine import __version__, checkpoint, errors
+from conan_engine import __version__, errors
+from conan_engine.run import checkpoint
 from conan_engine.data.sources import docstrings
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES, TRAINING_PACKAGES
-from conan_engine.encoder import Encoder
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
 
 

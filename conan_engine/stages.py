@@ -15,13 +15,15 @@ import torch
 import torch.nn.functional as F
 
 import conan_kernels
-from conan_engine import distilling, losses, mining, negatives
+from conan_engine.model import losses
+from conan_engine.negatives import distilling, mining
+from conan_engine.negatives.pools import Pools
 from conan_engine.data import known as known_positives
 from conan_engine.data.loader import Loader
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.encoder import embed_sequences
+from conan_engine.evaluation.encoder import embed_sequences
 from conan_engine.errors import UserError
-from conan_engine.model import positions
+from conan_engine.model.transformer import positions
 
 ALPHA = {  # how far the soft mask has opened at progress t / tau in [0, 1] (arXiv 2509.12892 section 3.2)
     "linear": lambda progress: progress,
@@ -276,7 +278,7 @@ class Supervised(Contrastive):
             corpus, queries = self.corpora[name], self.queries_of(name)
             folder = self.mined / mining.key(rule, shards.fingerprint, weights, queries, self.config.seed)
             mining.Mining(corpus, self.known[name], queries, rule, self.config.seed, name, folder, mesh).run(embed)
-            self.pools[name] = negatives.Pools.mapped(corpus, queries, rule, folder)
+            self.pools[name] = Pools.mapped(corpus, queries, rule, folder)
 
     def teach(self, mesh):
         tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
@@ -358,7 +360,7 @@ class Supervised(Contrastive):
                 continue
             own = {key.removeprefix(f"pool/{name}/"): value for key, value in state.items() if key.startswith(f"pool/{name}/")}
             folder = self.mined / own["folder"].tobytes().decode()
-            self.pools[name] = negatives.Pools.mapped(self.corpora[name], self.queries_of(name), self.rules[name], folder)
+            self.pools[name] = Pools.mapped(self.corpora[name], self.queries_of(name), self.rules[name], folder)
             self.pools[name].load_state(own)
 
 

@@ -20,20 +20,24 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, checkpoint, errors, initial, lock, lora, mining, precision, pretrained, resuming
+from conan_engine import __version__, errors
+from conan_engine.model import initial, lora, pretrained
+from conan_engine.negatives import mining
+from conan_engine.parallel import precision
+from conan_engine.run import checkpoint, lock, resuming
 from conan_engine.config import load, settings_with_comments
-from conan_engine.device import check_heads
+from conan_engine.parallel.device import check_heads
 from conan_engine.errors import UserError
-from conan_engine.interrupts import Interrupts
-from conan_engine.log import Log
-from conan_engine.model import Transformer, count_parameters, memory_per_device
-from conan_engine.parallel import Mesh, waiting
+from conan_engine.run.interrupts import Interrupts
+from conan_engine.run.log import Log
+from conan_engine.model.transformer import Transformer, count_parameters, memory_per_device
+from conan_engine.parallel.mesh import Mesh, waiting
 from conan_engine.prepare import prepare_data
-from conan_engine.saving import Saver
-from conan_engine.sharded_adamw import ShardedAdamW
+from conan_engine.run.saving import Saver
+from conan_engine.parallel.sharded_adamw import ShardedAdamW
 from conan_engine.stages import LanguageModelling, Supervised, Weak
-from conan_engine.validation import Validation
-from conan_engine.work import Work
+from conan_engine.evaluation.validation import Validation
+from conan_engine.run.flops import Work
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
 

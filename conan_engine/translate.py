@@ -21,7 +21,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conan_engine import __version__, errors, languages, retrieval
+from conan_engine import __version__, errors, languages
+from conan_engine.evaluation import retrieval
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
 

@@ -7,13 +7,13 @@
 #include <cstring>
 #include <optional>
 
-#include "crc32c.h"
-#include "loader_bindings.h"
-#include "mix.h"
-#include "order.h"
-#include "reader.h"
-#include "unpack_bindings.h"
-#include "writer.h"
+#include "shards/crc32c.h"
+#include "batches/loader_bindings.h"
+#include "batches/mix.h"
+#include "batches/order.h"
+#include "shards/reader.h"
+#include "unpack/unpack_bindings.h"
+#include "shards/writer.h"
 
 namespace py = pybind11;
 
@@ -162,7 +162,7 @@ py::array_t<int64_t> order(uint64_t seed, uint64_t epoch, int64_t count, const I
 }  // namespace
 
 PYBIND11_MODULE(_loader, m) {
-    m.doc() = "Token shards and sampling order in C++; see csrc/FORMAT.md. Use conan_engine.data.shards.";
+    m.doc() = "Token shards and sampling order in C++; see csrc/shards/FORMAT.md. Use conan_engine.data.shards.";
 
     py::register_exception_translator([](std::exception_ptr thrown) {
         try {

@@ -13,7 +13,7 @@ import torch
 from conan_engine import errors
 from conan_engine.config import load
 from conan_engine.errors import UserError
-from conan_engine.model import Transformer, count_parameters
+from conan_engine.model.transformer import Transformer, count_parameters
 
 TOKENS, TEXTS = 1024, 8
 

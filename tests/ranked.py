@@ -7,7 +7,7 @@ import tempfile
 
 import torch
 
-from conan_engine.parallel import Mesh
+from conan_engine.parallel.mesh import Mesh
 
 
 def on_ranks(world, function, *arguments, tensor=1):

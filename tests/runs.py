@@ -11,11 +11,11 @@ import torch
 
 from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.config import load
-from conan_engine.data import prepare
-from conan_engine.model import Transformer
-from conan_engine.parallel import Mesh
-from conan_engine.saving import Saver
-from conan_engine.sharded_adamw import ShardedAdamW
+from conan_engine.data import build
+from conan_engine.model.transformer import Transformer
+from conan_engine.parallel.mesh import Mesh
+from conan_engine.run.saving import Saver
+from conan_engine.parallel.sharded_adamw import ShardedAdamW
 
 ROOT = Path(__file__).parent.parent
 TINY = """
@@ -72,13 +72,13 @@ def small_tokenizer(folder):
     """Of 300 entries, for questions, answers and labels."""
     texts = [{"text": f"question {i} answer {i} another wrong bad good label"} for i in range(400)]
     path = write_lines(folder / "text.jsonl", texts)
-    return prepare.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder)
+    return build.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder)
 
 
 def shards_of(source, use, stage, tokenizer, folder, max_bad_share=None):
     """Of one source for one use, made by this process."""
-    job = prepare.make_job(str(source), use, stage, tokenizer, folder, max_bad_share)
-    return prepare.make_shards([job], tokenizer, 1)[job.folder]
+    job = build.make_job(str(source), use, stage, tokenizer, folder, max_bad_share)
+    return build.make_shards([job], tokenizer, 1)[job.folder]
 
 
 LINGER = """
@@ -157,7 +157,7 @@ def untrained(config, run, change=lambda model: None):
     """A run folder as a training run leaves it, its weights still as they were drawn, or as change(model) makes them; the tokenizer is trained."""
     settings = load(config, [f"--out_dir={run}"])
     sources = [(source, name, about) for name in settings.stages for source, about in getattr(settings, name).data.items()]
-    tokenizer = prepare.make_tokenizer(settings.tokenizer, sources, run)
+    tokenizer = build.make_tokenizer(settings.tokenizer, sources, run)
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
     change(model)
     mesh = Mesh("cpu")

@@ -10,8 +10,8 @@ import pytest
 from runs import ROOT, write_lines
 
 from conan_engine.data.tokenizer import train
-from conan_engine.encoder import Encoder
-from conan_engine.quantize import quantize, ranges_of
+from conan_engine.evaluation.encoder import Encoder
+from conan_engine.evaluation.quantize import quantize, ranges_of
 
 TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 中文.", "word " * 200]
 

@@ -7,10 +7,11 @@ import sys
 import numpy as np
 import pytest
 
-from conan_engine import evaluate, tasks
+from conan_engine import evaluate
+from conan_engine.evaluation import tasks
 from conan_engine.data.sources import catalogues, installed
 from conan_engine.data.sources.docstrings import Docstring
-from conan_engine.encoder import truncate
+from conan_engine.evaluation.encoder import truncate
 
 
 def test_truncation_keeps_the_first_numbers_at_unit_length():

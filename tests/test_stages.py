@@ -8,13 +8,14 @@ import torch
 from ranked import on_ranks
 from runs import one_line, shards_of, small_tokenizer, train, untimed, write_lines
 
-from conan_engine import losses, stages
+from conan_engine import stages
+from conan_engine.model import losses
 from conan_engine.config import Config, Model, Sft, Source, load
-from conan_engine.data import prepare
+from conan_engine.data import build
 from conan_engine.data.shards import Shards, ShardWriter
-from conan_engine.model import Transformer
-from conan_engine.parallel import Mesh
-from conan_engine.sharded_adamw import ShardedAdamW
+from conan_engine.model.transformer import Transformer
+from conan_engine.parallel.mesh import Mesh
+from conan_engine.parallel.sharded_adamw import ShardedAdamW
 from conan_engine.stages import Packed, embed_and_backward
 
 
@@ -35,7 +36,7 @@ def test_a_mask_that_does_not_open(schedule, alpha):
 def weak_stage(tiny, run, *overrides):
     """The stage, its config, and a model for it."""
     config = load(tiny, [f"--out_dir={run}", *overrides])
-    tokenizer = prepare.make_tokenizer(config.tokenizer, [], run)
+    tokenizer = build.make_tokenizer(config.tokenizer, [], run)
     shards = {source: shards_of(source, "weak", config.weak, tokenizer, run / "data") for source in config.weak.data}
     return stages.Weak(config, shards, {}, Mesh("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
 
@@ -127,7 +128,7 @@ def test_which_tokens_are_hidden_depends_on_the_step_and_on_no_rank():
 
 def test_a_masked_pretraining_learns(tiny, untrained_run):
     config = load(tiny, [f"--out_dir={untrained_run}", "--pretrain.masked=0.2"])
-    tokenizer = prepare.make_tokenizer(config.tokenizer, [], untrained_run)
+    tokenizer = build.make_tokenizer(config.tokenizer, [], untrained_run)
     (source,) = config.pretrain.data
     shards = {source: shards_of(source, "pretrain", config.pretrain, tokenizer, untrained_run / "data")}
     stage, model = stages.LanguageModelling("pretrain", config, shards, Mesh("cpu")), Transformer(config.model, tokenizer.vocab_size).init_weights(0)

@@ -16,7 +16,8 @@ import torch
 from runs import losses, one_line, start, train, untimed, untrained
 
 import conan_engine
-from conan_engine import checkpoint, encode, evaluate, search
+from conan_engine import encode, evaluate, search
+from conan_engine.run import checkpoint
 from conan_engine import train as engine
 
 

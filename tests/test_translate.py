@@ -12,7 +12,8 @@ import pytest
 from runs import ROOT, write_lines
 from translating import Server, known_messages
 
-from conan_engine import languages, retrieval, translate
+from conan_engine import translate
+from conan_engine.evaluation import retrieval
 from conan_engine.data.sources import files
 from conan_engine.errors import UserError
 

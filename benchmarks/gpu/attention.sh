@@ -13,9 +13,9 @@ else
     parity=(-k "as_exact_as_pytorch and not 32768")
     "$PYTHON" -c "import xdist" 2> /dev/null && parity+=(-n 8)  # compilation takes most of their time
 fi
-MOST=150 step parity "$PYTHON" -m pytest -q tests/kernels/test_soft_mask_attention.py "${parity[@]}"
+MOST=150 step parity "$PYTHON" -m pytest -q tests/kernels/attention/test_api.py "${parity[@]}"
 step attention "$PYTHON" benchmarks/attn.py --quick --out "$OUT" --forms "Flex Triton" "Flex FLASH" "SDPA cuDNN" "SDPA flash" "flash-attn 2" varlen "padded SDPA cuDNN" "$@"
 # Is InfoNCE both ways right on this GPU, and what does it cost beside one way? (Predicted: at most 1.3 times as much.)
-MOST=60 step infonce-parity "$PYTHON" -m pytest -q tests/kernels/test_info_nce.py -k "$ways"
+MOST=60 step infonce-parity "$PYTHON" -m pytest -q tests/kernels/info_nce/test_api.py -k "$ways"
 MOST=60 step infonce "$PYTHON" benchmarks/infonce.py --out "$OUT" --forms ours "ours, both ways" "ours, twice" "${infonce[@]}"
 end

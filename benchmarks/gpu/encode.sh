@@ -15,7 +15,7 @@ if [[ ! -e "$RUN/checkpoints" ]]; then
     model=$OUT/two-steps
     [[ -e "$model/checkpoints" ]] || MOST=90 train two-steps "$model" --stages="['weak']" --weak.steps=2 --validation.data={}
 fi
-[[ "${DEVICE:-cuda}" == cpu ]] || MOST=120 step unpack "$PYTHON" -m pytest -q -m gpu tests/data/test_unpack.py tests/test_mining.py
+[[ "${DEVICE:-cuda}" == cpu ]] || MOST=120 step unpack "$PYTHON" -m pytest -q -m gpu tests/data/test_unpack.py tests/negatives/test_mining.py
 MOST=240 step encode "$PYTHON" benchmarks/encode.py "$model" --texts "${TEXTS:-1000000}" --beside "${BESIDE:-50000}" "${tasks[@]}" --out "$OUT"
 step mining "$PYTHON" benchmarks/mining.py --only index --index Flat --search "" --documents "${DOCUMENTS:-1000000}" --device "${DEVICE:-cuda}" --out "$OUT"
 end

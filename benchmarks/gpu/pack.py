@@ -12,7 +12,8 @@ import lzma
 import tarfile
 from pathlib import Path
 
-from conan_engine import errors, tasks
+from conan_engine import errors
+from conan_engine.evaluation import tasks
 from conan_engine.config import load
 from conan_engine.errors import UserError
 from conan_engine.prepare import prepare_data

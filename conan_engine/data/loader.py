@@ -1,4 +1,4 @@
-"""Batches for a stage, planned, packed and read by threads of C++ (csrc/loader.h) while the step before them computes.
+"""Batches for a stage, planned, packed and read by threads of C++ (csrc/batches/loader.h) while the step before them computes.
 
 What a step holds depends on the seed, the sources and the step alone: not on ranks, threads or where a run was stopped.
 Every step draws from one source, so that in-batch negatives are of one kind and hard; steps are shared out in exact

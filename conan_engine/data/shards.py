@@ -1,4 +1,4 @@
-"""Token shards: written once, mapped for reading. The Python face of csrc/; the format is csrc/FORMAT.md."""
+"""Token shards: written once, mapped for reading. The Python face of csrc/; the format is csrc/shards/FORMAT.md."""
 
 import hashlib
 import json

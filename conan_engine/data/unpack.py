@@ -1,4 +1,4 @@
-"""Batches to the GPU in 2 or 3 bytes a token, widened there (csrc/unpack.cu)."""
+"""Batches to the GPU in 2 or 3 bytes a token, widened there (csrc/unpack/unpack.cu)."""
 
 import torch
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from conan_engine import __version__, errors
-from conan_engine.encoder import Encoder
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
 
 FORMATS = {  # name: (module, what it imports, its dtypes, the first one the default)

@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from conan_engine import __version__, checkpoint
+from conan_engine import __version__
+from conan_engine.run import checkpoint
 from conan_engine import config as settings
 
 

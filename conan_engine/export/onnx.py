@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conan_engine.export.sentence_transformers import write_tokenizer
-from conan_engine.model import turns
+from conan_engine.model.transformer import turns
 
 OPSET = 18
 INLINE = 10**9  # bytes of weights that stand in model.onnx itself; more, in model.onnx.data (protobuf ends at 2 GB)

@@ -5,7 +5,7 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from conan_engine import llama
+from conan_engine.model import llama
 from conan_engine.data.json_tokenizer import JsonTokenizer
 from conan_engine.export import card
 from conan_engine.export.fast_tokenizer import convert

@@ -10,7 +10,7 @@ import pytest
 from gguf_files import random_gguf
 from runs import ROOT, write_lines
 
-from conan_engine import metrics, tasks
+from conan_engine.evaluation import metrics, tasks
 
 
 def rehearse(script, out, *arguments, **environment):

@@ -24,7 +24,7 @@ DIMS = (32, 64, 128, 256)
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def config(request, monkeypatch):
     """Of both configs, (path, settings over it). The language model that the one starts from need not be here."""
-    monkeypatch.setattr("conan_engine.pretrained.adopt", lambda *_: None)
+    monkeypatch.setattr("conan_engine.model.pretrained.adopt", lambda *_: None)
     return request.param, ["--model.width=576", "--model.heads=9", "--model.kv_heads=3"] if "smollm" in request.param.stem else []
 
 

@@ -6,9 +6,10 @@ import pytest
 import stages
 import torch
 
-from conan_engine import checkpoint, config
-from conan_engine.encoder import Encoder
-from conan_engine.parallel import Mesh
+from conan_engine import config
+from conan_engine.run import checkpoint
+from conan_engine.evaluation.encoder import Encoder
+from conan_engine.parallel.mesh import Mesh
 
 
 @pytest.mark.parametrize("first", [False, True])

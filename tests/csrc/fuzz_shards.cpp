@@ -12,8 +12,8 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/batch.h"
-#include "../../csrc/crc32c.h"
+#include "batches/batch.h"
+#include "shards/crc32c.h"
 
 namespace {
 

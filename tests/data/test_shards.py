@@ -155,7 +155,7 @@ def test_a_reader_written_from_the_format_description_agrees(tmp_path):
 
 
 def read_as_described(data):
-    """csrc/FORMAT.md in Python."""
+    """csrc/shards/FORMAT.md in Python."""
     magic, version, width, vocab, tokenizer, kind, crc = struct.unpack_from("<8sIIQ32s36sI", data)
     assert (magic, version, tokenizer.hex(), kind.rstrip(b"\0")) == (b"CONANTOK", 1, HASH, b"pairs") and crc == _loader.crc32c(data[:92])
     at, records, fields, tokens, index_crc, crc, magic = struct.unpack("<QQQQII8s", data[-48:])

@@ -7,7 +7,7 @@ from encoders import TEXTS, sharp
 from runs import small_tokenizer, write_lines
 
 from conan_engine.config import Weak
-from conan_engine.data import prepare, teachers
+from conan_engine.data import build, teachers
 from conan_engine.data.sources import paths
 from conan_engine.data.teachers import plausible
 from conan_engine.errors import UserError
@@ -65,8 +65,8 @@ def test_a_model_scores_as_it_does_by_itself(models, tmp_path, kind):
     np.testing.assert_allclose(teachers.load("weak.teacher", name)(*map(list, zip(*pairs))), wanted, atol=1e-5)
     least = float(np.median(wanted)) + 1e-4
     path = write_lines(tmp_path / "pairs.jsonl", [{"query": query, "pos": document} for query, document in pairs])
-    job = prepare.make_job(str(path), "weak", Weak(teacher=name, min_score=least), small_tokenizer(tmp_path), tmp_path / "data")
-    shards = prepare.make_shards([job], small_tokenizer(tmp_path), 1)[job.folder]
+    job = build.make_job(str(path), "weak", Weak(teacher=name, min_score=least), small_tokenizer(tmp_path), tmp_path / "data")
+    shards = build.make_shards([job], small_tokenizer(tmp_path), 1)[job.folder]
     np.testing.assert_allclose(shards.scores(np.arange(len(shards))), wanted[wanted >= least], atol=1e-5)
 
 
@@ -76,9 +76,9 @@ def test_processes_share_a_models_work(models, tmp_path, monkeypatch):
     name, theirs = list(models[1].items())[1]
     pairs = [(f"question {i}", f"answer {i * i}") for i in range(200)]
     path = write_lines(tmp_path / "pairs.jsonl", [{"query": query, "pos": document} for query, document in pairs])
-    job = prepare.make_job(str(path), "weak", Weak(teacher=name, min_score=0), small_tokenizer(tmp_path), tmp_path / "data")
+    job = build.make_job(str(path), "weak", Weak(teacher=name, min_score=0), small_tokenizer(tmp_path), tmp_path / "data")
     assert len(job.units()) > 3
-    shards = prepare.make_shards([job], small_tokenizer(tmp_path), 2)[job.folder]
+    shards = build.make_shards([job], small_tokenizer(tmp_path), 2)[job.folder]
     np.testing.assert_allclose(shards.scores(np.arange(200)), theirs(*map(list, zip(*pairs))), atol=1e-5)
 
 

@@ -15,7 +15,7 @@ import zstandard
 from runs import small_tokenizer, write_lines
 
 from conan_engine.config import Pretrain, Supervised
-from conan_engine.data import prepare, units
+from conan_engine.data import build, units
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
 
@@ -111,8 +111,8 @@ def shards_in(folder, source, tokenizer, parts=1, **how):
     """Every file under a folder, made of a source for pretraining in so many parts, in any order."""
     order = random.sample(range(1, parts + 1), parts)
     for part in order:
-        job = prepare.make_job(str(source), "pretrain", Pretrain(), tokenizer, folder)
-        found = prepare.make_shards([job], tokenizer, part=(part, parts), **how)
+        job = build.make_job(str(source), "pretrain", Pretrain(), tokenizer, folder)
+        found = build.make_shards([job], tokenizer, part=(part, parts), **how)
         assert (job.folder in found) == (part == order[-1]), "whole with the last part alone"
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -132,9 +132,9 @@ def test_a_broken_unit_is_said_and_the_others_are_finished(corpus, tokenizer, ca
     folder, _ = corpus
     (folder / "web/03a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (folder / "web/07a.jsonl").write_text('{"text": "fine"}\n{"txt": ""}\n' + '{"text": "fine"}\n' * 50)
-    job = prepare.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
+    job = build.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
     with pytest.raises(UserError, match=r"03a.jsonl: line 2: broken JSON .* \(2 of \d+ units failed; the others are finished\)"):
-        prepare.make_shards([job], tokenizer, 2)
+        build.make_shards([job], tokenizer, 2)
     assert "07a.jsonl: line 2" in capsys.readouterr().err
     cut = job.units()
     unfinished = [cut[number] for number in range(len(cut)) if not job.finished(number)]
@@ -145,7 +145,7 @@ def test_a_broken_unit_is_said_and_the_others_are_finished(corpus, tokenizer, ca
 def test_what_is_finished_is_not_made_again(corpus, tokenizer, monkeypatch):
     folder, _ = corpus
     whole = shards_in(folder / "data", folder / "web", tokenizer, processes=1)
-    job = prepare.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
+    job = build.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
     gone = random.sample(range(len(job.units())), 2)
     for number in gone:  # as a killed process leaves them
         (job.unit(number) / "manifest.json").unlink()
@@ -164,7 +164,7 @@ def test_two_at_one_unit_do_not_meet(corpus, tokenizer):
         "import sys, pickle; from conan_engine.data import units; "
         "units.make(*pickle.load(sys.stdin.buffer), print)"
     )  # fmt: skip
-    job = prepare.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
+    job = build.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
     processes = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(4)]
     for process in processes:
         process.stdin.write(pickle.dumps((tokenizer, job, 2, job.units()[2])))
@@ -177,21 +177,21 @@ def test_files_of_two_kinds_are_one_line(tmp_path, tokenizer, small_units):
     for name, record in (("a", {"text": "x" * 600}), ("b", {"query": "q", "pos": ["x" * 600]})):
         write_lines(tmp_path / f"{name}.jsonl", [record])
     write_lines(tmp_path / "b.jsonl", [{"instruction": "q", "output": "x" * 600}])
-    job = prepare.make_job(str(tmp_path), "pretrain", Pretrain(), tokenizer, tmp_path / "data")
+    job = build.make_job(str(tmp_path), "pretrain", Pretrain(), tokenizer, tmp_path / "data")
     with pytest.raises(UserError, match=r"b.jsonl: holds instruction records, and .*a.jsonl text records; make each kind a source of its own"):
-        prepare.make_shards([job], tokenizer, 1)
+        build.make_shards([job], tokenizer, 1)
 
 
 def test_too_much_left_out_is_judged_over_all_units(tmp_path, tokenizer, small_units):
     good = [json.dumps({"query": f"question {i}", "pos": [f"answer {i}"]}) for i in range(200)]
     (tmp_path / "x.jsonl").write_text("\n".join([*good, *["{broken"] * 3]))
     for share, enough in ((0.02, True), (0.01, False)):
-        job = prepare.make_job(str(tmp_path / "x.jsonl"), "supervised", Supervised(), tokenizer, tmp_path / f"data-{share}", share)
+        job = build.make_job(str(tmp_path / "x.jsonl"), "supervised", Supervised(), tokenizer, tmp_path / f"data-{share}", share)
         if enough:
-            assert len(prepare.make_shards([job], tokenizer, 2)[job.folder]) == 200
+            assert len(build.make_shards([job], tokenizer, 2)[job.folder]) == 200
         else:
             with pytest.raises(UserError, match=r"3 of the first 203 records cannot be used \(3 broken JSON\)"):
-                prepare.make_shards([job], tokenizer, 2)
+                build.make_shards([job], tokenizer, 2)
         rows = [json.loads(line) for line in (tmp_path / f"data-{share}/rejected.jsonl").read_text().splitlines()]
         assert [row["line"] for row in rows] == [201, 202, 203]
 

@@ -55,7 +55,7 @@ class Wide(ctypes.Structure):
 def unpack_host(tmp_path_factory):
     """unpack_token.h as the host runs it: called with a batch, gives the columns; what it leaves alone is -1, or 7 in the mask."""
     library = tmp_path_factory.mktemp("unpack") / "unpack_host.so"
-    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
+    flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", f"-I{ROOT / 'csrc'}"]
     subprocess.run([*os.environ.get("CXX", "c++").split(), *flags, str(ROOT / "tests/csrc/unpack_host.cpp"), "-o", str(library)], check=True)
     function = ctypes.CDLL(str(library)).unpack_host
     function.argtypes, function.restype = [Narrow, Wide], None
@@ -119,7 +119,7 @@ def test_the_kernel_is_compiled_for_each_named_architecture(tmp_path):
         pytest.skip("needs nvcc")
     for arch in ("sm_80", "sm_90"):
         cubin = tmp_path / f"{arch}.cubin"
-        subprocess.run([nvcc, "-std=c++17", "-cubin", f"-arch={arch}", "-Werror", "all-warnings", str(ROOT / "csrc/unpack.cu"), "-o", str(cubin)], check=True)
+        subprocess.run([nvcc, "-std=c++17", f"-I{ROOT / 'csrc'}", "-cubin", f"-arch={arch}", "-Werror", "all-warnings", str(ROOT / "csrc/unpack/unpack.cu"), "-o", str(cubin)], check=True)
         assert b"unpack" in cubin.read_bytes()
 
 

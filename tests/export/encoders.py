@@ -4,8 +4,8 @@ import torch
 
 from conan_engine.config import Model, RopeScaling
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.encoder import Encoder
-from conan_engine.model import Transformer
+from conan_engine.evaluation.encoder import Encoder
+from conan_engine.model.transformer import Transformer
 
 TEXTS = [
     "Return the shortest path between two nodes of a graph.",

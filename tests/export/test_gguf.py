@@ -6,11 +6,11 @@ import pytest
 import torch
 from encoders import OTHER, TEXTS, sharp
 
-from conan_engine import llama
+from conan_engine.model import llama
 from conan_engine.config import RopeScaling
 from conan_engine.errors import UserError
 from conan_engine.export.gguf import write
-from conan_engine.gguf_model import NAMES
+from conan_engine.model.gguf_model import NAMES
 
 
 @pytest.mark.parametrize(("dtype", "near"), [("float32", 0), ("float16", 2**-11), ("bfloat16", 2**-8), ("q8_0", 2**-7)])

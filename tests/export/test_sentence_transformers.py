@@ -10,7 +10,7 @@ from sentence_transformers import SentenceTransformer
 from test_mteb_adapter import Docstrings, InstructedDocstrings, score_of
 from transformers import AutoModel, AutoTokenizer
 
-from conan_engine.encoder import Encoder
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.export.sentence_transformers import write
 
 
@@ -72,7 +72,7 @@ def test_smaller_weights_are_near(untrained_run, tmp_path, dtype, near):
 
 
 def test_mteb_gives_it_the_scores_of_our_adapter(untrained_run, tmp_path):
-    from conan_engine.mteb_adapter import Model
+    from conan_engine.evaluation.mteb_adapter import Model
 
     encoder = Encoder.load(untrained_run)
     folder = exported(tmp_path / "out", untrained_run, encoder)
@@ -82,7 +82,7 @@ def test_mteb_gives_it_the_scores_of_our_adapter(untrained_run, tmp_path):
 
 
 def test_an_instruction_reaches_queries_here_and_in_mteb(untrained_run, tmp_path):
-    from conan_engine.mteb_adapter import Model
+    from conan_engine.evaluation.mteb_adapter import Model
 
     encoder, instruction = Encoder.load(untrained_run), InstructedDocstrings.metadata.prompt["query"]
     folder = exported(tmp_path / "out", untrained_run, encoder, instruction=instruction)

@@ -4,7 +4,7 @@ import torch
 from rounding import assert_within
 
 from conan_kernels import Known, Margin
-from conan_kernels.reference_info_nce import info_nce_reference, similarities_and_logits, unit
+from conan_kernels.info_nce.reference import info_nce_reference, similarities_and_logits, unit
 
 NAMES = ("loss", "loss_per_dim", "positive", "hard", "accuracy", "dqueries", "ddocuments", "dtemperature", "dhard")
 
@@ -88,7 +88,7 @@ def assert_as_exact_as_textbook(form, arguments, **options):
 def rounding_bounds(arguments, dims=None, weights=None, margin=None, symmetric=False):
     """By name, for each number of the results, what rounding may do to it on any processor and in any order of summation, to first order.
     eps is fp32's, h that of the inputs' dtype, in which gradients are given and weights multiply. With s the cosines over
-    d columns, z = s / T, and p, u = dloss / dz and 1 / norms r as in kernels/info_nce_chunked.py:
+    d columns, z = s / T, and p, u = dloss / dz and 1 / norms r as in kernels/info_nce/chunked.py:
 
         e_ij = eps (sqrt(d) |s_ij| + 2)             the cosine: its product, and the norms
         z_ij : (e_ij + eps (2 |s_ij| + 1)) / T      the logit, when it is divided by T and the maximum is taken off it

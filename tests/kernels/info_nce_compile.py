@@ -12,7 +12,7 @@ import sass
 import torch
 
 from conan_kernels import architecture
-from conan_kernels import info_nce_tiles as kernels
+from conan_kernels.info_nce import tiles as kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}

@@ -10,7 +10,7 @@ from info_nce_cases import batch, results_and_gradients, rounding_bounds
 from rounding import assert_within
 
 from conan_kernels import gather_documents, info_nce
-from conan_kernels.reference_info_nce import info_nce_reference
+from conan_kernels.info_nce.reference import info_nce_reference
 
 
 def check(rank, world, folder, seed):

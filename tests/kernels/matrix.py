@@ -28,13 +28,13 @@ VERSIONS = {  # and what else of an older day its interpreter needs. torch 2.11 
     "3.9.0": (),
 }
 PARITY = (
-    "test_soft_mask_attention.py::test_as_exact_as_pytorch",
-    "test_soft_mask_attention.py::test_large_logits_do_not_overflow",
-    "test_soft_mask_attention.py::test_a_planted_error_is_found",
-    "test_info_nce.py::test_equals_textbook",
-    "test_info_nce.py::test_half_precision_equals_textbook",
-    "test_info_nce.py::test_margin_leaves_out_what_the_textbook_leaves_out",
-    "test_pointwise.py",
+    "attention/test_api.py::test_as_exact_as_pytorch",
+    "attention/test_api.py::test_large_logits_do_not_overflow",
+    "attention/test_api.py::test_a_planted_error_is_found",
+    "info_nce/test_api.py::test_equals_textbook",
+    "info_nce/test_api.py::test_half_precision_equals_textbook",
+    "info_nce/test_api.py::test_margin_leaves_out_what_the_textbook_leaves_out",
+    "pointwise/test_api.py",
 )
 
 

@@ -9,10 +9,10 @@ import json
 
 import sass
 
-from conan_kernels import pointwise, pointwise_tiles
+from conan_kernels.pointwise import api, tiles
 
-ROW = pointwise._row(3584)
-ARGUMENTS = {  # kernel: (launch options, as pointwise.py has them; dtypes of pointers, "i32" what is not listed)
+ROW = api._row(3584)
+ARGUMENTS = {  # kernel: (launch options, as kernels/pointwise/api.py has them; dtypes of pointers, "i32" what is not listed)
     "rms_norm_row": (ROW, {"x": "*fp32", "y": "*bf16", "total": "*fp32", "weight": "*bf16", "out": "*bf16", "inverse": "*fp32", "eps": "fp32"}),
     "rms_norm_gradients": (ROW, dict.fromkeys(("x", "inverse", "dtotal", "dx", "dweight"), "*fp32") | dict.fromkeys(("weight", "dout", "dy"), "*bf16")),
     "rotate_token": (
@@ -32,7 +32,7 @@ if __name__ == "__main__":
     parser.add_argument("--archs", type=int, nargs="+", default=tuple(sass.SHARED_BYTES), choices=sass.SHARED_BYTES)
     for arch in parser.parse_args().archs:
         for name, (options, dtypes) in ARGUMENTS.items():
-            kernel = getattr(pointwise_tiles, name)
+            kernel = getattr(tiles, name)
             constants = {key: value for key, value in options.items() if key != "num_warps"}
             signature = dict.fromkeys(kernel.arg_names, "i32") | dtypes
             machine = sass.compile(kernel, signature, constants, arch, options.get("num_warps", 4), 3, ("C", "F", "V", "stride", "n"))

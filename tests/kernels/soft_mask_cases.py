@@ -9,8 +9,8 @@ from fractions import Fraction
 import torch
 from rounding import assert_within
 
-from conan_kernels import soft_mask_gradients, soft_mask_tiles
-from conan_kernels.reference import soft_mask_attention_reference, soft_mask_bias
+from conan_kernels.attention import gradients, tiles
+from conan_kernels.attention.reference import soft_mask_attention_reference, soft_mask_bias
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS = 4096  # of the L x L matrices at a time, of which there are a dozen in fp64
@@ -51,7 +51,7 @@ def rounding_bounds(arguments, alpha, mask, scale):
     """By name, for each number of the results, what rounding may do to it on any processor and in any order of summation, to first order.
     eps is fp32's, h that of the inputs' dtype, to which weights are rounded before they multiply, and results at the end.
     With X_ij = scale * sum_d |q_id k_jd| and P, S, dP, delta as in
-    kernels/soft_mask_attention.py:
+    kernels/attention/api.py:
 
         e_ij = eps (sqrt(D) X_ij + 2 max|S| + 4)       the exponent: its product, its size when the maximum is taken off it, exp
         r_ij = e_ij + sum_j P_ij e_ij + sqrt(l) eps    the weight, relative to itself, once it is normalised
@@ -135,7 +135,7 @@ def count_tiles(monkeypatch):
 
         return wrapped
 
-    for module, names, a_tile in ((soft_mask_tiles, ["attend"], 1), (soft_mask_gradients, ["add_dq", "add_dk_dv"], 2)):
+    for module, names, a_tile in ((tiles, ["attend"], 1), (gradients, ["add_dq", "add_dk_dv"], 2)):
         for name in names:
             monkeypatch.setattr(module, name, loop(getattr(module, name)))
         # the backward computes q.k and dout.v

@@ -15,11 +15,11 @@ import multiprocessing
 import sass
 import torch
 
-from conan_kernels import soft_mask_gradients, soft_mask_tiles
+from conan_kernels.attention import gradients, tiles
 from conan_kernels.architecture import attention_tiles
 
 KERNELS = {
-    kernel.fn.__name__: kernel for kernel in (soft_mask_tiles.forward_block, soft_mask_gradients.dq_block, soft_mask_gradients.dk_dv_block)
+    kernel.fn.__name__: kernel for kernel in (tiles.forward_block, gradients.dq_block, gradients.dk_dv_block)
 }
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 DIMS = (16, 32, 64, 80, 96, 112, 128)
@@ -39,7 +39,7 @@ def compile(kernel, options, D, dtype, arch, by_row, H=32, G=8):
 
 def compile_plan(arch, mask):
     """The plan's kernel: no matrix product, whatever the dtype and head dim."""
-    kernel = soft_mask_tiles.plan_blocks
+    kernel = tiles.plan_blocks
     signature = {"cu_seqlens": "*i32", "alpha": "*fp32", "plan": "*i32", "bias": "*fp32", "valid": "*i1"} | dict.fromkeys(("B", "T", "slots"), "i32")
     return sass.compile(kernel, signature, {"MASK": mask, "BLOCK": 128}, arch, num_warps=4, num_stages=3)
 

@@ -6,7 +6,7 @@ import hashlib
 import re
 from typing import NamedTuple
 
-from conan_engine.data.processes import Pool
+from conan_engine.data.sources.processes import Pool
 from conan_engine.data.sources import places
 
 FOLDERS = {  # of a package, in site-packages

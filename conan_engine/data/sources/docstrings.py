@@ -11,7 +11,7 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NamedTuple
 
-from conan_engine.data.processes import Pool
+from conan_engine.data.sources.processes import Pool
 from conan_engine.data.sources import places
 
 CODE_LINES = 12  # more than a training step reads

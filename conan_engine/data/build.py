@@ -1,0 +1,279 @@
+"""From the sources that a config names to token shards on disk: the tokenizer trained, each source written once, unit by unit, by as
+many processes as there are."""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import json
+import os
+import socket
+import struct
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from conan_engine.config import TABLES, Source
+from conan_engine.data import teachers, units
+from conan_engine.data.sources.processes import Pool
+from conan_engine.data.rejects import NAME, TooMany
+from conan_engine.data.sources import files, installed, paths
+from conan_engine.data.tokenizer import Tokenizer, train
+from conan_engine.data.units import TAKES, Job
+from conan_engine.errors import UserError
+
+GOLDEN = (5**0.5 - 1) / 2
+# Of a source, the tokenizer is trained on what stands at the heads of at most so many units, so many bytes of files each.
+HEADS, HEAD = 64, 8 * 2**20
+
+
+def built_in(source, use):
+    """The kind of records that a built-in source gives a use, or None for a path. Raises UserError where it gives none."""
+    kinds = [kind for name, kind in installed.READERS if name == source]
+    for kind in TAKES[use] if kinds else ():
+        if kind in kinds:
+            return kind
+    if kinds:
+        raise UserError(f"{source}: holds {' or '.join(kinds)} records; {use} takes {' or '.join(TAKES[use])}")
+
+
+def fits(source, about, uses, skip=False):
+    """(those of `uses` that take a source's kind of records, its kinds). `skip`: without the records that cannot be used."""
+    kinds = [kind for name, kind in installed.READERS if name == source]
+    if not kinds:
+        kind, _ = next(files.read(source, about.columns, _nothing if skip else None))
+        kinds = [kind]
+    return [use for use in uses if set(TAKES[use]) & set(kinds)], kinds
+
+
+def _nothing(*_):
+    """What is left out is said later."""
+
+
+def read(source, use, about=None):
+    """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
+
+    about: the config's Source. Returns (kind, iterator). Raises UserError if the source is unknown or its records do not fit the use.
+    """
+    kind = built_in(source, use)
+    if kind:
+        return kind, installed.READERS[source, kind]()
+    records = files.read(source, about and about.columns)
+    kind, first = next(records)
+    if kind not in TAKES[use]:
+        raise UserError(f"{source}: holds {kind} records; {use} takes {' or '.join(TAKES[use])}")
+    return kind, itertools.chain([first], (record for _, record in records))
+
+
+def texts(source, use, about=None, skip=False):
+    """Every text of a source for the tokenizer, or of the heads of some units where there are many; `skip`: without the records that cannot
+    be used."""
+    for record in _to_learn_from(source, use, about, skip):
+        for value in record.values():
+            if isinstance(value, str):
+                yield value
+            elif isinstance(value, list):
+                yield from (item["content"] if isinstance(item, dict) else item for item in value if not isinstance(item, float | int))
+
+
+def _to_learn_from(source, use, about, skip):
+    kind = built_in(source, use)
+    if kind:
+        yield from installed.READERS[source, kind]()
+        return
+    cut, none = paths.cut(source), True
+    for i in range(min(len(cut), HEADS)):
+        reader = files.Reader(cut[i * len(cut) // min(len(cut), HEADS)], about and about.columns, _nothing if skip else None)
+        for _, record in reader:
+            yield record
+            none = False
+            if reader.behind > HEAD:
+                break
+    if none:
+        raise files.nothing_in(source)
+
+
+def make_tokenizer(settings, sources, run, skip=False):
+    """Take `settings.path`, or the tokenizer that stands in the folder `run`, or train one on `sources` (a list of (source, use,
+    Source)), `skip`: without the records that cannot be used; in the end it stands there."""
+    path = Tokenizer.of(run)
+    if settings.path:  # a run carries its tokenizer with it
+        tokenizer = Tokenizer.load(settings.path)
+        if path is None or Tokenizer.load(path).hash != tokenizer.hash:
+            Path(run).mkdir(parents=True, exist_ok=True)
+            if path:
+                path.unlink()
+            tokenizer.save(run)
+        return tokenizer
+    path = path or Path(run, Tokenizer.FILE)
+    if not path.exists():
+        sources = {source: (source, *how, skip) for source, *how in sources}.values()  # one that several uses share is read for one
+        total = sum(len(text) for source in sources for text in texts(*source))
+        if total == 0:
+            raise UserError(f"the sources {', '.join(s for s, *_ in sources)} hold no text to train a tokenizer on")
+        share = settings.train_bytes / total
+        everything = (text for source in sources for text in texts(*source))
+        # steps of the golden ratio: evenly from all of them, and from each field of a record (every third text would be one field's)
+        train((text for i, text in enumerate(everything) if i * GOLDEN % 1 < share), path, settings.vocab_size)
+    return Tokenizer.load(path)
+
+
+def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
+    """The units.Job of a source for a use, its shards in a folder of their own under `folder`, and the teacher's scores in another."""
+    about = getattr(stage, use if use in TABLES else "data").get(source) or Source()
+    kind = built_in(source, use)
+    reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
+    # a new folder for anything that would change what is written in it
+    teacher = stage.teacher if use == "weak" else ""
+    facts = [source, use, about.columns, teacher, paths.UNIT, paths.MOST_UNITS, paths.MOST_STRIPES]
+    if not kind:
+        facts += [(str(path), path.stat().st_size, path.stat().st_mtime_ns) for path in paths.of(source)]
+    scores = Path(folder, f"scores-{_key(facts)}")
+    facts += [tokenizer.template] if use == "sft" and tokenizer.template else []
+    shards = Path(folder, f"{use}-{_key([*facts, stage.max_tokens, tokenizer.hash, getattr(stage, 'min_score', 0)])}")
+    return Job(source, use, stage, about, shards, scores, reads, kind, max_bad_share)
+
+
+def _key(facts):
+    return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
+
+
+def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
+    """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are whole.
+
+    processes: so many, 0 for one a core. part: (i, k), to do the i-th of k parts of all work; the others are for other starts.
+    elsewhere(function, items, look, gpu): does them in place of processes here, as Pool.unordered does, with a GPU each where there are. What
+    a start that was stopped has finished is kept. A unit that fails is said at once, the others are finished, and then UserError is raised.
+    """
+    jobs = list({job.folder: job for job in jobs}.values())
+    planned, counts, todo = [], {}, []
+    for job in jobs:
+        cut = job.units()
+        counts[job.folder] = len(cut)
+        planned += [(job, number, pieces) for number, pieces in enumerate(cut)]
+    for i, (job, number, _) in enumerate(planned):
+        if i % part[1] == part[0] - 1 and not job.finished() and not job.finished(number):
+            todo.append(planned[i])
+    found, news = {}, not all(job.finished() for job in jobs)
+    try:
+        judged = [task for task in todo if teachers.is_model(task[0].teacher)]
+        if judged:
+            _work(units.score, None, judged, teachers.gpus() or processes, elsewhere)
+        _work(units.make, tokenizer, todo, processes, elsewhere)
+        for job in jobs:
+            if job.finished() or all(job.finished(number) for number in range(counts[job.folder])):
+                found[job.folder] = units.finish(job, counts[job.folder])
+    finally:
+        if news:
+            _list_rejected(jobs)
+    if news and len(found) == len(jobs):
+        for path in {Path(job.reads) for job in jobs if job.reads != job.source}:
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _work(function, given, todo, processes, elsewhere):
+    """function(given, job, number, pieces, report), units.make or units.score, for these units, whatever fails among them; then raise
+    what failed first, in their order."""
+    failed, stopped = {}, False
+    with Progress(todo, "scoring pairs" if function is units.score else "preparing data") as progress:
+        items = [(i, *task) for i, task in enumerate(todo)]
+        if elsewhere:
+            results = elsewhere(functools.partial(_attempt, function, given, progress.path), items, progress.look, function is units.score)
+        elif len(todo) == 1 or processes == 1:
+            if function is units.make:
+                given.threads = processes or -1
+            results = ((item[0], _attempt(function, given, progress.path, item, progress.look)) for item in items)
+        else:
+            results = _on_processes(function, given, items, processes, progress)
+        with contextlib.closing(results):
+            for i, result in results:
+                if result:
+                    failed[i], stopped = result
+                    if stopped:
+                        break
+                    if len(todo) > 1:
+                        tqdm.write(f"{failed[i]}\n  the others go on", file=sys.stderr)
+    if failed:
+        raise UserError(failed[min(failed)] + (f" ({len(failed)} of {len(todo)} units failed; the others are finished)" if len(failed) > 1 and not stopped else ""))
+
+
+def _on_processes(function, given, items, processes, progress):
+    processes = min(processes or len(os.sched_getaffinity(0)), len(items))
+    with Pool(processes, _set_up, function, given, progress.path, processes) as pool:
+        yield from pool.unordered(_attempt_here, items, progress.look)
+
+
+def _set_up(function, given, progress, processes):
+    global _shared  # of one of the processes
+    if function is units.score:
+        given = teachers.own_device(progress, processes)
+    else:
+        given.threads = 1
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as much to that library
+    _shared = function, given, progress
+
+
+def _attempt_here(item):
+    return _attempt(*_shared, item)
+
+
+def _attempt(function, given, progress, item, look=lambda: None):
+    """Work on a unit; returns None, or what is wrong with it and whether that ends all work."""
+    slot, job, number, pieces = item
+    handle = os.open(progress, os.O_WRONLY)
+
+    def report(read, tokens):
+        os.pwrite(handle, struct.pack("qq", read, tokens), 16 * slot)
+        look()
+
+    try:
+        function(given, job, number, pieces, report)
+    except UserError as error:
+        return str(error), isinstance(error, TooMany)
+    finally:
+        os.close(handle)
+
+
+class Progress:
+    """A bar over the bytes of all units: each has two numbers in a file, what it has read and the tokens that it gave."""
+
+    def __init__(self, todo, doing):
+        self.doing = doing
+        self.sizes = [sum(piece.bytes for piece in pieces) for _, _, pieces in todo]
+        self.bar, self.path = None, todo and todo[0][0].folder.parent / f".progress-{socket.gethostname()}-{os.getpid()}"
+
+    def look(self):
+        numbers = struct.unpack(f"{2 * len(self.sizes)}q", self.path.read_bytes())
+        read = sum(min(size, read) for size, read in zip(self.sizes, numbers[::2]))
+        if any(numbers[1::2]):
+            self.bar.set_postfix_str(f"{sum(numbers[1::2]):,} tokens", refresh=False)
+        self.bar.update(read - self.bar.n)
+
+    def __enter__(self):
+        if self.sizes:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.write_bytes(bytes(16 * len(self.sizes)))
+            self.bar = tqdm(desc=self.doing, total=sum(self.sizes), unit="B", unit_scale=True, leave=False, mininterval=1)
+        return self
+
+    def __exit__(self, *_):
+        if self.sizes:
+            self.bar.close()
+            for path in self.path.parent.glob(f"{self.path.name}*"):
+                path.unlink(missing_ok=True)
+
+
+def _list_rejected(jobs):
+    """What is left out of all of them, in one file beside their folders."""
+    path = jobs[0].folder.parent / NAME if jobs else None
+    listed = [file for job in jobs for file in units.rejected(job)]
+    if listed:
+        partial = path.with_name(f"{NAME}.{os.getpid()}.partial")
+        with open(partial, "wb") as whole:
+            for file in listed:
+                whole.write(file.read_bytes())
+        partial.replace(path)
+    elif path:
+        path.unlink(missing_ok=True)

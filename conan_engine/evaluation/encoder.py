@@ -1,0 +1,75 @@
+"""From texts to vectors with a trained run: what search, encode, evaluate and the mining of negatives all use."""
+
+import numpy as np
+import torch
+
+from conan_engine.run import checkpoint
+from conan_engine.parallel.cpu import settle_memory
+from conan_engine.parallel.device import choose
+
+BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, little memory
+
+
+@torch.no_grad()
+def embed_sequences(model, tokens, cu_seqlens, group=None, alpha=1.0, mask="column"):
+    """Unit vectors float32 [B, C] of packed sequences (numpy: tokens int32 [T], cu_seqlens int32 [B+1]); bidirectional, unless
+    alpha and mask say otherwise.
+
+    With a `group` the passes are shared out over its ranks and every rank gets all vectors; which sequences share a pass
+    does not depend on the number of ranks, so neither do the vectors.
+    """
+    device = model.embedding.device
+    rank, world = (group.rank, group.world) if group else (0, 1)
+    out = torch.zeros(len(cu_seqlens) - 1, model.config.width, device=device)
+    for rows in passes(cu_seqlens)[rank::world]:
+        vectors = model.embed(*pick(tokens, cu_seqlens, rows, device), alpha, mask)
+        out[torch.from_numpy(rows).to(device)] = torch.nn.functional.normalize(vectors, dim=-1)
+    return (group.sum(out) if group else out).cpu().numpy()
+
+
+def passes(cu_seqlens):
+    """The sequences, by number, of each forward pass: those of like length share one, of about BATCH_TOKENS."""
+    lengths = np.diff(cu_seqlens)
+    by_length = np.argsort(lengths, kind="stable")
+    return np.split(by_length, np.flatnonzero(np.diff(np.cumsum(lengths[by_length], dtype=np.int64) // BATCH_TOKENS)) + 1)
+
+
+def pick(values, cu_seqlens, rows, device):
+    """Some of packed sequences, by number: (values, cu_seqlens int32) on the device."""
+    part = np.concatenate([values[cu_seqlens[i] : cu_seqlens[i + 1]] for i in rows] or [values[:0]])
+    part_cu = np.concatenate(([0], np.cumsum(np.diff(cu_seqlens)[rows]))).astype(np.int32)
+    return torch.from_numpy(part).to(device), torch.from_numpy(part_cu).to(device)
+
+
+class Encoder:
+    """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was trained to be truncated
+    to; alpha is how far the soft mask is open, from causal (0) to bidirectional (1)."""
+
+    def __init__(self, model, tokenizer, max_tokens, dims, alpha=1.0):
+        self.model, self.tokenizer, self.max_tokens, self.dims, self.alpha = model.eval(), tokenizer, max_tokens, dims, alpha
+
+    @classmethod
+    def load(cls, run):
+        """The newest weights of a run's last stage. On a CPU the products are float32 even where it multiplies bfloat16 faster: texts
+        are compared with vectors that were made elsewhere. Raises UserError if there are none or they do not fit."""
+        settle_memory()
+        model, *rest = checkpoint.load_model(run, choose())
+        if model.embedding.device.type == "cpu":
+            model.precision = "float32"
+        return cls(model, *rest)
+
+    def encode(self, texts, dim=None):
+        """Unit vectors float32 [len(texts), dim]: the first `dim` numbers of the embedding (all if None), normalised.
+        Longer texts are cut to max_tokens; an empty text gives a zero vector."""
+        encoded = self.tokenizer.encode_texts(list(texts), self.max_tokens)
+        cu_seqlens = np.concatenate(([0], np.cumsum([len(ids) for ids in encoded]))).astype(np.int32)
+        tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded] or [np.zeros(0, np.int32)])
+        return truncate(embed_sequences(self.model, tokens, cu_seqlens, alpha=self.alpha), dim)
+
+
+def truncate(vectors, dim):
+    """Matryoshka: the first `dim` numbers, to unit length again."""
+    if dim is None or dim == vectors.shape[1]:
+        return vectors
+    vectors = vectors[:, :dim]
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)

@@ -1,0 +1,49 @@
+"""A run as `mteb` takes it:
+
+    import mteb
+    from conan_engine.mteb_adapter import Model
+    print(mteb.evaluate(Model("runs/demo", dim=256), mteb.get_tasks(tasks=["STS22.v2"])))
+"""
+
+from pathlib import Path
+
+from mteb.models import ModelMeta
+from mteb.models.abs_encoder import AbsEncoder
+from mteb.models.model_meta import ScoringFunction
+from mteb.types import PromptType
+
+from conan_engine.run import checkpoint
+from conan_engine.data.encoding import join
+from conan_engine.evaluation.encoder import Encoder
+from conan_engine.errors import UserError
+
+
+class Model(AbsEncoder):
+    """mteb's encoder over the newest weights of a run; every text to one unit vector, so similarity is cosine.
+
+    dim: Matryoshka, only the first `dim` numbers (None: all). instructions: whether a query comes behind its task's instruction, as in
+    training; documents never do, nor what is neither (sentence pairs, texts to classify). Give False if no query was trained so.
+    Raises UserError if there is no run, or no such dim.
+    """
+
+    def __init__(self, run, dim=None, instructions=True):
+        self.encoder, self.dim, self.instructions = Encoder.load(run), dim, instructions
+        width = self.encoder.model.config.width
+        if dim is not None and not 1 <= dim <= width:
+            raise UserError(f"dim is {dim}; this model has 1 to {width}")
+        facts = {
+            "name": f"conan-engine/{Path(run).resolve().name}",
+            "revision": checkpoint.newest(run)[0].name,
+            "n_parameters": sum(p.numel() for p in self.encoder.model.parameters()),
+            "max_tokens": self.encoder.max_tokens,
+            "embed_dim": dim or width,
+            "similarity_fn_name": ScoringFunction.COSINE,
+            "framework": ["PyTorch"],
+            "use_instructions": instructions,
+        }
+        self.mteb_model_meta = ModelMeta.create_empty(facts)
+
+    def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):
+        """inputs: mteb's batches, dicts whose "text" lists the texts -> float32 [texts, dim]."""
+        instruction = self.get_instruction(task_metadata, prompt_type) if self.instructions and prompt_type == PromptType.query else ""
+        return self.encoder.encode([join(instruction, text) for batch in inputs for text in batch["text"]], self.dim)

@@ -1,0 +1,1 @@
+"""The model: transformer, pooling, heads, losses, LoRA, and other people's weights to start from."""

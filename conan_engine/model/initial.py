@@ -1,0 +1,100 @@
+"""What the token table knows before any training: how a token is spelled, and how rare it is.
+
+A random vector for each token tells every token from every other, and that is worth keeping: words never seen in training still
+match themselves. Here tokens spelled alike start alike besides (character n-grams, as fastText has them, arXiv 1607.04606), and a
+token weighs in the mean as much as it is rare (as in SIF, ICLR 2017, openreview SyK00v5xx). Both are numbers among the weights,
+trained like any others: the model stays an ordinary Llama.
+"""
+
+from collections import Counter
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from conan_engine.model.transformer import STD
+
+NGRAMS = range(3, 6)  # characters
+SHARED = 0.7  # length of what a token shares with others, beside 1 of what its word has alone
+COLUMNS = 64  # of the table are made at a time
+RECORDS, TOKENS = 100_000, 512  # of a source, and of a text, at most, in which tokens are counted
+AT_ONCE = 4096  # records
+RAREST, LEAST = 1e-5, 0.02  # a token in a smaller share of texts than the first weighs 1; the most frequent one the second
+
+
+def start(model, tokenizer, shards, config):
+    """Give a new model's token table the start that config.token_vectors and config.token_weights ask for. shards: what it will be
+    trained on, an iterable of Shards. Any rank computes the whole and keeps its part."""
+    table, group, size = model.embedding, model.tensor.group, tokenizer.vocab_size
+    with torch.no_grad():
+        if config.token_vectors == "spelling":
+            whole = torch.full((table.split_by.sections[0], table.shape[1]), torch.nan)
+            whole[:size] = spelled(token_texts(tokenizer), table.shape[1], config.seed) * STD
+            mine = table.split_by.cut(whole, group).to(table)
+            table.copy_(torch.where(mine.isnan(), table, mine))  # rows that no token has stay random
+        if config.token_weights == "rarity":
+            whole = torch.ones(table.split_by.sections[0])
+            whole[:size] = rarity(shards, size)
+            weigh(model, table.split_by.cut(whole, group).to(table))
+
+
+def weigh(model, weights):
+    """Let token t have a share weights[t], in (0, 1], of the length that it would have in the mean: the last column of the table takes the
+    rest of what the RMSNorm keeps constant, and the last norm leaves that column out. weights [V]."""
+    table = model.embedding
+    table[:, -1] = 0
+    table[:, -1] = table.norm(dim=1) * (weights**-2 - 1).sqrt()
+    model.norm[-1] = 0
+
+
+def token_texts(tokenizer):
+    """What each token stands for, without case and surrounding space, "" where that says nothing: [V]."""
+    texts = (tokenizer.decode([i]).strip().lower() for i in range(tokenizer.vocab_size))
+    return ["" if "\ufffd" in text else text for text in texts]  # a part of a character
+
+
+def spelled(texts, width, seed):
+    """Random vectors of root mean square 1, float32 [V, C]: the same for the same text; alike for texts that share character n-grams, the
+    more the fewer share these; any two others are about orthogonal. Where a text is empty, one of its own."""
+    words = dict.fromkeys(filter(None, texts))
+    grams = {word: _ngrams(word) for word in words}
+    have = Counter(gram for of_word in grams.values() for gram in of_word)
+    number = {}  # of a word, a token without one, or an n-gram: its row of random numbers
+    rows, lengths, bags = [], [], []
+    for i, text in enumerate(texts):
+        shared = sorted(gram for gram in grams.get(text, ()) if have[gram] > 1)
+        rarity = np.log(len(words) / np.array([have[gram] for gram in shared]))
+        bags.append(len(rows))
+        rows += [number.setdefault(key, len(number)) for key in ((text or i,), *shared)]
+        lengths += [1.0, *(SHARED * rarity / max(np.linalg.norm(rarity), 1e-12))]
+    rows, lengths, bags = torch.tensor(rows), torch.tensor(lengths, dtype=torch.float32), torch.tensor(bags)
+    generator, vectors = torch.Generator().manual_seed(seed), torch.empty(len(texts), width)
+    for columns in vectors.split(COLUMNS, dim=1):
+        chance = torch.randn(len(number), columns.shape[1], generator=generator)
+        columns.copy_(F.embedding_bag(rows, chance, bags, mode="sum", per_sample_weights=lengths))
+    return F.normalize(vectors, dim=1) * width**0.5
+
+
+def _ngrams(word):
+    word = f"<{word}>"
+    return {word[i : i + n] for n in NGRAMS for i in range(len(word) - n + 1)} - {word}
+
+
+def rarity(shards, vocab_size):
+    """Each token's weight by the share of texts that have it, where that is largest of the sources: its logarithm, from LEAST to 1,
+    float32 [V]."""
+    share = np.full(vocab_size, RAREST)
+    for source in shards:
+        texts, have = 0, np.zeros(vocab_size, np.int64)
+        sample = np.arange(0, len(source), max(1, -(-len(source) // RECORDS)))
+        for first in range(0, len(sample), AT_ONCE):
+            records = sample[first : first + AT_ONCE]
+            fields = source.field_counts(records)
+            field = np.arange(fields.sum()) - np.repeat(np.cumsum(fields) - fields, fields)
+            tokens, cu_seqlens = source.gather(np.repeat(records, fields), field, TOKENS)
+            lengths = np.diff(cu_seqlens)
+            text = np.repeat(np.arange(len(lengths)), lengths)
+            have += np.bincount(np.unique(text * np.int64(vocab_size) + tokens) % vocab_size, minlength=vocab_size)
+            texts += np.count_nonzero(lengths)
+        share = np.maximum(share, have / max(1, texts))
+    return torch.from_numpy(np.clip(np.log(share) / np.log(RAREST), LEAST, 1)).float()

@@ -1,0 +1,78 @@
+"""LoRA (arXiv 2106.09685): the weights stand still, and beside a matrix W two narrow ones are trained, A [rank, inputs] and B [outputs, rank]:
+y = x W' + (alpha / rank) x A' B'."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from conan_engine.parallel.tensor_parallel import Split
+
+
+class Adapted(nn.Module):
+    """A linear layer of tensor_parallel.py with its weight frozen. Of a layer that is cut by columns, `up` is cut alike and every rank has all
+    of `down`; of one that is cut by rows it is the other way round. So the ranks' results are summands where they were before."""
+
+    def __init__(self, linear, rank, alpha, group):
+        super().__init__()
+        self.weight, self.scale = linear.weight, alpha / rank
+        split, (outputs, inputs) = linear.weight.split_by, linear.weight.shape
+        self.down, self.up = nn.Parameter(linear.weight.new_empty(rank, inputs)), nn.Parameter(linear.weight.new_zeros(outputs, rank))
+        if split.dim == 0:
+            self.up.split_by = split
+        else:
+            self.down.split_by = Split(1, split.sections)
+        self.group = group
+
+    def init_weights(self, generator):
+        """A as torch draws a linear layer's weights, the same numbers however many ranks share them; B zero: at first nothing changes."""
+        split = getattr(self.down, "split_by", None)
+        whole = self.down.new_empty(len(self.down), split.sections[0] if split else self.down.shape[1])
+        nn.init.kaiming_uniform_(whole, 5**0.5, generator=generator)
+        self.down.data.copy_(split.cut(whole, self.group) if split else whole)
+
+    def forward(self, x):
+        return F.linear(x, self.weight) + self.scale * F.linear(F.linear(x, self.down), self.up)
+
+    def merged(self):
+        """The weight that does the same by itself."""
+        return self.weight + self.scale * self.up @ self.down
+
+
+def adapt(model, settings, seed):
+    """Freeze a model's weights and put adapters beside those of `settings` (config.Lora), drawn by the seed."""
+    generator = torch.Generator(model.embedding.device).manual_seed(seed)
+    for p in model.parameters():
+        p.requires_grad_(False)
+    for block in model.blocks:
+        for name in settings.targets:
+            adapted = Adapted(getattr(block, name), settings.rank, settings.alpha, model.tensor.group)
+            adapted.init_weights(generator)
+            setattr(block, name, adapted)
+
+
+def count(shape, settings):
+    """How many numbers are trained, of a model of that shape (config.Model)."""
+    heads = shape.heads * shape.head
+    sizes = {
+        "qkv": shape.width + heads + 2 * shape.kv_heads * shape.head,
+        "attention_out": heads + shape.width,
+        "gate_up": shape.width + 2 * shape.ffn,
+        "ffn_out": shape.ffn + shape.width,
+    }
+    return shape.layers * settings.rank * sum(sizes[name] for name in settings.targets)
+
+
+@torch.no_grad()
+def merge(model):
+    """The plain model again, whose weights include what the adapters learned."""
+    for block in model.blocks:
+        for name, layer in list(block.named_children()):
+            if isinstance(layer, Adapted):
+                outputs, inputs = layer.weight.shape
+                linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+                split = layer.weight.split_by
+                linear.weight = nn.Parameter(layer.merged())
+                linear.weight.split_by = split
+                setattr(block, name, linear)
+    for p in model.parameters():
+        p.requires_grad_(True)

@@ -1,0 +1,189 @@
+"""The transformer (recipe: pre-RMSNorm, RoPE, SwiGLU, grouped-query attention, no biases, tied embedding) over packed
+sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V vocabulary.
+N ranks may share it: tensor_parallel.py has how; here stands what is shared. H, G, F and V are then a rank's own part."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from conan_engine.model.attention import Attention
+from conan_engine.model.lm_head import linear_cross_entropy
+from conan_engine.model.rms_norm import add_rms_norm
+from conan_engine.parallel.tensor_parallel import TensorParallel
+from conan_kernels import pointwise
+
+STD = 0.02  # of a weight, as it is drawn
+
+
+class Block(nn.Module):
+    """One decoder block. The two inputs of each half are projected by one matrix: fewer, larger products."""
+
+    def __init__(self, config, tensor):
+        super().__init__()
+        self.tensor, self.eps, self.head_dim = tensor, config.norm_eps, config.head
+        self.heads, self.kv_heads = config.heads // tensor.group.world, config.kv_heads // tensor.group.world
+        q, kv = config.heads * self.head_dim, config.kv_heads * self.head_dim
+        self.attention_norm = nn.Parameter(torch.ones(config.width))
+        self.qkv = tensor.columns(config.width, q, kv, kv)
+        self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None for _ in range(2))
+        self.attention_out = tensor.rows(q, config.width)
+        self.ffn_norm = nn.Parameter(torch.ones(config.width))
+        self.gate_up = tensor.columns(config.width, config.ffn, config.ffn)
+        self.ffn_out = tensor.rows(config.ffn, config.width)
+
+    def forward(self, x, y, cos, sin, attention):
+        """x [T / N, C] and what the block before adds to it, y, or None -> the same for the next block: a sum is made along with the norm
+        that reads it."""
+        total = len(cos)
+        x, normed = add_rms_norm(x, y, self.attention_norm, self.eps)
+        out = attention(*self.project(self.tensor.gather(normed, total), cos, sin))
+        x, normed = add_rms_norm(x, self.tensor.scatter(self.attention_out(out.flatten(1))), self.ffn_norm, self.eps)
+        return x, self.tensor.scatter(self.feed_forward(self.tensor.gather(normed, total)))
+
+    def project(self, x, cos, sin):
+        """x [..., C] -> queries [..., H, D], keys and values [..., G, D], turned by cos and sin."""
+        heads, groups = self.heads, self.kv_heads
+        qkv = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim))
+        if x.is_cuda and self.q_norm is None:
+            return pointwise.rotate(qkv, cos, sin, heads + groups).split([heads, groups, groups], dim=-2)
+        qk, v = qkv.split([heads + groups, groups], dim=-2)
+        if self.q_norm is not None:
+            weights = torch.cat((self.q_norm.expand(heads, -1), self.k_norm.expand(groups, -1)))
+            qk = F.rms_norm(qk.to(cos.dtype), [self.head_dim], None, self.eps) * weights
+        q, k = rotate(qk, cos, sin).split([heads, groups], dim=-2)
+        return q, k, v
+
+    def feed_forward(self, x):
+        gate_up = self.gate_up(x)
+        if x.is_cuda:
+            return self.ffn_out(pointwise.swiglu(gate_up))
+        gate, up = gate_up.chunk(2, dim=-1)  # [..., F] twice
+        return self.ffn_out(F.silu(gate) * up)
+
+
+class Transformer(nn.Module):
+    def __init__(self, config, vocab_size, precision="float32", tensor=None, recompute="none"):
+        """config: conan_engine.config.Model; vocab_size: the tokenizer's, where the config does not say; precision, recompute: as
+        conan_engine.config.Config has them; tensor: the parallel.Group of ranks that share this model. Weights are float32, left as
+        they come; `init_weights` draws them."""
+        super().__init__()
+        vocab_size = config.vocab_size or vocab_size
+        self.config, self.precision, self.tensor, self.recompute = config, precision, TensorParallel(tensor), recompute
+        self.embedding = self.tensor.table(vocab_size, config.width)  # [V, C]
+        self.lm_head = None if config.tied else self.tensor.table(vocab_size, config.width)
+        self.blocks = nn.ModuleList(Block(config, self.tensor) for _ in range(config.layers))
+        self.norm = nn.Parameter(torch.ones(config.width))
+
+    def init_weights(self, seed):
+        """Normal(0, STD), and STD / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers however
+        many ranks share them."""
+        generator = torch.Generator(self.embedding.device).manual_seed(seed)
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith("_out.weight")
+                std = STD / (2 * self.config.layers) ** 0.5 if residual else STD
+                shape = [sum(parameter.split_by.sections) if dim == parameter.split_by.dim else size for dim, size in enumerate(parameter.shape)]
+                whole = nn.init.normal_(parameter.new_empty(shape), std=std, generator=generator)
+                parameter.data.copy_(parameter.split_by.cut(whole, self.tensor.group))
+            else:
+                nn.init.ones_(parameter)
+        return self
+
+    def in_bfloat16(self):
+        """Whether the matrix products are: as set, else on a GPU. What a CPU multiplies faster, precision.py finds out."""
+        return self.precision == "bfloat16" or (self.precision == "auto" and self.embedding.is_cuda)
+
+    def forward(self, tokens, cu_seqlens, alpha=0.0, mask="column"):
+        """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T / N, C] of the
+        tokens that are this rank's, all of them where no others share the model."""
+        attention = Attention(cu_seqlens, alpha, mask)
+        x = self.tensor.look_up(tokens.long(), self.embedding)
+        x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.config.embedding_scale  # [T / N, C]
+        cos, sin = turns(positions(cu_seqlens, len(tokens)), self.config, x.dtype)
+        y = None
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
+            for block in self.blocks:
+                if self.recompute == "block" and torch.is_grad_enabled():
+                    x, y = checkpoint(block, x, y, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+                else:
+                    x, y = block(x, y, cos, sin, attention)
+        return add_rms_norm(x, y, self.norm, self.config.norm_eps)[1]
+
+    def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):
+        """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives zeros."""
+        hidden = self(tokens, cu_seqlens, alpha, mask)
+        mine, lengths = self.tensor.mine(len(tokens)), cu_seqlens.diff().long()
+        if self.config.pooling == "last":
+            last = cu_seqlens[1:].long() - 1
+            some = (lengths > 0) & (last >= mine.start) & (last < mine.stop)
+            return self.tensor.sum(hidden.new_zeros(len(lengths), hidden.shape[1]).index_put((some,), hidden[last[some] - mine.start]))
+        if hidden.is_cuda:
+            sums = pointwise.sum_sequences(hidden, cu_seqlens.clamp(mine.start, mine.stop) - mine.start)
+        else:
+            rows = torch.repeat_interleave(lengths, output_size=len(tokens))[mine]
+            sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
+        return self.tensor.sum(sums) / lengths.clamp(min=1)[:, None]
+
+    def next_token_loss(self, tokens, cu_seqlens, targets, alpha=0.0, mask="column"):
+        """Cross entropy of the tokens that follow, targets int64 [T] (-100: none to learn), summed: a float32 scalar, the same on all
+        ranks."""
+        hidden = self(tokens, cu_seqlens, alpha, mask)
+        hidden = self.tensor.gather(hidden.bfloat16() if self.in_bfloat16() else hidden, len(tokens))
+        return linear_cross_entropy(hidden, self.embedding if self.lm_head is None else self.lm_head, targets, group=self.tensor.group)[0]
+
+
+def positions(cu_seqlens, total):
+    """Each packed token's place within its own sequence: int64 [T]."""
+    starts = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff().long(), output_size=total)
+    return torch.arange(total, device=cu_seqlens.device) - starts
+
+
+def turns(positions, config, dtype):
+    """RoPE (arXiv 2104.09864): cos and sin of the angles at these positions [T]: [T, 1, D/2] each."""
+    angles = positions[:, None, None] * frequencies(config, positions.device)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def frequencies(config, device=None):
+    """How far each pair of a head turns from one token to the next: float32 [D/2]. Where the config scales them, those of few rounds in
+    the original context are divided by the factor, those of many are left, and between the change is gradual (Llama 3.1)."""
+    plain = config.rope_theta ** (-torch.arange(0, config.head, 2, device=device, dtype=torch.float32) / config.head)
+    scaling = config.rope_scaling
+    if scaling.factor == 1:
+        return plain
+    rounds = scaling.original_context * plain / (2 * math.pi)
+    kept = ((rounds - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
+    return kept * plain + (1 - kept) * plain / scaling.factor
+
+
+def rotate(x, cos, sin):
+    """Turn the pairs (x[d], x[d + D/2]) of each head: x [T, H, D]."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def count_parameters(config, vocab_size):
+    """How many weights the shape has, without allocating any."""
+    with torch.device("meta"):
+        return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
+
+
+def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False, recompute="none", trained=None):
+    """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and `ranks` such
+    the data.
+
+    Weights (float32, or bfloat16 beside the optimiser's float32 ones); of those that are `trained` (None: all) float32 gradients and
+    two Adam moments, these shared out over the ranks (ZeRO stage 1); and the activations, in float32, that the backward needs of so many tokens: of every block, or what
+    enters each and one block's.
+    """
+    parameters = count_parameters(config, vocab_size) // tensor
+    q, kv = config.heads * config.head, config.kv_heads * config.head
+    shared = 3 * q + 4 * kv + 4 * config.ffn  # q k v twice (rotated), out, gate, up, silu, product
+    per_layer = 5 * config.width + shared // tensor  # norms, residuals, and what the matrices take in
+    blocks = config.layers * per_layer if recompute == "none" else config.layers * config.width // tensor + per_layer
+    activations = tokens * (blocks + 4 * config.width) * 4
+    trained = parameters if trained is None else trained // tensor
+    return parameters * (2 if bfloat16 else 4) + trained * 4 + trained * (12 if bfloat16 else 8) // ranks + activations

@@ -1,0 +1,1 @@
+"""Hard negatives: mined by nearest-neighbour search, scored by a teacher, replaced while training."""

@@ -1,0 +1,173 @@
+"""What a teacher says, asked once and kept in the run's folder: its vectors of texts, the targets of weak.distil; and a score of each query's positive
+and of each candidate of its pool, the targets of supervised.distil, so that a candidate that comes into use later has its own. Without a teacher
+the scores are those that the records bring.
+
+A teacher reads what the model reads: the text of the tokens. Ranks share the work, block by block; a stopped run goes on behind what is finished.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+import numpy as np
+
+from conan_engine.negatives.blocks import Blocks, put
+from conan_engine.data import field_scores, teachers
+from conan_engine.errors import UserError
+from conan_engine.negatives.mining import QUERIES, TEXTS
+
+SCORES, VECTORS = "supervised.teacher", "weak.distil_teacher"  # the settings
+PAIRS = 64  # queries a block, of a teacher that is asked for pairs
+AT_ONCE = 1024  # texts
+
+
+def key(*facts):
+    return hashlib.blake2b("\n".join(facts).encode(), digest_size=6).hexdigest()
+
+
+def parts(count):
+    return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
+
+
+class Teacher:
+    """name: of the teacher; setting: where it stands; tokenizer: that the shards are written with; device: where a model computes."""
+
+    def __init__(self, name, setting, tokenizer, device):
+        self.name, self.setting, self.tokenizer, self.device = name, setting, tokenizer, str(device)
+
+    def texts(self, shards, records, fields):
+        """Of fields of records, as the model reads them: an array of str [n]."""
+        tokens, cu_seqlens = shards.gather(np.ravel(records), np.broadcast_to(fields, np.shape(records)).ravel())
+        before, behind = len(self.tokenizer.prefix), len(self.tokenizer.suffix)
+        bounds = cu_seqlens.tolist()
+        return np.array([self.tokenizer.decode(tokens[a + before : b - behind]) for a, b in zip(bounds, bounds[1:])], object)
+
+    def has_vectors(self):
+        return teachers.has_vectors(self.setting, self.name, self.device)
+
+    def vectors(self, kind, shards, records, fields):
+        """Of the texts, as "queries" or "documents": unit vectors float32 [n, D]."""
+        texts = self.texts(shards, records, fields)
+        return np.concatenate([teachers.vectors(self.setting, self.name, list(texts[at]), self.device, kind) for at in parts(len(texts))])
+
+    def scores(self, queries, documents):
+        """Of pairs of texts: float64 [n]."""
+        return np.concatenate([teachers.scores(self.setting, self.name, list(queries[at]), list(documents[at]), self.device) for at in parts(len(queries))])
+
+    def vectors_in(self, path, blocks, shards, records, fields):
+        """Those of documents, in a file by all ranks, mapped: float16 [n, D]."""
+        count, what = -(-len(records) // TEXTS), f"texts-{path.stem}"
+        for number in blocks.todo(what, count, blocks.mesh, "a teacher's vectors"):
+            block = slice(number * TEXTS, (number + 1) * TEXTS)
+            vectors = self.vectors("documents", shards, records[block], fields[block])
+            put(path, 2 * block.start * vectors.shape[1], vectors.astype(np.float16))
+            blocks.finished(what, number)
+        blocks.wait(what, count)
+        return np.memmap(path, np.float16, "r").reshape(len(records), -1)
+
+
+def on_disk(work):
+    """work(), with what the disk refuses as one line."""
+    try:
+        return work()
+    except OSError as error:
+        raise UserError(f"{error.filename}: cannot write here ({error.strerror}); make room, then run again: it goes on behind what is finished") from None
+    finally:
+        teachers.forget()
+
+
+class Texts:
+    """A teacher's vectors of some records of a source's texts, int64 [n], sorted. width: their numbers, once they are there."""
+
+    def __init__(self, shards, records, teacher, tokenizer, source, mesh):
+        self.shards, self.records, self.source, self.mesh = shards, records, source, mesh
+        self.teacher = Teacher(teacher, VECTORS, tokenizer, mesh.device)
+
+    def make(self, folder):
+        """Put them under `folder`, or take those that are there; returns self."""
+        records = hashlib.blake2b(self.records.tobytes(), digest_size=8).hexdigest()
+        folder = Path(folder, key(self.teacher.name, self.shards.fingerprint, records))
+        blocks = Blocks(folder, self.source, self.mesh)
+
+        def work():
+            blocks.begin()
+            return self.teacher.vectors_in(folder / "vectors.f16", blocks, self.shards, self.records, np.zeros_like(self.records))
+
+        self.vectors = on_disk(work)
+        self.width = self.vectors.shape[1]
+        return self
+
+    def of(self, records):
+        """float32 [n, width]; records: int64 [n]."""
+        return self.vectors[np.searchsorted(self.records, records)].astype(np.float32)
+
+
+class Targets:
+    """A teacher's scores of one source's pools. teacher: its name, or "" for the records' own scores."""
+
+    def __init__(self, pools, teacher, tokenizer, source, mesh):
+        self.pools, self.corpus, self.mesh = pools, pools.corpus, mesh
+        self.blocks = Blocks(pools.folder, source, mesh)
+        self.path = pools.folder / f"targets-{key(teacher or self.corpus.shards.fingerprint)}.npy"
+        self.teacher = Teacher(teacher, SCORES, tokenizer, mesh.device) if teacher else None
+
+    def make(self):
+        """float32 [Q, 1+P], mapped: of the positive, then of the pool; NaN where nothing is said. Raises UserError for a teacher that is not
+        there, and where nothing can be written."""
+        if not self.path.exists():
+            on_disk(self._fill)
+        return np.load(self.path, mmap_mode="r")
+
+    def _fill(self):
+        path, what, queries = self.path.with_suffix(".partial"), self.path.stem, self.pools.queries
+        shape = len(queries), 1 + self.pools.candidates.shape[1]
+        self.blocks.begin()
+        self.blocks.made_once(path, lambda to: np.lib.format.open_memmap(to, "w+", np.float32, shape))
+        begin, (size, score) = np.load(path, mmap_mode="r").offset, self._scoring()
+        count = -(-len(queries) // size)
+        for number in self.blocks.todo(what, count, self.mesh, "a teacher's scores"):
+            rows = np.arange(number * size, min((number + 1) * size, len(queries)))
+            put(path, begin + 4 * rows[0] * shape[1], score(rows).astype(np.float32))
+            self.blocks.finished(what, number)
+        self.blocks.wait(what, count)
+        self.blocks.made_once(self.path, lambda to: os.rename(path, to))
+
+    def _scoring(self):
+        """(queries a block, what gives the targets of some rows). A teacher that has vectors is asked for each text once, another for each pair."""
+        if self.teacher is None:
+            return QUERIES, self._own
+        if not self.teacher.has_vectors():
+            return PAIRS, self._pairs
+        corpus, in_pool = self.corpus, np.zeros(len(self.corpus), bool)
+        for start in range(0, len(self.pools.queries), QUERIES):
+            in_pool[self.pools.candidates[start : start + QUERIES]] = True
+        self.place = in_pool.cumsum() - 1  # of a document, among those in pools
+        path = self.path.with_suffix(".f16")
+        self.vectors = self.teacher.vectors_in(path, self.blocks, corpus.shards, corpus.record[in_pool], corpus.field[in_pool])
+        return QUERIES, self._cosines
+
+    def _own(self, rows):
+        corpus, records, candidates = self.corpus, self.pools.queries[rows, None], self.pools.candidates[rows]
+        scores = field_scores.of(corpus.shards)
+        if scores is None:
+            return np.full((len(rows), 1 + candidates.shape[1]), np.nan)
+        given, end = corpus.given_start[records], corpus.given_start[records + 1]
+        first = records + given - corpus.given_start[0]  # of the record's scores
+        own = (given <= candidates) & (candidates < end)
+        return np.concatenate((scores[first], np.where(own, scores[np.where(own, first + 1 + candidates - given, 0)], np.nan)), axis=1)
+
+    def _pairs(self, rows):
+        corpus, candidates, records = self.corpus, self.pools.candidates[rows], self.pools.queries[rows]
+        documents = self.teacher.texts(corpus.shards, corpus.record[candidates], corpus.field[candidates]).reshape(candidates.shape)
+        documents = np.concatenate((self.teacher.texts(corpus.shards, records, 1)[:, None], documents), axis=1)
+        queries = np.repeat(self.teacher.texts(corpus.shards, records, 0), documents.shape[1])
+        return self.teacher.scores(queries, documents.ravel()).reshape(documents.shape)
+
+    def _cosines(self, rows):
+        shards, records = self.corpus.shards, self.pools.queries[rows]
+        queries, positives = self.teacher.vectors("queries", shards, records, 0), self.teacher.vectors("documents", shards, records, 1)
+        out = np.empty((len(rows), 1 + self.pools.candidates.shape[1]), np.float32)
+        out[:, 0] = np.einsum("qd,qd->q", queries, positives)
+        for i, row in enumerate(rows):
+            out[i, 1:] = self.vectors[self.place[self.pools.candidates[row]]].astype(np.float32) @ queries[i]
+        return out

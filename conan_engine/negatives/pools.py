@@ -1,0 +1,87 @@
+"""Hard negatives: pools mined by nearest-neighbour search, and their dynamic replacement while training (recipe section 4)."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+
+from conan_engine.negatives import mining
+from conan_engine.errors import UserError
+
+
+def should_replace(first, now, rule):
+    """Dynamic hard negative mining (arXiv 2509.12892 section 3.4): which negatives have become too easy.
+
+    first: cosine when the negative came into use (S_0); now: its current one (S_i); arrays of one shape -> bool array.
+    Replace if S_0 < low, or if factor * S_i < S_0 and S_i < bound. How large the cosines of hard negatives are is a model's own: where
+    those of the paper's are above 0.4, others' are all below, and each is replaced by an easier one at every use. `bounds = "quantile"` is for these.
+    """
+    return (first < rule.low) | ((rule.factor * now < first) & (now < rule.bound))
+
+
+class Pools:
+    """Per query: candidates best first, the `count` in use, and their first cosines.
+
+    All ranks map all pools and apply the same updates, so any rank can draw any query next. A checkpoint holds what has changed of them.
+    """
+
+    def __init__(self, corpus, queries, candidates, rule, folder=""):
+        """queries: sorted record ids [Q]; candidates: indices into the corpus, int [Q, P]; folder: of what mining.py has written."""
+        self.corpus, self.queries, self.rule, self.folder = corpus, queries, rule, Path(folder)
+        self.candidates = candidates
+        self.slot = np.tile(np.arange(rule.count, dtype=np.int16), (len(queries), 1))  # [Q, K]: place in the pool
+        self.first = np.full((len(queries), rule.count), np.nan, dtype=np.float32)  # S_0; NaN until first used
+        self.used = np.zeros(len(queries), bool)
+        self.replaced = 0
+        self.targets = None  # float32 [Q, 1+P]: what a teacher says of the positive and of each candidate, see distilling.py
+
+    def draw(self, records):
+        """The documents in use for these queries: (records, fields, groups), each int64 [n * K], query by query."""
+        rows = np.searchsorted(self.queries, records)
+        documents = np.take_along_axis(self.candidates[rows], self.slot[rows].astype(np.int64), axis=1).ravel()
+        return self.corpus.record[documents], self.corpus.field[documents], self.corpus.group[documents]
+
+    def targets_of(self, records):
+        """What the teacher says of these queries' positives and of the documents in use, NaN for nothing: float32 [n, 1+K]."""
+        rows = np.searchsorted(self.queries, records)
+        slot = np.concatenate((np.zeros((len(rows), 1), np.int64), 1 + self.slot[rows].astype(np.int64)), axis=1)
+        return np.take_along_axis(self.targets[rows], slot, axis=1)
+
+    def update(self, records, scores):
+        """Apply the rule to the cosines [n, K] that the loss has just computed; a replacement is drawn at the next use.
+        A pool that has run out keeps what it has."""
+        rows = np.searchsorted(self.queries, records)
+        first = np.where(np.isnan(self.first[rows]), scores, self.first[rows])
+        slot = self.slot[rows]
+        due = should_replace(first, scores, self.rule)
+        fresh = slot.max(axis=1, keepdims=True) + np.cumsum(due, axis=1)  # the next ones in the pool, in slot order
+        due &= fresh < self.candidates.shape[1]
+        self.slot[rows] = np.where(due, fresh, slot)
+        self.first[rows] = np.where(due, np.nan, first)
+        self.used[rows] = True
+        self.replaced += int(due.sum())
+
+    def state(self):
+        """What has changed since they were mined, and where they are."""
+        rows = np.flatnonzero(self.used)
+        return {"rows": rows, "slot": self.slot[rows], "first": self.first[rows], "folder": np.frombuffer(self.folder.name.encode(), np.uint8), "replaced": np.array([self.replaced])}
+
+    def load_state(self, state):
+        rows = state["rows"]
+        self.slot[rows], self.first[rows], self.used[rows] = state["slot"], state["first"], True
+        self.replaced = int(state.get("replaced", [0])[0])  # checkpoints of version 0.1 do without
+
+    @classmethod
+    def mapped(cls, corpus, queries, rule, folder):
+        """Those that mining.Mining has put into a folder. Raises UserError where they are not there, or others."""
+        try:
+            about = json.loads(Path(folder, mining.ABOUT).read_text(encoding="utf-8"))
+            candidates = np.load(Path(folder, mining.POOLS), mmap_mode="r")
+            if candidates.shape != (len(queries), rule.pool) or about["documents"] != len(corpus):
+                raise ValueError("it holds other pools")
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(f"{folder}: cannot go on with the negatives mined here ({error}); put it back as it was, or delete the stage's checkpoints to mine anew") from None
+        if rule.bounds == "quantile":
+            rule = dataclasses.replace(rule, bounds="cosine", low=about["low"], bound=about["bound"])
+        return cls(corpus, queries, candidates, rule, folder)

@@ -1,0 +1,211 @@
+"""AdamW over the data ranks (ZeRO stage 1, arXiv 1910.02054), its traffic hidden behind the computation.
+
+Parameters live in buckets, in the order of the forward pass. As soon as the backward has finished a bucket, its gradients are
+summed over the ranks while the backward goes on, and each rank receives its share of the sum; each updates its share; and the new
+weights are gathered, the first layers' first, while the next step begins: a module waits for its own. A step sends one
+reduce-scatter and one all-gather of the parameters.
+
+A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), and of its share the float32 master (4) and both moments
+(8). Where weights are float32 the share of them is the master.
+"""
+
+import torch
+
+from conan_engine.parallel.mesh import waiting
+from conan_kernels import pointwise
+
+MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls them
+BUCKET = 1 << 25  # parameters: 128 MB of gradients, enough for full bandwidth, little enough to begin early
+
+
+class Bucket:
+    """Parameters one after another in flat buffers, filled up with zeros so that every rank's share has the same size."""
+
+    def __init__(self, named, group, dtype):
+        """named: [(name, parameter)]; the parameters become views of `weights`, in that dtype."""
+        self.group, self.names, self.parameters = group, *zip(*named)
+        self.sizes = [p.numel() for p in self.parameters]
+        self.cut = hasattr(self.parameters[0], "split_by")  # each tensor rank has another part; else all have the same
+        size = -(-sum(self.sizes) // group.world) * group.world
+        self.weights = torch.zeros(size, device=group.device)
+        self.gradients = torch.zeros_like(self.weights)
+        self.share, self.pending = group.share(size), None
+        for p, weight in zip(self.parameters, self.views(self.weights)):
+            weight.copy_(p.detach().flatten())
+        self.master = torch.nn.Parameter(self.weights[self.share])
+        if dtype != torch.float32:
+            self.master, self.weights = torch.nn.Parameter(self.master.detach().clone()), self.weights.to(dtype)
+        self.lend(self.weights)
+        self.gradient_of = dict(zip(self.parameters, self.views(self.gradients)))
+        if dtype == torch.float32:
+            for p, gradient in self.gradient_of.items():
+                p.grad = gradient.view_as(p)  # autograd itself adds to it
+
+    def views(self, flat):
+        return flat[: sum(self.sizes)].split(self.sizes)
+
+    def lend(self, flat):
+        """The parameters become views of `flat`."""
+        for p, weight in zip(self.parameters, self.views(flat)):
+            p.data = weight.view_as(p)
+
+    def shared(self):
+        """(name, parameter, start, place) of what is in this rank's share: the parameter's numbers from `start` on are at the slice
+        `place` of the share."""
+        end = 0
+        for name, p, size in zip(self.names, self.parameters, self.sizes):
+            begin, end = end, end + size
+            first, last = max(begin, self.share.start), min(end, self.share.stop)
+            if first < last:
+                yield name, p, first - begin, slice(first - self.share.start, last - self.share.start)
+
+    def publish(self):
+        """Begin to bring every rank's share of the weights to all."""
+        if self.weights.dtype != torch.float32:
+            self.weights[self.share] = self.master.detach().to(self.weights.dtype)
+        self.pending = self.group.start_gather(self.weights)
+
+    def wait(self):
+        """Until what was begun is done."""
+        if self.pending:
+            with waiting.on(self.group.device):
+                self.pending.wait()
+            self.pending = None
+
+
+class ShardedAdamW:
+    """A step: backwards, `send_next` before the last of them; `reduce_gradients`; `step`; `zero_gradients`."""
+
+    def __init__(self, model, mesh, lr, weight_decay, dtype=torch.float32):
+        """mesh: parallel.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no gradient are left as they
+        are, in that dtype."""
+        self.mesh = mesh
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        for p in model.parameters():
+            if not p.requires_grad:
+                p.data = p.data.to(dtype)
+        # what tensor ranks have alike comes first: norms, whose gradients are complete last
+        of_kind = ([one for one in named if hasattr(one[1], "split_by") == cut] for cut in (False, True))
+        self.buckets = [Bucket(part, mesh.data, dtype) for kind in of_kind for part in _parts(kind)]
+        self.home = {p: bucket for bucket in self.buckets for p in bucket.parameters}
+        self.hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self.home]
+        for module in model.modules():
+            own = dict.fromkeys(self.home[p] for p in module.parameters(recurse=False) if p in self.home)
+            if own:
+                self.hooks.append(module.register_forward_pre_hook(_wait_for(own)))
+        # Norm weights decay too: at the paper's 1e-3 it makes no difference, and one list of slices is simpler.
+        self.adam = torch.optim.AdamW([b.master for b in self.buckets], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+        for b in self.buckets:
+            self.adam.state[b.master] = {key: torch.zeros_like(b.master) for key in MOMENTS} | {"step": torch.zeros((), device=mesh.device)}
+        self.zero_gradients()
+
+    def send_next(self):
+        """The next backward is the step's last: what it completes is sent."""
+        self.sending = True
+
+    def _arrived(self, p):
+        """The backward has added to p's gradient."""
+        bucket = self.home[p]
+        if p.dtype != torch.float32:
+            pointwise.add_(bucket.gradient_of[p], p.grad.flatten())
+            p.grad = None
+        if self.sending:
+            self.missing[bucket].discard(p)
+            while self.unsent and not self.missing[self.unsent[-1]]:
+                self._send(self.unsent.pop())
+
+    def _send(self, bucket):
+        if not bucket.cut:
+            self.mesh.tensor.sum(bucket.gradients)  # each had those of its own tokens
+        bucket.pending = self.mesh.data.start_reduce_scatter(bucket.gradients)
+
+    def reduce_gradients(self):
+        """Sum the gradients over ranks, of which most is done; returns their global L2 norm, a float."""
+        while self.unsent:
+            self._send(self.unsent.pop())
+        squares = torch.zeros((), device=self.mesh.device)
+        for bucket in reversed(self.buckets):
+            bucket.wait()
+            if bucket.cut or self.mesh.tensor.rank == 0:  # what all have alike counts once
+                squares += bucket.gradients[bucket.share].norm().square()
+        return self.mesh.sum(squares).sqrt().item()
+
+    def step(self, lr, scale):
+        """One update with the gradients times `scale` (clipping)."""
+        self.adam.param_groups[0]["lr"] = lr
+        for bucket in self.buckets:
+            bucket.master.grad = bucket.gradients[bucket.share].mul_(scale)
+        self.adam.step()
+        for bucket in self.buckets:
+            bucket.publish()
+
+    def zero_gradients(self):
+        """Before the next step."""
+        for bucket in self.buckets:
+            bucket.gradients.zero_()
+        # every rank sends the buckets in this order, whichever is complete first
+        self.sending, self.unsent, self.missing = False, list(self.buckets), {bucket: set(bucket.parameters) for bucket in self.buckets}
+
+    def blend(self, earlier, share):
+        """The weights become `share` (0 to 1) of themselves and the rest of `earlier`'s, a model of the same parts. Collective."""
+        begun = dict(earlier.named_parameters())
+        with torch.no_grad():
+            for bucket in self.buckets:
+                bucket.wait()
+                for name, _, start, place in bucket.shared():
+                    now = bucket.master[place]
+                    now.copy_(begun[name].flatten()[start : start + len(now)].lerp(now, share))
+                bucket.publish()
+
+    def close(self):
+        """The model is as it was made: its weights float32, and nothing follows from its use. Collective."""
+        for hook in self.hooks:
+            hook.remove()
+        for bucket in self.buckets:
+            bucket.wait()
+            if bucket.weights.dtype != torch.float32:
+                bucket.lend(self.mesh.data.gather(bucket.master.detach()))
+            for p in bucket.parameters:
+                p.grad = None
+
+    def held(self):
+        """This rank's part of a checkpoint: ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name; start; the numbers of its slice
+        from there on, float32, as a view), each. What the tensor ranks have alike the first of them gives. The others' parts may be on
+        their way meanwhile."""
+        for bucket in self.buckets:
+            if bucket.cut or self.mesh.tensor.rank == 0:
+                for key in ("weight", *MOMENTS):
+                    share = bucket.master.detach() if key == "weight" else self.adam.state[bucket.master][key]
+                    for name, _, start, place in bucket.shared():
+                        yield key, name, start, share[place]
+
+    def load_state(self, pieces, steps):
+        """The moments, from the pieces.Pieces of what ranks of any mesh held after `steps` updates. The weights are the model's when
+        this is made."""
+        for bucket in self.buckets:
+            state = self.adam.state[bucket.master]
+            state["step"].fill_(steps)
+            for name, p, start, place in bucket.shared():
+                for key in MOMENTS:
+                    pieces.read_into(state[key][place], f"{key}.{name}", p, self.mesh.tensor, start)
+
+
+def _wait_for(buckets):
+    def wait(*_):
+        for bucket in buckets:
+            bucket.wait()
+
+    return wait
+
+
+def _parts(named):
+    """Consecutive ones together, up to BUCKET parameters."""
+    part, size = [], 0
+    for name, p in named:
+        if part and size + p.numel() > BUCKET:
+            yield part
+            part, size = [], 0
+        part.append((name, p))
+        size += p.numel()
+    if part:
+        yield part

@@ -1,0 +1,156 @@
+"""Tensor parallelism by hand, the whole scheme: N ranks share one copy of the model (Megatron-LM, arXiv 1909.08053), and between
+the halves of a block they share out the tokens too (sequence parallelism, arXiv 2205.05198).
+
+                 this rank's tokens        all tokens                                       this rank's tokens
+    a half:      x [T/N, C] -> norm -> gather -> [T, C] -> columns -> its heads, or its part
+                                                           of the FFN -> rows -> [T, C] -> scatter -> + x
+
+The first matrix of a half is cut by columns, its outputs: each rank computes its own heads, or its own part of the FFN, and needs
+nobody for it. The second is cut by rows, its inputs: what each rank gets is a summand of the result. `scatter` adds the summands up
+and leaves each rank its tokens; `gather` brings the tokens together; each is the other's gradient. So a half costs one
+reduce-scatter and one all-gather each way, as much traffic as one all-reduce, and norms and residuals are computed once, not N times.
+
+The token table, which is the LM head too, is cut by vocabulary: a rank looks up the tokens that it has, zeros for the others, and
+`scatter` adds up; for the cross entropy the ranks exchange three numbers a token (lm_head.py).
+
+A parameter that is cut says so in `.split_by`. One that is not (norms) lies on every rank, which has the gradient of its own tokens only:
+sharded_adamw.py adds those up.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from conan_engine.parallel.mesh import Group
+
+
+class Split(NamedTuple):
+    """How a parameter is cut: along `dim`, of each of its `sections` (sizes, one after another) a rank has 1 / N."""
+
+    dim: int
+    sections: tuple
+
+    def cut(self, whole, group):
+        """This rank's part."""
+        if group.world == 1:
+            return whole
+        return torch.cat([section.chunk(group.world, self.dim)[group.rank] for section in whole.split(self.sections, self.dim)], self.dim)
+
+    def join(self, parts):
+        """The whole, of every rank's part in rank order."""
+        each = [part.split([size // len(parts) for size in self.sections], self.dim) for part in parts]
+        return torch.cat([piece for section in zip(*each) for piece in section], self.dim)
+
+
+class TensorParallel:
+    """What a model is built of and calls, for the ranks of `group`; with one rank the plain thing."""
+
+    def __init__(self, group=None):
+        self.group = group or Group()
+
+    def columns(self, inputs, *outputs):
+        """A linear layer without bias to several outputs side by side, of each of which this rank computes 1 / N."""
+        return self._linear(inputs, sum(outputs) // self.group.world, Split(0, outputs))
+
+    def rows(self, inputs, outputs):
+        """A linear layer without bias whose inputs are what `columns` left on each rank, and its output a summand."""
+        return self._linear(inputs // self.group.world, outputs, Split(1, (inputs,)))
+
+    def table(self, rows, width):
+        """A parameter [rows / N, width]: a vector each for this rank's part of the vocabulary."""
+        table = nn.Parameter(torch.empty(rows // self.group.world, width))
+        table.split_by = Split(0, (rows,))
+        return table
+
+    @staticmethod
+    def _linear(inputs, outputs, split):
+        linear = nn.Linear(inputs, outputs, bias=False)
+        linear.weight.split_by = split
+        return linear
+
+    def mine(self, total):
+        """Which of so many tokens are this rank's: a slice. The first ranks have ceil(T / N), the last what is left."""
+        each = -(-total // self.group.world)
+        return slice(min(self.group.rank * each, total), min((self.group.rank + 1) * each, total))
+
+    def look_up(self, tokens, table):
+        """The vectors [T/N, C] of this rank's tokens among int64 [T]."""
+        if self.group.world == 1:
+            return F.embedding(tokens, table)
+        tokens, here = own(tokens, len(table), self.group)
+        return self.scatter(F.embedding(tokens, table) * here[:, None])
+
+    def gather(self, x, total):
+        """[T/N, ...] -> [T, ...], in the dtype in which it will be multiplied; the gradients of all ranks' uses add up."""
+        if self.group.world == 1:
+            return x
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        return _Gather.apply(x, self.group, total)
+
+    def scatter(self, x):
+        """Summands [T, ...] of every rank -> this rank's tokens [T/N, ...] of their sum."""
+        return x if self.group.world == 1 else _Scatter.apply(x, self.group)
+
+    def sum(self, x):
+        """Summands of every rank -> their sum on every rank, which all use alike: the gradient is the same on each."""
+        return x if self.group.world == 1 else _Sum.apply(x, self.group)
+
+
+def own(ids, size, group):
+    """Of ids int64 in the vocabulary, of which each rank has `size`: (their places in this rank's part, 0 for those of others; whether
+    they are in it)."""
+    place = ids - group.rank * size
+    here = (place >= 0) & (place < size)
+    return place.where(here, 0), here
+
+
+# T need not be a multiple of N: on the wire, and there alone, the last ranks' tokens are filled up with zeros.
+
+
+def _filled(x, rows):
+    return x if len(x) == rows else F.pad(x, (0, 0) * (x.dim() - 1) + (0, rows - len(x)))
+
+
+def _gathered(x, group, total):
+    return group.gather(_filled(x, -(-total // group.world)))[:total]
+
+
+def _scattered(x, group):
+    each = -(-len(x) // group.world)
+    here = max(0, min(each, len(x) - group.rank * each))
+    return group.reduce_scatter(_filled(x, each * group.world))[:here]
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group, total):
+        ctx.group = group
+        return _gathered(x, group, total)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _scattered(gradient, ctx.group), None, None
+
+
+class _Scatter(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        ctx.group, ctx.total = group, len(x)
+        return _scattered(x, group)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _gathered(gradient, ctx.group, ctx.total), None
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, group):
+        return group.sum(x.clone())
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None

@@ -1,0 +1,184 @@
+"""Reading checkpoints (saving.py writes them): a damaged one is passed over for the one before."""
+
+import dataclasses
+import hashlib
+import json
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from conan_engine import config as settings
+from conan_engine.model import llama, lora, pretrained
+from conan_engine.data import gguf_file
+from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.parallel.device import check_heads
+from conan_engine.errors import UserError
+from conan_engine.model.transformer import Transformer
+from conan_engine.run.pieces import Pieces
+
+
+def newest(run, stages=settings.STAGES, mesh=None):
+    """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes over. `run` may
+    be one checkpoint's folder: that one. mesh: the ranks that ask for it together; each reads some of the files."""
+    if Path(run, "state.json").exists():
+        damage = _damage(Path(run), mesh)
+        if damage:
+            raise UserError(f"{run}: damaged ({damage}); take another checkpoint")
+        return Path(run), json.loads(Path(run, "state.json").read_text())
+    for stage in reversed(settings.STAGES):
+        there = of_stage(run, stage) if stage in stages else []
+        for folder in mesh.gather_objects(there)[0] if mesh else there:  # machines may see a shared folder differently for a while
+            damage = _damage(folder, mesh)
+            if damage is None:
+                return folder, json.loads((folder / "state.json").read_text())
+            if mesh is None or mesh.rank == 0:
+                print(f"checkpoint {folder} is damaged ({damage}); using the one before it", flush=True)
+    return None
+
+
+def start_from(start, model, tokenizer, mesh=None, layers=None):
+    """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or the newest of a run. layers: as
+    pretrained.chosen gives them. Raises UserError for what is none of these or does not fit."""
+    if gguf_file.is_gguf(start) or pretrained.is_transformers(start):
+        llama.load_weights(start, model, layers)
+        return
+    found = newest(start, mesh=mesh)
+    if found is None:
+        raise UserError(f"init_from: {start} has no whole checkpoint, and is no folder of transformers and no .gguf file; name one that is, or leave init_from empty")
+    load_weights(*found, model, tokenizer, mesh, layers)
+
+
+def base_of(start, mesh=None):
+    """What identifies the weights of init_from, under which adapters alone are saved: {"folder", "digest"}."""
+    if gguf_file.is_gguf(start):
+        folder, files = Path(start), [Path(start)]
+    elif pretrained.is_transformers(start):
+        folder, files = Path(start), sorted(Path(start).glob("*.safetensors"))
+    else:
+        folder = newest(start, mesh=mesh)[0]
+        files = [folder / "state.json"]  # has the digests of the others
+
+    def digests():
+        return "".join(map(digest, files)) if mesh is None or mesh.rank == 0 else None
+
+    return {"folder": str(folder.resolve()), "digest": mesh.of_all(digests)[0] if mesh else digests()}
+
+
+def load_base(folder, state, model, tokenizer, mesh=None, layers=None):
+    """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as pretrained.chosen gives them. Raises
+    UserError if they are not what they were."""
+    base = state["base"]
+    if not Path(base["folder"]).exists() or base_of(base["folder"], mesh) != base:
+        raise UserError(f"{folder}: holds adapters of {base['folder']}, which is gone or another one now; put it back as it was")
+    own = pretrained.chosen(state["config"].get("init_layers"))
+    start_from(base["folder"], model, tokenizer, mesh, [own[i] for i in layers] if own and layers else own or layers)
+
+
+def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
+    """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with adapters, these.
+    layers: as pretrained.chosen gives them. Raises UserError for another shape or another tokenizer."""
+    config = settings.from_dict(state["config"], f"{folder}/state.json")
+    trained = dataclasses.asdict(config.model)
+    if layers is not None:
+        trained["layers"] = len(layers)
+    for key, ours in dataclasses.asdict(model.config).items():
+        theirs = trained[key]
+        if theirs != ours:
+            raise UserError(f"{folder}: was trained with model.{key} = {theirs!r}, this config says {ours!r}; use its value, or another run folder")
+    if state["tokenizer"] != tokenizer.hash:
+        raise UserError(
+            f"{folder}: was trained with tokenizer {state['tokenizer'][:12]}, this run has {tokenizer.hash[:12]}; "
+            f"set tokenizer.path to the tokenizer.model of that run"
+        )
+    merge = config.lora.rank and all(p.requires_grad for p in model.parameters())
+    if merge:
+        load_base(folder, state, model, tokenizer, mesh, layers)
+        lora.adapt(model, config.lora, seed=0)
+    weights = _pieces(folder, state, "model")
+    for name, p in model.named_parameters():
+        if not p.requires_grad:
+            continue
+        try:
+            weights.read_into(p.detach().view(-1), pretrained.source(name, layers), p, model.tensor.group)
+        except KeyError:
+            raise UserError(f"{folder}: holds no {name}: it was saved by a stage that does without; start from one of an earlier stage, or set model.tied = true") from None
+    if merge:
+        lora.merge(model)
+
+
+def load_training(folder, state, optimizer, stage, mesh):
+    """Bring optimiser, stage and RNGs to where they were saved. The model's weights are loaded apart, before the optimiser is made."""
+    optimizer.load_state(_pieces(folder, state, "optimizer"), state["counters"]["updates"])
+    stage.load_state({name: tensor.numpy() for name, tensor in load_file(folder / "stage.safetensors").items()})
+    rng = state["rngs"][mesh.data.rank % len(state["rngs"])]
+    version, internal, gauss = rng["python"]
+    random.setstate((version, tuple(internal), gauss))
+    kind, keys, *rest = rng["numpy"]
+    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    torch.set_rng_state(torch.tensor(list(bytes.fromhex(rng["torch"])), dtype=torch.uint8))
+    if torch.cuda.is_available() and rng["cuda"]:
+        torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(rng["cuda"])), dtype=torch.uint8))
+
+
+def load_model(run, device="cpu"):
+    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint, or of the one whose folder
+    `run` is. Raises UserError where there is none."""
+    home = Path(run).parent.parent if Path(run, "state.json").exists() else Path(run)
+    tokenizer_path = Tokenizer.of(home)
+    if tokenizer_path is None:
+        raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --out_dir={run}")
+    found = newest(run)
+    if found is None:
+        raise UserError(f"{run}: no whole checkpoint in {run}/checkpoints; train one with torchrun conan_engine/train.py --out_dir={run}")
+    folder, state = found
+    config = settings.from_dict(state["config"], f"{folder}/state.json")
+    tokenizer = Tokenizer.load(tokenizer_path)
+    check_heads(torch.device(device), config.model.head)
+    model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(device)
+    model.lm_head = None
+    load_weights(folder, state, model, tokenizer)
+    return model, tokenizer, config.model.context, config.supervised.dims
+
+
+def of_stage(run, stage):
+    """A stage's finished checkpoint folders, newest first."""
+    return sorted(Path(run, "checkpoints").glob(f"{stage}-*"), reverse=True)
+
+
+def _pieces(folder, state, sort):
+    return Pieces(folder / name for name in state["digests"] if name.startswith(sort))
+
+
+def _damage(folder, mesh):
+    """What is wrong with a checkpoint, or None."""
+    if mesh is None:
+        return _damage_of(folder)
+    return next(filter(None, mesh.of_all(lambda: _damage_of(folder, mesh.rank, mesh.world))), None)
+
+
+def _damage_of(folder, rank=0, world=1):
+    """As `_damage`, of the files that are this rank's to read."""
+    try:
+        digests = json.loads((folder / "state.json").read_text())["digests"]
+        for name in sorted(digests)[rank::world]:
+            if digest(folder / name) != digests[name]:
+                return f"{name} does not match its checksum"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{type(error).__name__}: {error}"
+
+
+def digest(path):
+    """Of a file's bytes, a string."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def sync(path):
+    """To the disk: without it a power cut could leave a renamed folder of empty files."""
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)

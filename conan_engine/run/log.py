@@ -1,0 +1,113 @@
+"""What a person watches: metrics.jsonl, one progress bar a stage, loss.png, and what follow.py shows elsewhere."""
+
+import contextlib
+import json
+import os
+from pathlib import Path
+
+from tqdm import tqdm
+
+from conan_engine.config import METRICS, Config
+from conan_engine.run.loggers import Followers
+
+VALIDATED = [f"validation/{metric}" for metric in METRICS]  # what of it the person is shown, the loss first
+
+
+class Log:
+    """Rank 0 writes; on the others every method does nothing."""
+
+    def __init__(self, run, first):
+        self.path, self.active, self.followers = Path(run, "metrics.jsonl"), first, None
+
+    def resume(self, stages_before, stage, step):
+        """Forget the lines that a killed run wrote after its last checkpoint: those steps are done again."""
+        if not self.active:
+            return
+        kept = []
+        if self.path.exists():
+            for line in self.path.read_text().splitlines():
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue  # the line that the kill cut in two
+                if row["stage"] in stages_before or (row["stage"] == stage and row["step"] < step):
+                    kept.append(line + "\n")
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(kept))
+        os.replace(partial, self.path)
+        self.file = open(self.path, "a", buffering=1)
+
+    def follow(self, names):
+        """Show it elsewhere from now on, by these names; config.json is written."""
+        if self.active:
+            self.followers = Followers(self.path.parent, names, names == Config().log_to, self.say)
+
+    @contextlib.contextmanager
+    def stage(self, name, steps, done):
+        """A bar for one stage."""
+        self.name = name
+        self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, disable=not self.active)
+        try:
+            yield
+        finally:
+            self.bar.close()  # an error's line then stands on a line of its own
+
+    def step(self, step, row, best=False):
+        """row: name -> number or string, for one step. best: whether its validation is."""
+        if not self.active:
+            return
+        self.file.write(json.dumps({"stage": self.name, "step": step, **row}) + "\n")
+        self.bar.set_postfix_str(f"loss {row['loss']:.3f}, {row['tokens_per_s']:,.0f} tokens/s", refresh=False)
+        self.bar.update()
+        validated = {key: value for key, value in row.items() if key in VALIDATED}
+        if validated:
+            numbers = ", ".join(f"{key.removeprefix('validation/')} {value:.4f}" for key, value in validated.items())
+            self.say(f"{self.name} step {step + 1}: validation {numbers}{', the best so far' if best else ''}")
+        if self.followers:
+            self.followers.look()
+
+    def say(self, text):
+        """One line to the person, without tearing the bar."""
+        if self.active:
+            tqdm.write(text)
+
+    def close(self):
+        """All is written."""
+        if self.active:
+            self.file.close()
+            if self.followers:
+                self.followers.close()
+
+    def draw(self):
+        """loss.png: every stage's loss by step, one panel a stage, and what validation found."""
+        if not self.active:
+            return
+        import matplotlib
+
+        matplotlib.use("Agg")
+        import matplotlib.pyplot as plt
+
+        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
+        stages = list(dict.fromkeys(row["stage"] for row in rows))
+        figure, axes = plt.subplots(1, len(stages), figsize=(4 * len(stages), 3.8), squeeze=False)
+        for axis, stage in zip(axes[0], stages):
+            mine = [row for row in rows if row["stage"] == stage]
+            for source in sorted({row["source"] for row in mine}):
+                points = [(row["step"], row["loss"]) for row in mine if row["source"] == source]
+                axis.plot(*zip(*points), linewidth=0.8, label=Path(source).name)
+            validated = [(key, points) for key in VALIDATED if (points := [(row["step"], row[key]) for row in mine if key in row])]
+            other = axis.twinx() if any(key != VALIDATED[0] for key, _ in validated) else None
+            for (key, points), style in zip(validated, "osv^"):
+                of = axis if key == VALIDATED[0] else other
+                of.plot(*zip(*points), "k" + style + ("-" if of is axis else ":"), linewidth=0.8, markersize=3, label=key.replace("/", " "))
+            axis.set(title=stage, xlabel="step", ylabel="loss" if stage == stages[0] else "")
+            lines = axis.get_lines()
+            if other:
+                other.set_ylim(0, 1)
+                lines += other.get_lines()
+            axis.legend(handles=list(lines), fontsize=7, ncol=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
+        figure.tight_layout()
+        partial = self.path.with_name("loss.partial.png")
+        figure.savefig(partial, dpi=110)
+        os.replace(partial, self.path.with_name("loss.png"))
+        plt.close(figure)

@@ -1,0 +1,148 @@
+"""Checkpoints written while training goes on: every rank copies its part to host memory, which training waits for, and a thread
+writes the copy. Nothing is gathered but a few numbers."""
+
+import dataclasses
+import json
+import random
+import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from conan_engine.run import checkpoint, pieces
+from conan_engine.errors import UserError
+
+
+class Saver:
+    """Writes RUN/checkpoints/<stage>-<step>, complete or not at all, one at a time: `start` it, `poll` it every step until it is
+    there, `finish` it where nothing else is to be done. All are collective, and raise UserError on every rank if one cannot write.
+
+    A checkpoint is the files of every rank; then state.json, with a digest of each; then its name: until that it is a folder
+    .<stage>-<step>.partial. The folder is one that all machines share.
+    """
+
+    def __init__(self, config, tokenizer, data, mesh, base=None, began=None, precision=None):
+        """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base: checkpoint.base_of
+        what the adapters belong to, where only these are trained; began: when training did (time.perf_counter), None: now; precision: that of its products,
+        where the config leaves it open."""
+        self.config, self.mesh, self.folder = config, mesh, Path(config.out_dir, "checkpoints")
+        self.always = {"tokenizer": tokenizer.hash, "data": data, "config": dataclasses.asdict(config), "base": base, "precision": precision}
+        self.thread, self.work, self.state = ThreadPoolExecutor(1), None, None
+        self.began = time.perf_counter() if began is None else began
+        if mesh.rank == 0:
+            for left in self.folder.glob(".*.partial"):  # by a kill
+                shutil.rmtree(left)
+
+    def start(self, stage, step, optimizer, stage_state, counters):
+        """Save the weights that are trained, both AdamW moments, the stage's own state (negative pools), every rank's RNGs, the step (all there is to
+        the data's position and the schedules) and `counters`, as they are now. Waits for the save before, then for the copy. Raises UserError,
+        and leaves the checkpoint before, where some of them are no finite numbers."""
+        self.finish()
+        files, finite = {"model": ({}, {}), "optimizer": ({}, {})}, []  # name -> numbers; name -> the first one's place
+        for key, name, first, values in optimizer.held():
+            tensors, starts = files["model" if key == "weight" else "optimizer"]
+            name = name if key == "weight" else f"{key}.{name}"
+            tensors[name], starts[name] = _copied(values), first
+            finite.append(torch.stack(values.aminmax()).isfinite().all())
+        if self.mesh.any(bool(finite) and not torch.stack(finite).all()):
+            raise UserError(
+                f"{stage} step {step}: weights or moments are not finite any more; they are not saved, and the checkpoint before stays as it is. Lower {stage}.lr "
+                f"(now {getattr(self.config, stage).lr:g}), then start again: it goes on from there" if self.mesh.rank == 0 else ""
+            )
+        stage_state = {name: torch.tensor(array) for name, array in stage_state.items()} if self.mesh.rank == 0 else None
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        every = self.mesh.gather_objects((self.mesh.tensor.rank, _rng_state()))
+        rngs = [rng for place, rng in every if place == 0]  # tensor ranks draw the same numbers
+        state = {"stage": stage, "step": step, "counters": counters, "seconds": time.perf_counter() - self.began, **self.always, "rngs": rngs}
+        self.state = json.loads(json.dumps(state))  # a copy: what follows changes it
+        self.name = f"{stage}-{step:08d}"
+        self.work = self.thread.submit(self._write, files, stage_state)
+
+    def poll(self):
+        """Go on with what is ready on all ranks."""
+        if self.work and not self.mesh.any(not self.work.done()):
+            self._advance()
+
+    def finish(self):
+        """Until nothing is being written any more."""
+        while self.work:
+            self.poll()
+            time.sleep(0.01)
+
+    def close(self):
+        self.thread.shutdown()
+
+    def _advance(self):
+        """Every rank's files are there, or in the end the whole; or somewhere they are not."""
+        error = self.work.exception()
+        if error and not isinstance(error, (OSError, SafetensorError, UserError)):
+            raise error
+        outcomes = self.mesh.gather_objects(str(error) if error else self.work.result())
+        failed = next((outcome for outcome in outcomes if isinstance(outcome, str)), None)
+        if failed:
+            self.mesh.of_all(lambda: self.mesh.rank or shutil.rmtree(self._partial(), ignore_errors=True))
+            said = f"cannot write it ({failed}); make room or free the folder, then start the same command again: it goes on from the checkpoint before"
+            raise UserError(f"{self.folder / self.name}: {said}" if self.mesh.rank == 0 else "")
+        state, self.state = self.state, None
+        if state is None:
+            self.work = None
+        else:
+            state["digests"] = {name: digest for outcome in outcomes for name, digest in outcome.items()}
+            self.work = self.thread.submit(self._complete if self.mesh.rank == 0 else dict, state)
+
+    def _partial(self):
+        return self.folder / f".{self.name}.partial"
+
+    def _write(self, files, stage_state):
+        """This rank's files, down on the disk; {name: digest}."""
+        partial, digests = self._partial(), {}
+        partial.mkdir(parents=True, exist_ok=True)
+        for name, (tensors, starts) in files.items():
+            path = partial / f"{name}-{self.mesh.rank:05d}-of-{self.mesh.world:05d}.safetensors"
+            pieces.write(path, tensors, starts, self.mesh.tensor)
+            digests[path.name] = checkpoint.digest(path)
+            checkpoint.sync(path)
+        if stage_state is not None:
+            save_file(stage_state, partial / "stage.safetensors")
+            digests["stage.safetensors"] = checkpoint.digest(partial / "stage.safetensors")
+            checkpoint.sync(partial / "stage.safetensors")
+        return digests
+
+    def _complete(self, state):
+        """Rank 0: the index, the name, and away with what is older than the newest `keep`."""
+        partial, final = self._partial(), self.folder / self.name
+        for name in state["digests"]:
+            if not (partial / name).exists():
+                raise UserError(f"{name} was written by another machine and is not here: out_dir must be a folder that all share")
+        (partial / "state.json").write_text(json.dumps(state))
+        checkpoint.sync(partial / "state.json")
+        checkpoint.sync(partial)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        checkpoint.sync(self.folder)
+        best = state["counters"].get("best")
+        for old in checkpoint.of_stage(self.config.out_dir, state["stage"])[self.config.keep :]:
+            if not (self.config.validation.keep_best and best and old.name == f"{state['stage']}-{best['step']:08d}"):
+                shutil.rmtree(old)
+        return {}
+
+
+def _copied(values):
+    """In host memory; of a GPU's, when that has come to it."""
+    return torch.empty_like(values, device="cpu", pin_memory=values.is_cuda).copy_(values, non_blocking=True)
+
+
+def _rng_state():
+    kind, keys, *rest = np.random.get_state()
+    return {
+        "python": random.getstate(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "torch": bytes(torch.get_rng_state().tolist()).hex(),
+        "cuda": bytes(torch.cuda.get_rng_state().tolist()).hex() if torch.cuda.is_available() else "",
+    }

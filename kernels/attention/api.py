@@ -1,0 +1,149 @@
+"""Attention under the paper's soft mask (arXiv 2509.12892, section 3.2), exact, in memory O(T).
+
+    S_ij = scale * q_i . k_j + log M_ij        M_ij = 1 for j <= i; for j > i, with i and j counted from 1 and l tokens:
+    P_i  = softmax(S_i)                               min(alpha * l / j, 1)  "column"
+    out_i = sum_j P_ij v_j                            min(alpha * l / i, 1)  "row"
+    lse_i = log sum_j exp(S_ij)                       alpha                  "uniform"
+
+    dv_j = sum_i P_ij dout_i                   delta_i = dout_i . out_i
+    dS_ij = P_ij (dout_i . v_j - delta_i)      dq_i = scale * sum_j dS_ij k_j        dk_j = scale * sum_i dS_ij q_i
+
+The tiles, the online softmax and the recomputation in the backward are those of FlashAttention-2 (arXiv 2307.08691). Only
+tiles with some M_ij > 0 are visited, and only those with some M_ij < 1 know that there is a mask: at alpha = 0 this costs
+what causal attention costs, at alpha = 1 what bidirectional attention does.
+"""
+
+import math
+import os
+
+import torch
+from torch import Tensor
+
+from conan_kernels.architecture import architecture
+from conan_kernels.attention.reference import soft_mask_attention_reference
+
+MASKS = ("column", "row", "uniform")
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+
+
+def _fused(x):
+    """Whether the Triton kernels run: on CUDA, and on a CPU in Triton's interpreter. Else the reference form does."""
+    return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@torch.library.custom_op("conan::soft_mask_attention", mutates_args=())
+def _forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor, mask: str, scale: float) -> tuple[Tensor, Tensor]:
+    if not q.is_cuda:
+        _check_values(cu_seqlens, alpha, len(q))
+    if 0 in q.shape:
+        return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+    if not _fused(q):
+        return soft_mask_attention_reference(q, k, v, cu_seqlens, alpha, mask, scale, return_lse=True)
+    architecture(q.device)  # says in one line what is missing, before anything is imported or launched
+    from conan_kernels.attention import launch  # here, because a CPU machine may have no Triton
+
+    return launch.forward(q, k, v, cu_seqlens, alpha, mask, scale)
+
+
+@_forward.register_fake
+def _(q, k, v, cu_seqlens, alpha, mask, scale):
+    return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
+
+
+@torch.library.custom_op("conan::soft_mask_attention_backward", mutates_args=())
+def _backward(
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor, out: Tensor, lse: Tensor, mask: str, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    if 0 in q.shape:
+        return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+    if not _fused(q):
+        # torch.func, for within an op autograd records nothing
+        _, differentiate = torch.func.vjp(lambda *qkv: soft_mask_attention_reference(*qkv, cu_seqlens, alpha, mask, scale), q, k, v)
+        return tuple(x.contiguous() for x in differentiate(dout))
+    from conan_kernels.attention import launch
+
+    return launch.backward(dout, q, k, v, cu_seqlens, alpha, out, lse, mask, scale)
+
+
+@_backward.register_fake
+def _(dout, q, k, v, cu_seqlens, alpha, out, lse, mask, scale):
+    return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
+
+
+def _setup_context(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:5], *output)  # out and lse [H, T]: what is needed to compute P again, tile by tile
+    ctx.options = inputs[5:]
+
+
+def _differentiate(ctx, dout, _):
+    return *_backward(dout, *ctx.saved_tensors, *ctx.options), *(None,) * 4
+
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
+
+
+def soft_mask_attention(q, k, v, cu_seqlens, alpha, mask="column", scale=None, return_lse=False):
+    """Attention within each sequence of a packed batch; the past in full, the future by alpha.
+
+    q: [T, H, D], k and v: [T, G, D], of one dtype: bf16, fp16 or fp32. H is a multiple of G (query head h reads KV head
+       h // (H // G), nothing is copied), D a multiple of 16 from 16 to 128. Tokens may be any stride apart. Under autocast
+       all three become its dtype.
+    cu_seqlens: int32 [B+1] on the same device, rising from 0 to T: sequence b is tokens cu_seqlens[b] to cu_seqlens[b+1].
+    alpha: in [0, 1]; 0 is causal, 1 bidirectional. A number, or a 0-d tensor on the device of q, which may change from
+       call to call without a wait or a compilation; under torch.compile give the tensor, for a number may become code.
+       It gets no gradient.
+    mask: "column", "row" or "uniform", the form that M takes (above). scale: a positive number, by default D ** -0.5.
+
+    -> out [T, H, D] in the dtype of q; with return_lse also lse [H, T], fp32, natural logarithm, without gradient.
+
+    The same inputs give the same bits, forward and backward. On a CPU the reference form runs, at memory O(H * L^2).
+    Raises ValueError for what does not fit this, RuntimeError on a GPU or with a Triton that is too old. What only the device
+    knows, the values in cu_seqlens and alpha, is checked there: a wrong one fails as a CUDA device-side assertion, on a CPU as
+    ValueError.
+    """
+    device = q.device.type
+    if torch.is_autocast_enabled(device):
+        q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
+    if not isinstance(alpha, Tensor):
+        if not 0 <= alpha <= 1:  # NaN is neither
+            raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
+        alpha = torch.full((), alpha, dtype=torch.float32, device=q.device)
+    scale = q.shape[-1] ** -0.5 if scale is None else float(scale)
+    _check(q, k, v, cu_seqlens, alpha, mask, scale)
+    out, lse = _forward(q, k, v, cu_seqlens.contiguous(), alpha.detach().float(), mask, scale)
+    return (out, lse.detach()) if return_lse else out
+
+
+def _check(q, k, v, cu_seqlens, alpha, mask, scale):
+    if q.ndim != 3 or k.ndim != 3 or k.shape != v.shape or q.shape[::2] != k.shape[::2]:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q must be [T, H, D], k and v [T, G, D]; their shapes are {shapes}")
+    (_, H, D), G = q.shape, k.shape[1]
+    if G == 0 or H % G:
+        raise ValueError(f"the number of query heads must be a multiple of that of KV heads; they are {H} and {G}")
+    if D % 16 or not 16 <= D <= 128:
+        raise ValueError(f"the head dim must be a multiple of 16 from 16 to 128, not {D}")
+    if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
+        raise ValueError(f"q, k and v must be of one dtype, bfloat16, float16 or float32, not {q.dtype}, {k.dtype}, {v.dtype}")
+    if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0 or cu_seqlens.dtype != torch.int32:
+        raise ValueError(f"cu_seqlens must be int32 [B+1], not {cu_seqlens.dtype} {list(cu_seqlens.shape)}")
+    if len(cu_seqlens) == 1 and len(q):
+        raise ValueError(f"cu_seqlens holds no sequence, but there are {len(q)} tokens")
+    if alpha.ndim:
+        raise ValueError(f"alpha must be a number or a 0-d tensor, not of shape {list(alpha.shape)}")
+    devices = [x.device for x in (q, k, v, cu_seqlens, alpha)]
+    if len(set(devices)) > 1:
+        raise ValueError(f"q, k, v, cu_seqlens and alpha must be on one device, not {', '.join(map(str, devices))}")
+    if mask not in MASKS:
+        raise ValueError(f"mask must be one of {', '.join(MASKS)}, not {mask!r}")
+    if not (scale > 0 and math.isfinite(scale)):
+        raise ValueError(f"scale must be a positive number, not {scale}")
+
+
+def _check_values(cu_seqlens, alpha, T):
+    bounds = cu_seqlens.tolist()
+    if bounds[0] != 0 or bounds[-1] != T or bounds != sorted(bounds):
+        shown = str(bounds) if len(bounds) <= 8 else f"{bounds[:4]} ... {bounds[-4:]}"
+        raise ValueError(f"cu_seqlens must rise from 0 to the number of tokens, {T}; it is {shown}")
+    if not 0 <= alpha.item() <= 1:
+        raise ValueError(f"alpha must lie in [0, 1], not {alpha.item()}")

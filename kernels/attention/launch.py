@@ -1,0 +1,62 @@
+"""Launches the Triton kernels of soft-masked attention: tile sizes, the plan, one kernel forward, two backward.
+
+Nothing here waits for the device: T, B and the shapes are all that the host knows of a batch.
+"""
+
+import torch
+
+from conan_kernels.architecture import architecture, attention_tiles
+from conan_kernels.attention.gradients import dk_dv_block, dq_block
+from conan_kernels.attention.tiles import LOG2_E, forward_block, plan_blocks
+
+
+def _options(q):
+    return attention_tiles(q.dtype, q.shape[2], architecture(q.device))
+
+
+def _plan(cu_seqlens, alpha, T, mask, block):
+    """-> plan int32 [slots, 4] and bias fp32 [T], as plan_blocks has them."""
+    B = len(cu_seqlens) - 1
+    slots = T // block + B
+    plan = torch.empty(slots, 4, dtype=torch.int32, device=cu_seqlens.device)
+    bias = torch.empty(T, dtype=torch.float32, device=cu_seqlens.device)
+    valid = torch.empty(B, dtype=torch.bool, device=cu_seqlens.device)
+    plan_blocks[(B, 8)](cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK=mask, BLOCK=block)
+    rule = "cu_seqlens must rise from 0 to T, and alpha lie in [0, 1]"
+    torch._assert_async(valid.all(), f"soft_mask_attention: {rule}")
+    return plan, bias
+
+
+def _rows(x):
+    """x as the kernels take it: any stride from token to token, the heads of a token side by side."""
+    return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
+
+
+def forward(q, k, v, cu_seqlens, alpha, mask, scale):
+    (T, H, D), G = q.shape, k.shape[1]
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    out = q.new_empty(T, H, D)
+    lse = q.new_empty(H, T, dtype=torch.float32)
+    options, _, _ = _options(q)
+    with torch.cuda.device_of(q):
+        plan, bias = _plan(cu_seqlens, alpha, T, mask, options["BM"])
+        forward_block[(len(plan), H)](
+            q, k, v, out, lse, plan, bias, T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value,
+            H=H, G=G, D=D, BY_ROW=mask != "column", **options,
+        )  # fmt: skip
+    return out, lse
+
+
+def backward(dout, q, k, v, cu_seqlens, alpha, out, lse, mask, scale):
+    (T, H, D), G = q.shape, k.shape[1]
+    q, k, v, dout = _rows(q), _rows(k), _rows(v), dout.contiguous()
+    dq, dk, dv = q.new_empty(T, H, D), k.new_empty(T, G, D), v.new_empty(T, G, D)
+    delta = torch.empty_like(lse)
+    _, rows, columns = _options(q)
+    with torch.cuda.device_of(q):
+        plan, bias = _plan(cu_seqlens, alpha, T, mask, rows["BM"])
+        strides = T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value
+        shape = {"H": H, "G": G, "D": D, "BY_ROW": mask != "column"}
+        dq_block[(len(plan), H)](q, k, v, out, dout, lse, delta, dq, plan, bias, *strides, **shape, **rows)
+        dk_dv_block[(len(plan), G)](q, k, v, dout, lse, delta, dk, dv, plan, bias, *strides, **shape, **columns)
+    return dq, dk, dv

@@ -1,0 +1,177 @@
+"""What a transformer does between its matrix products, each in one pass over memory, forward and backward, on CUDA.
+
+PyTorch's own forms make several passes, in fp32 where one of the inputs is. The engine has other forms for a CPU.
+"""
+
+import functools
+
+import torch
+
+PROGRAMS = 512  # that share the rows of add_rms_norm's backward: fixed, so that the order of its sums is too
+
+
+@functools.cache
+def _tiles():
+    """The kernels; here, because a CPU machine may have no Triton."""
+    from conan_kernels.pointwise import tiles
+
+    return tiles
+
+
+def _over(count, size):
+    """How many blocks of that size hold so many."""
+    return -(-count // size)
+
+
+def _power(n):
+    """The smallest power of 2 that is not less."""
+    return 1 << (n - 1).bit_length()
+
+
+def add_rms_norm(x, y, weight, eps, dtype=None):
+    """(x + y, its RMSNorm) of x and y [T, C]: (x + y) / sqrt(mean((x + y)^2) + eps) * weight [C] (arXiv 1910.07467), the first in x's
+    dtype, the second in `dtype`, by default x's. y None: x itself, and its norm."""
+    return _AddRMSNorm.apply(x, y, weight, eps, dtype or x.dtype)
+
+
+class _AddRMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, y, weight, eps, dtype):
+        x, y = x.contiguous(), None if y is None else y.contiguous()
+        (T, C), out, inverse = x.shape, x.new_empty(x.shape, dtype=dtype), x.new_empty(len(x), dtype=torch.float32)
+        total = x if y is None else torch.empty_like(x)
+        if T:
+            with torch.cuda.device_of(x):
+                _tiles().rms_norm_row[(T,)](x, y, total, weight, out, inverse, C, eps, **_row(C))
+        ctx.save_for_backward(total, weight, inverse)
+        ctx.other = None if y is None else y.dtype
+        ctx.set_materialize_grads(False)
+        return x.view_as(x) if y is None else total, out
+
+    @staticmethod
+    def backward(ctx, dtotal, dout):
+        total, weight, inverse = ctx.saved_tensors
+        if dout is None:
+            return dtotal, dtotal if ctx.other is None or dtotal is None else dtotal.to(ctx.other), None, None, None
+        (T, C), dout, dx = total.shape, dout.contiguous(), torch.empty_like(total)
+        dtotal = None if dtotal is None else dtotal.contiguous()
+        dy = dx if ctx.other in (None, dx.dtype) else torch.empty_like(dx, dtype=ctx.other)
+        each = _over(T, PROGRAMS)
+        dweight = total.new_zeros(_over(T, each) if T else 0, C, dtype=torch.float32)
+        if T:
+            with torch.cuda.device_of(total):
+                _tiles().rms_norm_gradients[(len(dweight),)](
+                    total, weight, inverse, dout, dtotal, dx, None if dy is dx else dy, dweight, T, each, C, **_row(C)
+                )  # fmt: skip
+        return dx, None if ctx.other is None else dy, dweight.sum(0).to(weight.dtype), None, None
+
+
+def _row(C):
+    """Launch options of programs that hold a whole row."""
+    block = _power(C)
+    return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}
+
+
+def rotate(x, cos, sin, heads):
+    """RoPE (arXiv 2104.09864): x [T, N, D], its first `heads` with their pairs (x[d], x[d + D/2]) turned by the angles of cos and sin
+    [T, 1, D/2], the others as they are -> [T, N, D]. Tokens may be any stride apart."""
+    return _Rotate.apply(x, cos, sin, heads)
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cos, sin, heads):
+        ctx.save_for_backward(cos, sin)
+        ctx.heads = heads
+        return _turned(x, cos, sin, heads, 1.0)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _turned(gradient, *ctx.saved_tensors, ctx.heads, -1.0), None, None, None
+
+
+def _turned(x, cos, sin, heads, sign):
+    T, N, D = x.shape
+    x = x if x.stride()[1:] == (D, 1) else x.contiguous()
+    out = x.new_empty(T, N, D)
+    if T:
+        with torch.cuda.device_of(x):
+            _tiles().rotate_token[(T,)](x, cos, sin, out, x.stride(0), sign, N, heads, D // 2, _power(D // 2), HEADS=16)
+    return out
+
+
+def swiglu(gate_up):
+    """silu(gate) * up (arXiv 2002.05202) of gate_up [T, 2F], the gate first -> [T, F]."""
+    return _SwiGLU.apply(gate_up)
+
+
+class _SwiGLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, gate_up):
+        gate_up = gate_up.contiguous()
+        T, F = len(gate_up), gate_up.shape[1] // 2
+        out = gate_up.new_empty(T, F)
+        if T:
+            with torch.cuda.device_of(out):
+                _tiles().swiglu_row[(T, _over(F, 1024))](gate_up, out, F, BLOCK=1024)
+        ctx.save_for_backward(gate_up)
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        (gate_up,) = ctx.saved_tensors
+        (T, F), dgate_up = dout.shape, torch.empty_like(gate_up)
+        if T:
+            with torch.cuda.device_of(dout):
+                _tiles().swiglu_gradients[(T, _over(F, 1024))](gate_up, dout.contiguous(), dgate_up, F, BLOCK=1024)
+        return dgate_up
+
+
+def sum_sequences(x, cu_seqlens):
+    """The sum of each sequence's rows: x [T, C], cu_seqlens int32 [B+1] -> fp32 [B, C]. Unlike index_add, whose atomics add in any order,
+    the same bits on every run."""
+    return _SumSequences.apply(x, cu_seqlens)
+
+
+class _SumSequences(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, cu_seqlens):
+        x, B, C = x.contiguous(), len(cu_seqlens) - 1, x.shape[1]
+        out = x.new_empty(B, C, dtype=torch.float32)
+        if B:
+            with torch.cuda.device_of(x):
+                _tiles().sum_sequence[(B, _over(C, 128))](x, cu_seqlens, out, C, BLOCK=128, num_warps=1)
+        ctx.save_for_backward(cu_seqlens)
+        ctx.like = len(x), x.dtype
+        return out
+
+    @staticmethod
+    def backward(ctx, dout):
+        T, dtype = ctx.like
+        return torch.repeat_interleave(dout.to(dtype), ctx.saved_tensors[0].diff(), dim=0, output_size=T), None
+
+
+def softmax_sums(logits):
+    """logits [n, V] -> (the largest of each row, the sum of exp(logit - it)), fp32 [n] both."""
+    peak, total = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
+    with torch.cuda.device_of(logits):
+        _tiles().softmax_row[(len(logits),)](logits, peak, total, logits.shape[1], BLOCK=4096, num_warps=8)
+    return peak, total
+
+
+def softmax_minus_target_(logits, lse, target):
+    """In place of logits [n, V]: exp(logits - lse [n]), minus 1 at target [n] (int64; -1: that of no column here)."""
+    n, V = logits.shape
+    with torch.cuda.device_of(logits):
+        _tiles().softmax_gradient[(n, _over(V, 4096))](logits, lse, target, V, BLOCK=4096, num_warps=8)
+    return logits
+
+
+def add_(total, part):
+    """total += part, of as many numbers, total contiguous. On CUDA PyTorch's own takes more than twice as long where the dtypes differ."""
+    if not total.is_cuda or part.dtype == total.dtype:
+        return total.add_(part.view_as(total))
+    part, n = part.contiguous(), total.numel()
+    with torch.cuda.device_of(total):
+        _tiles().add_part[(_over(n, 2048),)](total, part, n, BLOCK=2048)
+    return total
