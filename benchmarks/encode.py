@@ -18,7 +18,7 @@ import measured
 import numpy as np
 import torch
 
-from conan_engine import errors
+from conan_engine import command
 from conan_engine.evaluation import tasks
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.export import sentence_transformers as export
@@ -88,4 +88,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -21,14 +21,15 @@ import torch
 import training
 from stages import at_start
 
-from conan_engine import errors, train
+from conan_engine import command
 from conan_engine.evaluation import tasks
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.export import sentence_transformers as export
 from conan_engine.parallel.mesh import Mesh
-from conan_engine.prepare import prepare_data
+from conan_engine import stages
+from conan_engine.data import datasets
 
 
 class Bench:
@@ -37,11 +38,11 @@ class Bench:
         self.config = load(path, [*self.settings, f"--out_dir={folder}/start"])
         self.mesh = Mesh(self.config.device)
         self.cuda = self.mesh.device.type == "cuda"
-        self.tokenizer, self.shards, _ = prepare_data(self.config)
+        self.tokenizer, self.shards, _ = datasets.prepare(self.config)
 
     def batches(self, steps):
         """The texts of so many steps, [(query, document), ...], as our weak stage draws them, and how many tokens they have."""
-        stage, tokens, texts = train.make_stage("weak", self.config, self.shards, self.mesh.data), 0, []
+        stage, tokens, texts = stages.make("weak", self.config, self.shards, self.mesh.data), 0, []
         for _ in range(steps):
             batch = stage.draw()
             ids, edges = batch.tokens.cpu().numpy(), batch.cu_seqlens.tolist()
@@ -166,4 +167,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

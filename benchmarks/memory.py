@@ -18,7 +18,7 @@ from pathlib import Path
 import measured
 import torch
 
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW

@@ -16,7 +16,7 @@ from pathlib import Path
 import measured
 import torch
 
-from conan_engine import errors
+from conan_engine import command
 from conan_engine.evaluation import tasks
 from conan_engine.run import checkpoint
 from conan_engine.config import Config
@@ -74,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -16,7 +16,8 @@ from pathlib import Path
 import measured
 from step import gemm_rate
 
-from conan_engine import config, errors
+from conan_engine import command
+from conan_engine.settings import from_dict
 from conan_engine.run import checkpoint
 from conan_engine.parallel.device import choose
 from conan_engine.errors import UserError
@@ -53,7 +54,7 @@ def main():
     found = checkpoint.newest(arguments.run)
     if not found:
         raise UserError(f"{arguments.run}: no whole checkpoint; train one with torchrun conan_engine/train.py --out_dir={arguments.run}")
-    settings = config.from_dict(found[1]["config"], arguments.run)
+    settings = from_dict(found[1]["config"], arguments.run)
     device = choose(settings.device)
     gemm, vocab = gemm_rate(device), settings.model.vocab_size or settings.tokenizer.vocab_size
     parameters = count_parameters(settings.model, vocab)
@@ -71,4 +72,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -26,10 +26,10 @@ import recipe_report
 import torch
 import training
 
-from conan_engine import errors
+from conan_engine import command, errors
 from conan_engine.evaluation import tasks
 from conan_engine.run import checkpoint
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.data import build
 from conan_engine.data.sources import installed
 from conan_engine.evaluation.encoder import Encoder
@@ -213,4 +213,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -17,22 +17,22 @@ from pathlib import Path
 import measured
 import torch
 
-from conan_engine import config, errors
+from conan_engine import command
+from conan_engine.settings import from_dict
 from conan_engine.evaluation import tasks
-from conan_engine.run import checkpoint
+from conan_engine.run import checkpoint, models
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
 from conan_engine.evaluate import NAMES
 from conan_engine.parallel.mesh import Mesh
-from conan_engine.prepare import prepare_data
-from conan_engine.train import make_model
+from conan_engine.data import datasets
 
 SILENT = {"no attention": ["attention_out"], "no blocks": ["attention_out", "ffn_out"]}  # row: what it silences of the last stage's model
 
 
 def at_start(settings, mesh):
-    tokenizer, shards, _ = prepare_data(settings)
-    model, _ = make_model(settings, tokenizer, shards, mesh, None, ["weak"])
+    tokenizer, shards, _ = datasets.prepare(settings)
+    model, _ = models.make(settings, tokenizer, shards, mesh, None, ["weak"])
     return Encoder(model, tokenizer, settings.model.context, settings.supervised.dims)
 
 
@@ -63,7 +63,7 @@ def main():
     found = checkpoint.newest(arguments.run)
     if not found:
         raise UserError(f"{arguments.run}: no whole checkpoint; train one with torchrun conan_engine/train.py --out_dir={arguments.run}")
-    settings = config.from_dict(found[1]["config"], arguments.run)
+    settings = from_dict(found[1]["config"], arguments.run)
     # it may have been moved, and trained by several ranks; float32, as Encoder.load has it
     settings, mesh = dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"), Mesh(settings.device)
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
@@ -92,4 +92,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

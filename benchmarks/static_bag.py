@@ -22,7 +22,7 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import TrainerCallback
 
-from conan_engine import config
+from conan_engine.settings import from_dict
 from conan_engine.evaluation import tasks
 from conan_engine.run import checkpoint
 from conan_engine.data import build
@@ -72,7 +72,7 @@ def main():
     parser.add_argument("--out", default="runs/benchmarks")
     arguments = parser.parse_args()
     _, state = checkpoint.newest(arguments.run)
-    settings, tokenizer = config.from_dict(state["config"], arguments.run), Tokenizer.load(Tokenizer.of(arguments.run))
+    settings, tokenizer = from_dict(state["config"], arguments.run), Tokenizer.load(Tokenizer.of(arguments.run))
     dims, width = settings.supervised.dims, settings.model.width
     stop = Stop(arguments.seconds or state["seconds"])
 

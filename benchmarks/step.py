@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from conan_engine.model import losses
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.model.transformer import Transformer, count_parameters
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW

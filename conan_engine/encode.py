@@ -9,13 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine import __version__, errors
+from conan_engine import __version__, atomic, command
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files, paths
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
 from conan_engine.evaluation.quantize import BITS, quantize, ranges_of
-from conan_engine.search import save_beside
 
 
 def text_of(record, source, instruction=""):
@@ -50,10 +49,10 @@ def main():
         if len(vectors) < 2:
             raise UserError(f"{source}: holds 1 record; --precision=int8 takes its ranges from many: give --ranges of the documents'")
         ranges, path = ranges_of(vectors), f"{arguments.out.removesuffix('.npy')}.ranges.npy"
-        save_beside(path, lambda file: np.save(file, ranges))
+        atomic.write(path, lambda file: np.save(file, ranges))
         print(f"{path}: float32 {list(ranges.shape)}, for --ranges")
     stored = quantize(vectors, arguments.precision, ranges)
-    save_beside(arguments.out, lambda file: np.save(file, stored))
+    atomic.write(arguments.out, lambda file: np.save(file, stored))
     print(f"{arguments.out}: {stored.dtype} {list(stored.shape)}")
 
 
@@ -74,4 +73,4 @@ def read_ranges(arguments, dim):
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

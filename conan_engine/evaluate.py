@@ -12,7 +12,7 @@ import os
 import time
 from pathlib import Path
 
-from conan_engine import __version__, errors
+from conan_engine import __version__, command
 from conan_engine.evaluation import retrieval, tasks
 from conan_engine.run import checkpoint
 from conan_engine.evaluation.baselines import RandomProjection
@@ -162,4 +162,4 @@ def _read(path):
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

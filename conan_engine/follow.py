@@ -13,7 +13,7 @@ import select
 import sys
 from pathlib import Path
 
-from conan_engine import errors
+from conan_engine import command
 from conan_engine.errors import UserError
 from conan_engine.run.loggers import LOGGERS, send
 
@@ -38,4 +38,4 @@ def _closed():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -10,16 +10,15 @@ from pathlib import Path
 
 import torch
 
-from conan_engine import errors
+from conan_engine import command, stages
+from conan_engine.data import datasets
 from conan_engine.negatives import mining
 from conan_engine.parallel import precision
-from conan_engine.run import checkpoint, lock
-from conan_engine.config import load
+from conan_engine.run import checkpoint, lock, models
+from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.run.interrupts import Interrupts
 from conan_engine.parallel.mesh import Mesh
-from conan_engine.prepare import prepare_data
-from conan_engine.train import make_model, make_stage
 
 
 def main():
@@ -43,15 +42,15 @@ def main():
     interrupts.doing = "preparing data"
     with mesh.together():
         if mesh.rank == 0:
-            prepare_data(config)
-    tokenizer, shards, _ = prepare_data(config)
+            datasets.prepare(config)
+    tokenizer, shards, _ = datasets.prepare(config)
     products, _ = precision.choose(config, mesh, found and found[1].get("precision"))
-    model, _ = make_model(config, tokenizer, shards, mesh, found, ["supervised"], products)
+    model, _ = models.make(config, tokenizer, shards, mesh, found, ["supervised"], products)
     model.lm_head = None
     if mesh.device.type == "cuda" and model.in_bfloat16():
         for weight in model.parameters():  # as they compute while training
             weight.data = weight.data.to(torch.bfloat16)
-    stage = make_stage("supervised", config, shards, mesh.data)
+    stage = stages.make("supervised", config, shards, mesh.data)
     interrupts.doing = "mining hard negatives"
     with mesh.together():
         stage.mine(model.eval(), mesh)
@@ -67,4 +66,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

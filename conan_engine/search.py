@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine import __version__, errors
+from conan_engine import __version__, atomic, command
 from conan_engine.run import checkpoint
 from conan_engine.data.sources import docstrings
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES, TRAINING_PACKAGES
@@ -53,7 +53,7 @@ def index(encoder, run):
     vectors = encoder.encode([f"{doc.summary}\n{doc.rest}" for doc in docs])
     documents = [[doc.name, f"{doc.path}:{doc.line}", doc.summary[:100]] for doc in docs]
     try:
-        save_beside(path, lambda file: np.savez(file, documents=np.frombuffer(json.dumps(documents).encode(), np.uint8), vectors=vectors))
+        atomic.write(path, lambda file: np.savez(file, documents=np.frombuffer(json.dumps(documents).encode(), np.uint8), vectors=vectors))
     except UserError as error:  # someone else's run can be searched too
         print(f"{error}; the next search embeds them again", flush=True)
         return documents, vectors
@@ -62,17 +62,5 @@ def index(encoder, run):
     return documents, vectors
 
 
-def save_beside(path, save):
-    """save(file), by way of a file beside it that is then renamed. Raises UserError where `path` cannot be written."""
-    partial = Path(f"{path}.partial")
-    try:
-        with open(partial, "wb") as file:
-            save(file)
-        partial.replace(path)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot write it ({error.strerror}); name a folder that exists and has room") from None
-
-
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

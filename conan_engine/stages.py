@@ -364,6 +364,16 @@ class Supervised(Contrastive):
             self.pools[name].load_state(own)
 
 
+def make(name, config, shards, group):
+    """The stage `name` of a config. shards: Shards by (use, source), as datasets.prepare gives them; group: the ranks that share out the data."""
+    mine, sts, texts = ({source: s for (use, source), s in shards.items() if use == wanted} for wanted in (name, "sts", "texts"))
+    if name == "weak":
+        return Weak(config, mine, texts, group)
+    if name == "supervised":
+        return Supervised(config, mine, sts, group)
+    return LanguageModelling(name, config, mine, group)
+
+
 def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):
     """Embed the sequences, take the loss of all their embeddings, and backpropagate; returns what `loss_of` gave, detached.
     before_last() is called before the last backward of the weights.

@@ -20,22 +20,19 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from conan_engine import __version__, errors
-from conan_engine.model import initial, lora, pretrained
+from conan_engine import __version__, command, stages
+from conan_engine.data import datasets
 from conan_engine.negatives import mining
 from conan_engine.parallel import precision
-from conan_engine.run import checkpoint, lock, resuming
-from conan_engine.config import load, settings_with_comments
-from conan_engine.parallel.device import check_heads
+from conan_engine.run import checkpoint, lock, models, plan, resuming
+from conan_engine.settings import load
+from conan_engine.settings.listing import as_help
 from conan_engine.errors import UserError
 from conan_engine.run.interrupts import Interrupts
 from conan_engine.run.log import Log
-from conan_engine.model.transformer import Transformer, count_parameters, memory_per_device
 from conan_engine.parallel.mesh import Mesh, waiting
-from conan_engine.prepare import prepare_data
 from conan_engine.run.saving import Saver
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
-from conan_engine.stages import LanguageModelling, Supervised, Weak
 from conan_engine.evaluation.validation import Validation
 from conan_engine.run.flops import Work
 
@@ -53,7 +50,7 @@ def main():
     config = load(path, arguments)
     mesh = Mesh(config.device, config.tensor_parallel, config.timeout)
     run = Path(config.out_dir)
-    report_plan(config, mesh)
+    plan.report(config, mesh)
     if config.plan_only:
         return
     with mesh.together():
@@ -74,8 +71,8 @@ def main():
     interrupts.doing = "preparing data"
     with mesh.together():
         if mesh.rank == 0:
-            prepare_data(config)
-    tokenizer, shards, held_out = prepare_data(config)
+            datasets.prepare(config)
+    tokenizer, shards, held_out = datasets.prepare(config)
     fingerprints = {use: {source: s.fingerprint for (u, source), s in shards.items() if u == use} for use, _ in shards}
     if under_way:
         resuming.check_data(*found, fingerprints, under_way)
@@ -84,7 +81,7 @@ def main():
     interrupts.doing = "making the model"
     todo = [name for name in config.stages[config.stages.index(done_stage) :] if name != done_stage or done_step < getattr(config, name).steps]
     products, why = precision.choose(config, mesh, found and found[1].get("precision"))
-    model, base = make_model(config, tokenizer, shards, mesh, found, todo[:1], products)
+    model, base = models.make(config, tokenizer, shards, mesh, found, todo[:1], products)
     # the weights that compute; the optimiser keeps float32 ones
     dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
     log = Log(run, mesh.rank == 0)
@@ -109,7 +106,7 @@ def main():
             model.lm_head = None  # nobody asks for the next token any more
         with interrupts.later():  # the first one imports half of torch, some of it from C++, which an exception would abort
             optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
-        stage = make_stage(name, config, shards, mesh.data)
+        stage = stages.make(name, config, shards, mesh.data)
         work = Work(model, mesh)
         validation = Validation(name, config, held_out[name], mesh) if held_out.get(name) else None
         counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
@@ -145,7 +142,7 @@ def main():
                     log.say(f"{name} step {step}: loss {row['loss']}, gradient norm {norm}: step skipped ({counters['skipped']} so far)")
                 optimizer.zero_gradients()
                 if step + 1 == settings.steps and settings.blend < 1:
-                    optimizer.blend(model_before(name, config, tokenizer, shards, mesh), settings.blend)
+                    optimizer.blend(models.before(name, config, tokenizer, shards, mesh), settings.blend)
 
                 if config.skip_bad_records:
                     row["skipped_records"] = stage.skipped_records()
@@ -193,87 +190,7 @@ def answer(arguments):
         if "--version" in arguments:
             print(f"conan-engine {__version__}")
         else:
-            lines = (f"  --{key}={default}" + (f"  # {comment}" if comment else "") for key, default, comment in settings_with_comments())
-            print(__doc__, "Settings and their defaults:\n", *lines, sep="\n")
-
-
-def report_plan(config, mesh):
-    """Say how large the model is and what a device needs, before anything is allocated."""
-    vocab, ranks = config.model.vocab_size or config.tokenizer.vocab_size, mesh.data.world
-    adapters = lora.count(config.model, config.lora) if config.lora.rank else None
-
-    def memory(tokens):
-        bfloat16 = mesh.device.type == "cuda" and config.precision != "float32"
-        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute, adapters)
-
-    check_heads(mesh.device, config.model.head)
-    needs = 0
-    for name in config.stages:
-        stage = getattr(config, name)
-        beside = stage.texts_batch // ranks if name == "weak" and stage.texts else 0
-        at_once = stage.chunk or max(1, stage.batch // ranks) * (1 if name in ("pretrain", "sft") else 2) + beside
-        tokens = at_once * stage.max_tokens
-        if name == "weak" and stage.batch_tokens:
-            everything = stage.batch_tokens // ranks + beside * stage.max_tokens
-            tokens = min(tokens, everything) if stage.chunk else everything
-        needs = max(needs, memory(tokens))
-    fixed = memory(0)
-    if mesh.device.type == "cuda":
-        has = torch.cuda.mem_get_info()[1]
-    else:
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # shared by the ranks of this machine
-    if mesh.rank == 0:
-        print(
-            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters" + (f", {adapters / 1e6:,.2f}M of them in adapters trained" if adapters else "")
-            + f"; per device ({mesh.world} in all) "
-            f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most {needs / 2**30:.1f} GiB with activations; "
-            f"this one has {has / 2**30:.1f} GiB",
-            flush=True,
-        )
-    if fixed > has and not config.plan_only:
-        raise UserError(
-            f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has {has / 2**30:.1f} GiB; "
-            f"use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a smaller [model]"
-        )
-
-
-def make_model(config, tokenizer, shards, mesh, found, first, products=None):
-    """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the list `first`; and what the
-    weights belong to that are trained and saved alone, None where all are. products: the precision of these, None as the config says."""
-    vocab_size = config.model.vocab_size or tokenizer.vocab_size
-    if vocab_size % config.tensor_parallel:
-        raise UserError(f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
-    if vocab_size < tokenizer.vocab_size:
-        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; take the tokenizer that the model came with")
-    model = Transformer(config.model, vocab_size, products or config.precision, mesh.tensor, config.recompute).to(mesh.device)
-    if first not in (["pretrain"], ["sft"]):
-        model.lm_head = None  # the checkpoint may do without already
-    base, layers = None, pretrained.chosen(config.init_layers)
-    if config.lora.rank:
-        if found:
-            checkpoint.load_base(*found, model, tokenizer, mesh)
-        else:
-            checkpoint.start_from(config.init_from, model, tokenizer, mesh, layers)
-        base = found[1]["base"] if found else checkpoint.base_of(config.init_from, mesh)
-        lora.adapt(model, config.lora, config.seed)
-    elif config.init_from and not found:
-        checkpoint.start_from(config.init_from, model, tokenizer, mesh, layers)
-    elif not found:
-        model.init_weights(config.seed)
-        initial.start(model, tokenizer, shards.values(), config)
-    if found:
-        checkpoint.load_weights(*found, model, tokenizer, mesh)
-    return model, base
-
-
-def model_before(name, config, tokenizer, shards, mesh):
-    """The model as the stage `name` began with it."""
-    earlier = config.stages[: config.stages.index(name)][-1:]
-    found = checkpoint.newest(config.out_dir, earlier, mesh)
-    if earlier and not found:
-        raise UserError(f"{config.out_dir}/checkpoints: holds nothing of {earlier[0]} any more, which {name}.blend = {getattr(config, name).blend} needs; put it back or set that to 1")
-    with mesh.together():
-        return make_model(config, tokenizer, shards, mesh, found, [name])[0]
+            print(__doc__, "Settings and their defaults:\n", *as_help(), sep="\n")
 
 
 def skipped(config, name, step, counters):
@@ -283,15 +200,6 @@ def skipped(config, name, step, counters):
         f"Lower {name}.lr (now {getattr(config, name).lr:g}) or look at the data of the steps logged in {config.out_dir}/metrics.jsonl"
         + (f", and delete {config.out_dir}/checkpoints/{name}-* to train the stage again" if step + 1 == getattr(config, name).steps else "")
     )
-
-
-def make_stage(name, config, shards, group):
-    mine, sts, texts = ({source: s for (use, source), s in shards.items() if use == wanted} for wanted in (name, "sts", "texts"))
-    if name == "weak":
-        return Weak(config, mine, texts, group)
-    if name == "supervised":
-        return Supervised(config, mine, sts, group)
-    return LanguageModelling(name, config, mine, group)
 
 
 def learning_rate(settings, step):
@@ -304,4 +212,4 @@ def learning_rate(settings, step):
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

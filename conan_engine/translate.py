@@ -21,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from conan_engine import __version__, errors, languages
+from conan_engine import __version__, command, languages
 from conan_engine.evaluation import retrieval
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
@@ -297,4 +297,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -10,8 +10,8 @@ import time
 
 import torch
 
-from conan_engine import errors
-from conan_engine.config import load
+from conan_engine import command
+from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer, count_parameters
 
@@ -62,4 +62,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from conan_engine.config import Tokenizer as TokenizerSettings
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.data import build
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh
@@ -97,8 +97,8 @@ def lingering(*arguments, **options):
     return called(*arguments, **options)
 
 setattr(owner, name, lingering)
-from conan_engine import errors, train
-errors.run(train.main)
+from conan_engine import command, train
+command.run(train.main)
 """
 
 

@@ -8,7 +8,8 @@ import textwrap
 import pytest
 from runs import ROOT, losses, train, write_lines
 
-from conan_engine.config import STAGES, load
+from conan_engine.config import STAGES
+from conan_engine.settings import load
 
 SETTINGS = sorted(set(re.findall(r"`(--[a-z_]+(?:\.[^`]*?)?=[^`]*)`", (ROOT / "README.md").read_text())))
 TABLES = re.findall(r"`(\"[^`]*\" = \{[^`]*\})`", (ROOT / "README.md").read_text())

@@ -10,7 +10,7 @@ from runs import ROOT, train, write_lines
 from tokenizers import pre_tokenizers
 
 from conan_engine.model import llama
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.data.sources import docstrings
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.evaluation.encoder import Encoder

@@ -10,7 +10,8 @@ from runs import one_line, shards_of, small_tokenizer, train, untimed, write_lin
 
 from conan_engine import stages
 from conan_engine.model import losses
-from conan_engine.config import Config, Model, Sft, Source, load
+from conan_engine.config import Config, Model, Sft, Source
+from conan_engine.settings import load
 from conan_engine.data import build
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.model.transformer import Transformer

@@ -144,9 +144,9 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, whole, tmp_path):
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints/supervised-00000006")
     before = {path: path.read_bytes() for path in run.glob("checkpoints/*/*")}
-    spoil = "import torch; from conan_engine import sharded_adamw, train, errors; step = sharded_adamw.ShardedAdamW.step\n"
+    spoil = "import torch; from conan_engine import command, train; from conan_engine.parallel import sharded_adamw; step = sharded_adamw.ShardedAdamW.step\n"
     spoil += "def bad(self, *a, **k): step(self, *a, **k); self.buckets[0].master.data[3] = float('nan')\n"
-    spoil += "sharded_adamw.ShardedAdamW.step = bad; errors.run(train.main)"
+    spoil += "sharded_adamw.ShardedAdamW.step = bad; command.run(train.main)"
     done = subprocess.run([sys.executable, "-c", spoil, str(tiny), f"--out_dir={run}"], capture_output=True, text=True, timeout=120)
     one_line((done.returncode, done.stdout, done.stderr), "supervised step", "not finite", "Lower supervised.lr (now 0.001)")
     assert {path: path.read_bytes() for path in run.glob("checkpoints/*/*")} == before

@@ -10,8 +10,8 @@ import statistics
 import sys
 from pathlib import Path
 
-from conan_engine import errors
-from conan_engine.config import load
+from conan_engine import command
+from conan_engine.settings import load
 
 
 def seconds_a_step(path, stage):
@@ -32,4 +32,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -12,11 +12,11 @@ import lzma
 import tarfile
 from pathlib import Path
 
-from conan_engine import errors
+from conan_engine import command
 from conan_engine.evaluation import tasks
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.errors import UserError
-from conan_engine.prepare import prepare_data
+from conan_engine.data import datasets
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PART = 60_000_000  # bytes
@@ -54,7 +54,7 @@ def main():
     arguments, settings = parser.parse_known_args()
     config = load(arguments.config, settings)
     run = Path(config.out_dir)
-    prepare_data(config)
+    datasets.prepare(config)
     tasks.save(tasks.load(), run / "tasks.json.xz")
     paths = [run / "data", run / "tasks.json.xz", *run.glob("tokenizer*"), *arguments.paths]
     paths += [Path(config.init_from)] if Path(config.init_from).is_file() else []
@@ -74,4 +74,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
-from conan_engine import __version__, errors
+from conan_engine import __version__, command
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
 
@@ -61,4 +61,4 @@ def main():
 
 
 if __name__ == "__main__":
-    errors.run(main)
+    command.run(main)

@@ -5,14 +5,14 @@ from pathlib import Path
 
 from conan_engine import __version__
 from conan_engine.run import checkpoint
-from conan_engine import config as settings
+from conan_engine.settings import from_dict
 
 
 def text(run, encoder, instruction=""):
     """Markdown with the front matter that the Hugging Face Hub reads; which licence it has, its owner adds. instruction: what comes before queries."""
     folder, state = checkpoint.newest(run)
     home = folder.parent.parent
-    config = settings.from_dict(state["config"], f"{folder}/state.json")
+    config = from_dict(state["config"], f"{folder}/state.json")
     shape, dims, name = encoder.model.config, encoder.dims, home.resolve().name
     parameters = sum(p.numel() for p in encoder.model.parameters())
     front = ["library_name: sentence-transformers", "pipeline_tag: sentence-similarity", "tags:"]

@@ -2,10 +2,10 @@
 or without an LM head, or what conan_engine.export wrote), a GGUF file (Llama or Qwen3) or another run."""
 
 import json
-import re
 from pathlib import Path
 
 from conan_engine.model import gguf_model
+from conan_engine.config import chosen_layers
 from conan_engine.data import gguf_file
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
@@ -31,7 +31,7 @@ def adopt(config, given, where):
     found, dims = gguf_model.shape(start) if gguf_file.is_gguf(start) else of_transformers(start) if is_transformers(start) else _of_run(start)
     if not found and start != config.init_from:
         raise UserError(f"{where}: init_from is {config.init_from!r}, which is not there; name a run, a folder of transformers or a .gguf file that is")
-    if found and start == config.init_from and (layers := chosen(config.init_layers)):
+    if found and start == config.init_from and (layers := chosen_layers(config.init_layers)):
         if max(layers) >= found["layers"]:
             raise UserError(f"{where}: init_layers is {config.init_layers!r}; the model in {start} has {found['layers']} layers, 0 to {found['layers'] - 1}")
         found["layers"] = len(layers)
@@ -52,20 +52,8 @@ def adopt(config, given, where):
         config.tokenizer.path = start if gguf_file.is_gguf(start) else str(Tokenizer.of(home) or "")
 
 
-def chosen(init_layers):
-    """The layers that init_layers names ("first:8", or a list of numbers from 0 on), as a list; None: all. Raises ValueError for others."""
-    if isinstance(init_layers, str) and init_layers:
-        count = re.fullmatch(r"first:([1-9]\d*)", init_layers)
-        if not count:
-            raise ValueError(init_layers)
-        return list(range(int(count[1])))
-    if init_layers and min(init_layers) < 0:
-        raise ValueError(init_layers)
-    return init_layers or None
-
-
 def source(name, layers):
-    """The name of the parameter, in the model that one starts from, that becomes the parameter `name`; layers: as `chosen` gives them."""
+    """The name of the parameter, in the model that one starts from, that becomes the parameter `name`; layers: as config.chosen_layers gives them."""
     if layers is None or not name.startswith("blocks."):
         return name
     _, i, part = name.split(".", 2)

@@ -31,6 +31,11 @@ def end():
             thread.join(2.0)
 
 
+def another_ended(error):
+    """Whether this is what a rank meets whose peer has ended, for a reason that the peer has said."""
+    return isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)) is not None
+
+
 def timed_out(error):
     """Whether a collective gave up waiting."""
     return isinstance(error, RuntimeError) and re.search(r"[Tt]imed out", str(error)) is not None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from conan_engine import config as settings
+from conan_engine.config import STAGES, chosen_layers
 from conan_engine.model import llama, lora, pretrained
 from conan_engine.data import gguf_file
 from conan_engine.data.tokenizer import Tokenizer
@@ -19,9 +19,10 @@ from conan_engine.parallel.device import check_heads
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer
 from conan_engine.run.pieces import Pieces
+from conan_engine.settings import from_dict
 
 
-def newest(run, stages=settings.STAGES, mesh=None):
+def newest(run, stages=STAGES, mesh=None):
     """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes over. `run` may
     be one checkpoint's folder: that one. mesh: the ranks that ask for it together; each reads some of the files."""
     if Path(run, "state.json").exists():
@@ -29,7 +30,7 @@ def newest(run, stages=settings.STAGES, mesh=None):
         if damage:
             raise UserError(f"{run}: damaged ({damage}); take another checkpoint")
         return Path(run), json.loads(Path(run, "state.json").read_text())
-    for stage in reversed(settings.STAGES):
+    for stage in reversed(STAGES):
         there = of_stage(run, stage) if stage in stages else []
         for folder in mesh.gather_objects(there)[0] if mesh else there:  # machines may see a shared folder differently for a while
             damage = _damage(folder, mesh)
@@ -42,7 +43,7 @@ def newest(run, stages=settings.STAGES, mesh=None):
 
 def start_from(start, model, tokenizer, mesh=None, layers=None):
     """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or the newest of a run. layers: as
-    pretrained.chosen gives them. Raises UserError for what is none of these or does not fit."""
+    config.chosen_layers gives them. Raises UserError for what is none of these or does not fit."""
     if gguf_file.is_gguf(start) or pretrained.is_transformers(start):
         llama.load_weights(start, model, layers)
         return
@@ -69,19 +70,19 @@ def base_of(start, mesh=None):
 
 
 def load_base(folder, state, model, tokenizer, mesh=None, layers=None):
-    """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as pretrained.chosen gives them. Raises
+    """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as config.chosen_layers gives them. Raises
     UserError if they are not what they were."""
     base = state["base"]
     if not Path(base["folder"]).exists() or base_of(base["folder"], mesh) != base:
         raise UserError(f"{folder}: holds adapters of {base['folder']}, which is gone or another one now; put it back as it was")
-    own = pretrained.chosen(state["config"].get("init_layers"))
+    own = chosen_layers(state["config"].get("init_layers"))
     start_from(base["folder"], model, tokenizer, mesh, [own[i] for i in layers] if own and layers else own or layers)
 
 
 def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
     """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with adapters, these.
-    layers: as pretrained.chosen gives them. Raises UserError for another shape or another tokenizer."""
-    config = settings.from_dict(state["config"], f"{folder}/state.json")
+    layers: as config.chosen_layers gives them. Raises UserError for another shape or another tokenizer."""
+    config = from_dict(state["config"], f"{folder}/state.json")
     trained = dataclasses.asdict(config.model)
     if layers is not None:
         trained["layers"] = len(layers)
@@ -135,7 +136,7 @@ def load_model(run, device="cpu"):
     if found is None:
         raise UserError(f"{run}: no whole checkpoint in {run}/checkpoints; train one with torchrun conan_engine/train.py --out_dir={run}")
     folder, state = found
-    config = settings.from_dict(state["config"], f"{folder}/state.json")
+    config = from_dict(state["config"], f"{folder}/state.json")
     tokenizer = Tokenizer.load(tokenizer_path)
     check_heads(torch.device(device), config.model.head)
     model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(device)

@@ -4,7 +4,8 @@ import contextlib
 import os
 import signal
 
-from conan_engine import errors
+from conan_engine.errors import Stopped
+from conan_engine.parallel import watch
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
@@ -27,7 +28,7 @@ class Interrupts:
         try:
             yield
         except RuntimeError as error:
-            if self.asked and errors.another_ended(error):  # it had the same signal, and had not come this far
+            if self.asked and watch.another_ended(error):  # it had the same signal, and had not come this far
                 self._stop()
             raise
         finally:
@@ -39,7 +40,7 @@ class Interrupts:
         """Raise Stopped; standing: where the run stands."""
         self.ignore()  # a launcher and a scheduler may both send one
         told = f"stopped by {self.asked or 'a signal to another rank'}"
-        raise errors.Stopped(f"{told} {standing}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else "")
+        raise Stopped(f"{told} {standing}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else "")
 
     def ignore(self):
         """From now on: there is nothing left to stop."""

@@ -2,8 +2,9 @@
 
 import dataclasses
 
-from conan_engine import config as settings
+from conan_engine.config import TABLES, Source
 from conan_engine.errors import UserError
+from conan_engine.settings import from_dict
 
 # What a stage's batches and pools follow from: it cannot change while the stage is under way.
 FIXED = ("data", "sts", "size_power", "batch", "batch_tokens", "sts_batch", "texts", "texts_batch", "max_tokens", "teacher", "min_score", "distil", "distil_teacher")
@@ -15,7 +16,7 @@ def differences(folder, state, config, under_way):
 
     under_way: the stage that goes on from within, or None. Raises UserError, naming each, for what cannot change within it.
     """
-    was, now = (dict(_leaves(dataclasses.asdict(c))) for c in (settings.from_dict(state["config"], f"{folder}/state.json"), config))
+    was, now = (dict(_leaves(dataclasses.asdict(c))) for c in (from_dict(state["config"], f"{folder}/state.json"), config))
     found = [(key, was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)]
     adapters = [f"{key} was {_said(before)} and is {_said(after)} now" for key, before, after in found if key.startswith("lora.")]
     if adapters:
@@ -45,9 +46,9 @@ def check_data(folder, state, fingerprints, under_way):
 def _leaves(tree, prefix=""):
     """(dotted key, value) of each setting. A source's value is its weight, or what it says beside that too."""
     for key, value in tree.items():
-        if isinstance(value, dict) and prefix and key in settings.TABLES:
+        if isinstance(value, dict) and prefix and key in TABLES:
             for source, about in value.items():
-                own = {k: v for k, v in about.items() if v != getattr(settings.Source(), k) or k == "weight"}
+                own = {k: v for k, v in about.items() if v != getattr(Source(), k) or k == "weight"}
                 yield f"{prefix}{key}.{source}", own if len(own) > 1 else about["weight"]
         elif isinstance(value, dict):
             yield from _leaves(value, f"{prefix}{key}.")

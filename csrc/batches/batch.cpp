@@ -189,7 +189,7 @@ void BufferPool::give(Buffer buffer) {
     if (spare_.size() > keep_) spare_.erase(std::min_element(spare_.begin(), spare_.end(), [](auto& a, auto& b) { return a.bytes < b.bytes; }));
 }
 
-std::unique_ptr<Batch> fill(const Settings& settings, const ShardSet& set, Plan plan, BufferPool& pool) {
+std::unique_ptr<Batch> read_batch(const Settings& settings, const ShardSet& set, Plan plan, BufferPool& pool) {
     auto batch = std::make_unique<Batch>();
     batch->step = plan.step;
     batch->source = plan.source;

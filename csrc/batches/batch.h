@@ -53,4 +53,4 @@ struct Batch {
 
 // Throws UserError, naming shard and record, for a record that is damaged, has an empty field that may not be empty, too
 // few fields, or (instruction) more than max_tokens; with skip_bad_records, if nothing is left.
-std::unique_ptr<Batch> fill(const Settings& settings, const ShardSet& set, Plan plan, BufferPool& pool);
+std::unique_ptr<Batch> read_batch(const Settings& settings, const ShardSet& set, Plan plan, BufferPool& pool);

@@ -80,7 +80,7 @@ Loader::Slot Loader::make(Plan plan) const {
     Slot slot;
     try {
         uint32_t source = plan.source;
-        slot.batch = fill(settings_, *sources_[source], std::move(plan), *pool_);
+        slot.batch = read_batch(settings_, *sources_[source], std::move(plan), *pool_);
     } catch (...) {
         slot.error = std::current_exception();
     }

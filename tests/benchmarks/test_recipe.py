@@ -10,7 +10,8 @@ import recipe
 import recipe_report
 from scipy import stats
 
-from conan_engine.config import Config, Source, Supervised, Weak, load
+from conan_engine.config import Config, Source, Supervised, Weak
+from conan_engine.settings import load
 
 rng = np.random.default_rng()
 SOURCES = {"a": Source(), "catalogues": Source()}

@@ -6,7 +6,7 @@ import pytest
 import stages
 import torch
 
-from conan_engine import config
+from conan_engine.settings import from_dict
 from conan_engine.run import checkpoint
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.parallel.mesh import Mesh
@@ -15,7 +15,7 @@ from conan_engine.parallel.mesh import Mesh
 @pytest.mark.parametrize("first", [False, True])
 def test_what_a_blend_took_away_comes_back(whole, first):
     """As if `whole` had kept a quarter of what its weak stage changed."""
-    settings = config.from_dict(checkpoint.newest(whole)[1]["config"], "here")
+    settings = from_dict(checkpoint.newest(whole)[1]["config"], "here")
     settings = dataclasses.replace(settings, weak=dataclasses.replace(settings.weak, blend=0.25), stages=["weak", "supervised"] if first else settings.stages)
     mesh = Mesh("cpu")
     encoder = Encoder.load(whole)

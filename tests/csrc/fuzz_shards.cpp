@@ -66,7 +66,7 @@ uint64_t digest(const std::string& path, uint64_t seed) {
         Settings settings{kind, shape, size, 300, 2, 1, seed, 0, 1, seed % 2 == 1, seed % 3 == 2};
         Planner planner(settings, {set}, {1.0});
         for (int step = 0; step < 3; ++step) {
-            auto batch = fill(settings, *set, planner.next(), *pool);
+            auto batch = read_batch(settings, *set, planner.next(), *pool);
             for (size_t i = 0; batch->tokens && i < batch->tokens_count; ++i)
                 if (batch->tokens[i] < 0 || static_cast<uint64_t>(batch->tokens[i]) >= set->files()[0]->header().vocab_size) throw std::logic_error("a token outside the vocabulary");
             if (batch->tokens) take(batch->tokens, batch->tokens_count * 4);

@@ -13,7 +13,7 @@ from runs import losses, one_line, shards_of, train, write_lines
 
 from conan_engine.evaluation import validation
 from conan_engine.run import checkpoint
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.parallel.mesh import Mesh
 

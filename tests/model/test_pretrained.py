@@ -15,7 +15,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 from conan_engine.model import llama, pretrained
 from conan_engine.run import checkpoint
-from conan_engine.config import load
+from conan_engine.config import chosen_layers
+from conan_engine.settings import load
 from conan_engine.data.tokenizer import Tokenizer as Ours
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
@@ -375,7 +376,7 @@ def test_some_layers_of_a_run_with_adapters_on_some_layers_of_a_file(shapeless, 
     whole = Encoder.load(tmp_path / "run").model
     config = adopted(tmp_path, tmp_path / "run", "--init_layers=[2, 0]")
     model = Transformer(config.model, 0, "float32")
-    checkpoint.start_from(config.init_from, model, Ours.load(config.tokenizer.path), layers=pretrained.chosen(config.init_layers))
+    checkpoint.start_from(config.init_from, model, Ours.load(config.tokenizer.path), layers=chosen_layers(config.init_layers))
     whole.blocks = torch.nn.ModuleList([whole.blocks[2], whole.blocks[0]])
     for (name, p), q in zip(model.named_parameters(), whole.parameters()):
         torch.testing.assert_close(p, q, msg=name)

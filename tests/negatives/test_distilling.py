@@ -11,7 +11,8 @@ from runs import losses, one_line, shards_of, small_tokenizer, start, train, unt
 from conan_engine import stages
 from conan_engine.negatives import distilling
 from conan_engine.negatives.blocks import Blocks
-from conan_engine.config import Source, load
+from conan_engine.config import Source
+from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh

@@ -7,7 +7,7 @@ from conan_engine.parallel.cpu import multiplies_bfloat16
 
 GROWTH = """
 import torch
-from conan_engine.cpu import settle_memory
+from conan_engine.parallel.cpu import settle_memory
 settle_memory()
 weight = torch.randn(256, 256, requires_grad=True)
 def step(tokens):

@@ -15,10 +15,10 @@ from conan_engine import errors
 from conan_engine.run.interrupts import Interrupts
 
 MOMENTS = {
-    "preparing": ("conan_engine.data.prepare:make_shards", "while preparing data"),
+    "preparing": ("conan_engine.data.build:make_shards", "while preparing data"),
     "step": ("conan_engine.stages:Weak.backward", "after step 1 of weak, which is saved"),
-    "saving": ("conan_engine.saving:Saver.start", "after step 4 of pretrain, which is saved"),
-    "mining": ("conan_engine.mining:Mining.run", "while mining hard negatives"),
+    "saving": ("conan_engine.run.saving:Saver.start", "after step 4 of pretrain, which is saved"),
+    "mining": ("conan_engine.negatives.mining:Mining.run", "while mining hard negatives"),
 }
 
 

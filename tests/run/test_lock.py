@@ -37,7 +37,7 @@ def test_a_file_system_without_locks_gets_a_line(tmp_path, monkeypatch, capsys):
 
 def test_a_second_run_gets_one_line_and_changes_nothing_and_kill_9_frees_the_folder(tiny, tmp_path):
     run = tmp_path / "run"
-    first = start(tiny, run, "--stages=['pretrain']", linger="conan_engine.data.prepare:make_shards")
+    first = start(tiny, run, "--stages=['pretrain']", linger="conan_engine.data.build:make_shards")
     while first.stdout.readline() != "lingering\n":
         pass
     first.send_signal(signal.SIGSTOP)  # it shall write nothing while the second starts, however long that takes

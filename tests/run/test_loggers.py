@@ -11,7 +11,7 @@ import pytest
 from runs import one_line, start, train
 
 from conan_engine import config
-from conan_engine.run import loggers as follow
+from conan_engine.run import loggers
 
 # wandb as follow.py uses it: it writes what it is given beside itself.
 STAND_IN = '''
@@ -106,7 +106,7 @@ def test_every_row_is_shown_once_and_a_resumed_run_is_one_curve(tiny, ready, sta
 @pytest.mark.parametrize("how", ["fail", "hang"])
 def test_a_logger_that_fails_or_hangs_never_stops_training(tiny, ready, whole, stand_in, monkeypatch, how):
     (stand_in / how).touch()
-    (stand_in / "sitecustomize.py").write_text("import conan_engine.follow\nconan_engine.follow.PATIENCE = 3\n")
+    (stand_in / "sitecustomize.py").write_text("import conan_engine.run.loggers\nconan_engine.run.loggers.PATIENCE = 3\n")
     code, out, err = train(tiny, ready, STAGES, TO)
     assert code == 0 and f"python -m conan_engine.follow {ready} wandb" in out + err, err
     assert ("the network is gone" if how == "fail" else "has not taken all within 3 s") in out + err
@@ -124,7 +124,7 @@ def test_what_is_not_installed_or_no_logger_is_one_line(tiny, ready, stand_in):
     one_line(train(tiny, ready, '--log_to=["wandp"]'), "log_to is ['wandp']; expected some of tensorboard, wandb, mlflow, trackio")
     found = subprocess.run([sys.executable, "-m", "conan_engine.follow", str(stand_in), "wandb"], capture_output=True, text=True, timeout=60)
     assert found.returncode == 2 and "holds no metrics.jsonl and config.json" in found.stderr
-    assert tuple(follow.LOGGERS) == config.LOGGERS
+    assert tuple(loggers.LOGGERS) == config.LOGGERS
 
 
 def of_tensorboard(run):

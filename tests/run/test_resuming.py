@@ -7,7 +7,7 @@ import pytest
 from runs import losses, one_line, train, write_lines
 
 from conan_engine.run import resuming
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.errors import UserError
 
 

@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from conan_engine.run import checkpoint, pieces
-from conan_engine.config import load
+from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh

@@ -56,7 +56,7 @@ def test_a_killed_process_is_one_line():
 
 WAITS = r"""
 import os, time
-from conan_engine.data.processes import Pool
+from conan_engine.data.sources.processes import Pool
 
 def wait(_):
     os.write(1, b"%d\n" % os.getpid())  # a line whole: print's two parts may mix with the other process'

@@ -9,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conan_engine import config as module
-from conan_engine.config import Config, Source, from_dict, load
+from conan_engine.settings import listing, rules
+from conan_engine.config import Config, Source
+from conan_engine.settings import from_dict, load
 from conan_engine.errors import UserError
 
-CONFIGS = Path(__file__).parent.parent / "configs"
+CONFIGS = Path(__file__).parents[2] / "configs"
 
 SUPERVISED = "stages = ['supervised']\n[supervised]\nsteps = 1\n"
 
@@ -29,19 +30,19 @@ def test_shipped_configs_load(name):
     assert load(CONFIGS / name).stages == ["pretrain", "sft", "weak", "supervised"]
 
 
-RANGES = {key: (value, interval) for key, value, interval in module.ranges(Config())}
+RANGES = {key: (value, interval) for key, value, interval in listing.ranges(Config())}
 
 
 def ends(interval):
-    return [module._number(text) for text in interval[1:-1].split(", ")]
+    return [rules._number(text) for text in interval[1:-1].split(", ")]
 
 
 def test_every_number_has_a_range_that_its_default_is_in_and_that_help_shows():
     numbers = {key: value for key, value in _leaves(Config()) if type(value) in (int, float)}
     assert numbers.keys() == RANGES.keys()
-    shown = {key: said for key, _, said in module.settings_with_comments()}
+    shown = {key: said for key, _, said in listing.settings_with_comments()}
     for key, (value, interval) in RANGES.items():
-        assert module.is_within(value, interval) and shown[key].startswith(interval)
+        assert rules.is_within(value, interval) and shown[key].startswith(interval)
 
 
 def _leaves(node, prefix=""):

@@ -1,0 +1,17 @@
+"""Files that are there whole or not at all."""
+
+from pathlib import Path
+
+from conan_engine.errors import UserError
+
+
+def write(path, save):
+    """save(file), by way of a file beside it that is then renamed. Raises UserError where `path` cannot be written."""
+    partial = Path(f"{path}.partial")
+    try:
+        with open(partial, "wb") as file:
+            save(file)
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(f"{path}: cannot write it ({error.strerror}); name a folder that exists and has room") from None

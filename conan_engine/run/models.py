@@ -1,0 +1,46 @@
+"""The model with which a run goes on, or starts: from its checkpoint, from init_from, or from nothing."""
+
+from conan_engine.config import chosen_layers
+from conan_engine.errors import UserError
+from conan_engine.model import initial, lora
+from conan_engine.model.transformer import Transformer
+from conan_engine.run import checkpoint
+
+
+def make(config, tokenizer, shards, mesh, found, first, products=None):
+    """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the list `first`; and what the
+    weights belong to that are trained and saved alone, None where all are. products: the precision of these, None as the config says."""
+    vocab_size = config.model.vocab_size or tokenizer.vocab_size
+    if vocab_size % config.tensor_parallel:
+        raise UserError(f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
+    if vocab_size < tokenizer.vocab_size:
+        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; take the tokenizer that the model came with")
+    model = Transformer(config.model, vocab_size, products or config.precision, mesh.tensor, config.recompute).to(mesh.device)
+    if first not in (["pretrain"], ["sft"]):
+        model.lm_head = None  # the checkpoint may do without already
+    base, layers = None, chosen_layers(config.init_layers)
+    if config.lora.rank:
+        if found:
+            checkpoint.load_base(*found, model, tokenizer, mesh)
+        else:
+            checkpoint.start_from(config.init_from, model, tokenizer, mesh, layers)
+        base = found[1]["base"] if found else checkpoint.base_of(config.init_from, mesh)
+        lora.adapt(model, config.lora, config.seed)
+    elif config.init_from and not found:
+        checkpoint.start_from(config.init_from, model, tokenizer, mesh, layers)
+    elif not found:
+        model.init_weights(config.seed)
+        initial.start(model, tokenizer, shards.values(), config)
+    if found:
+        checkpoint.load_weights(*found, model, tokenizer, mesh)
+    return model, base
+
+
+def before(name, config, tokenizer, shards, mesh):
+    """The model as the stage `name` began with it."""
+    earlier = config.stages[: config.stages.index(name)][-1:]
+    found = checkpoint.newest(config.out_dir, earlier, mesh)
+    if earlier and not found:
+        raise UserError(f"{config.out_dir}/checkpoints: holds nothing of {earlier[0]} any more, which {name}.blend = {getattr(config, name).blend} needs; put it back or set that to 1")
+    with mesh.together():
+        return make(config, tokenizer, shards, mesh, found, [name])[0]

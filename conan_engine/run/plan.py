@@ -1,0 +1,50 @@
+"""What a run will need, said before anything is allocated."""
+
+import os
+
+import torch
+
+from conan_engine.errors import UserError
+from conan_engine.model import lora
+from conan_engine.model.transformer import count_parameters, memory_per_device
+from conan_engine.parallel.device import check_heads
+
+
+def report(config, mesh):
+    """Say how large the model is and what a device needs, before anything is allocated."""
+    vocab, ranks = config.model.vocab_size or config.tokenizer.vocab_size, mesh.data.world
+    adapters = lora.count(config.model, config.lora) if config.lora.rank else None
+
+    def memory(tokens):
+        bfloat16 = mesh.device.type == "cuda" and config.precision != "float32"
+        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute, adapters)
+
+    check_heads(mesh.device, config.model.head)
+    needs = 0
+    for name in config.stages:
+        stage = getattr(config, name)
+        beside = stage.texts_batch // ranks if name == "weak" and stage.texts else 0
+        at_once = stage.chunk or max(1, stage.batch // ranks) * (1 if name in ("pretrain", "sft") else 2) + beside
+        tokens = at_once * stage.max_tokens
+        if name == "weak" and stage.batch_tokens:
+            everything = stage.batch_tokens // ranks + beside * stage.max_tokens
+            tokens = min(tokens, everything) if stage.chunk else everything
+        needs = max(needs, memory(tokens))
+    fixed = memory(0)
+    if mesh.device.type == "cuda":
+        has = torch.cuda.mem_get_info()[1]
+    else:
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # shared by the ranks of this machine
+    if mesh.rank == 0:
+        print(
+            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters" + (f", {adapters / 1e6:,.2f}M of them in adapters trained" if adapters else "")
+            + f"; per device ({mesh.world} in all) "
+            f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most {needs / 2**30:.1f} GiB with activations; "
+            f"this one has {has / 2**30:.1f} GiB",
+            flush=True,
+        )
+    if fixed > has and not config.plan_only:
+        raise UserError(
+            f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has {has / 2**30:.1f} GiB; "
+            f"use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a smaller [model]"
+        )

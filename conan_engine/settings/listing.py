@@ -1,0 +1,40 @@
+"""Every setting with its default, its range and the comment beside it in config.py."""
+
+import dataclasses
+import inspect
+import re
+
+from conan_engine.config import Config
+
+
+def settings_with_comments(node=None, prefix=""):
+    """(dotted key, default as one types it, its range and the comment beside it in config.py) of every setting."""
+    node = node or Config()
+    lines = "".join(inspect.getsource(kind) for kind in type(node).__mro__[-2::-1])  # a base class first: the last word counts
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", lines, re.MULTILINE))
+    for key, value in vars(node).items():
+        if dataclasses.is_dataclass(value):
+            yield from settings_with_comments(value, f"{prefix}{key}.")
+        else:
+            said = "; ".join(filter(None, (range_of(type(node), key), comments.get(key))))
+            yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value, said
+
+
+def range_of(kind, key):
+    """The interval of a number of one of these classes, where it was first declared; None of another setting."""
+    declared = (base.__dict__["__dataclass_fields__"].get(key) for base in kind.__mro__ if "__dataclass_fields__" in base.__dict__)
+    return next((of.metadata["range"] for of in declared if of and "range" in of.metadata), None)
+
+
+def ranges(node, prefix=""):
+    """(dotted key, value, interval) of each number that has one."""
+    for key, value in vars(node).items():
+        if dataclasses.is_dataclass(value):
+            yield from ranges(value, f"{prefix}{key}.")
+        elif interval := range_of(type(node), key):
+            yield f"{prefix}{key}", value, interval
+
+
+def as_help():
+    """A line for each setting, as --help shows it."""
+    return (f"  --{key}={default}" + (f"  # {comment}" if comment else "") for key, default, comment in settings_with_comments())
