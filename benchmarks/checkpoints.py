@@ -24,8 +24,8 @@ import torch.distributed.checkpoint as dcp
 from conan_engine.config import Config, Model
 from conan_engine.model.transformer import Transformer, count_parameters
 from conan_engine.parallel.mesh import Mesh
-from conan_engine.run.saving import Saver
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.run.saving import Saver
 
 VOCABULARY, TOKENS = 32768, 64
 

@@ -21,15 +21,14 @@ import torch
 import training
 from stages import at_start
 
-from conan_engine import command
-from conan_engine.evaluation import tasks
-from conan_engine.settings import load
+from conan_engine import command, stages
+from conan_engine.data import datasets
 from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.evaluation import tasks
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.export import sentence_transformers as export
 from conan_engine.parallel.mesh import Mesh
-from conan_engine import stages
-from conan_engine.data import datasets
+from conan_engine.settings import load
 
 
 class Bench:
@@ -65,7 +64,11 @@ class Bench:
     def theirs(self, texts, steps, compiled=False):
         """The same of sentence-transformers'."""
         from datasets import Dataset
-        from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, SentenceTransformerTrainingArguments
+        from sentence_transformers import (
+            SentenceTransformer,
+            SentenceTransformerTrainer,
+            SentenceTransformerTrainingArguments,
+        )
         from sentence_transformers.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
         from transformers import TrainerCallback
 

@@ -18,10 +18,10 @@ from pathlib import Path
 import measured
 import torch
 
-from conan_engine.settings import load
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.settings import load
 
 
 def status(name):

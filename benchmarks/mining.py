@@ -28,9 +28,9 @@ from types import SimpleNamespace
 import measured
 import numpy as np
 
-from conan_engine.negatives import mining
 from conan_engine.config import Negatives
 from conan_engine.data.known import find
+from conan_engine.negatives import mining
 from conan_engine.parallel.mesh import Mesh
 
 DIM, BLOCK, OF_A_CENTRE = 256, 16_384, 256

@@ -17,15 +17,15 @@ import measured
 import torch
 
 from conan_engine import command
-from conan_engine.evaluation import tasks
-from conan_engine.run import checkpoint
 from conan_engine.config import Config
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.parallel.device import choose
-from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluate import NAMES
-from conan_engine.model.transformer import Transformer
+from conan_engine.evaluation import tasks
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.model.pretrained import adopt
+from conan_engine.model.transformer import Transformer
+from conan_engine.parallel.device import choose
+from conan_engine.run import checkpoint
 
 MOST = 512  # tokens of a text
 
@@ -64,13 +64,13 @@ def main():
         name, _, path = text.rpartition("=")
         path = Path(path)
         models = of_sentence_transformers if (path / "modules.json").exists() else of_language_model
-        for name, (encode, parameters, most) in models(name or path.name, path, choose(arguments.device)).items():
-            if rows.find(model=name):
+        for model, (encode, parameters, most) in models(name or path.name, path, choose(arguments.device)).items():
+            if rows.find(model=model):
                 continue
             began = time.perf_counter()
             scores = tasks.measure(tasks.Embedded(encode, given), given, ())
-            rows.add({"model": name, "parameters": parameters, "tokens": most, "seconds": time.perf_counter() - began, **scores})
-            print(name, *(f"  {NAMES[key]:28}{rows.find(model=name)[key]:.3f}" for key in given), sep="\n", flush=True)
+            rows.add({"model": model, "parameters": parameters, "tokens": most, "seconds": time.perf_counter() - began, **scores})
+            print(name, *(f"  {NAMES[key]:28}{rows.find(model=model)[key]:.3f}" for key in given), sep="\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import measured
 from step import gemm_rate
 
 from conan_engine import command
-from conan_engine.settings import from_dict
-from conan_engine.run import checkpoint
-from conan_engine.parallel.device import choose
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import count_parameters
+from conan_engine.parallel.device import choose
+from conan_engine.run import checkpoint
+from conan_engine.settings import from_dict
 
 POINTS = 100  # of a stage's loss curve, each the mean of the steps up to it
 LANGUAGE = ("pretrain", "sft")

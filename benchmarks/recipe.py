@@ -27,12 +27,12 @@ import torch
 import training
 
 from conan_engine import command, errors
-from conan_engine.evaluation import tasks
-from conan_engine.run import checkpoint
-from conan_engine.settings import load
 from conan_engine.data import build
 from conan_engine.data.sources import installed
+from conan_engine.evaluation import tasks
 from conan_engine.evaluation.encoder import Encoder
+from conan_engine.run import checkpoint
+from conan_engine.settings import load
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 1500  # of a source, that the supervised stage trains on

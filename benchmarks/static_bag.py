@@ -22,12 +22,12 @@ from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, Mu
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from transformers import TrainerCallback
 
-from conan_engine.settings import from_dict
-from conan_engine.evaluation import tasks
-from conan_engine.run import checkpoint
 from conan_engine.data import build
 from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.evaluation import tasks
 from conan_engine.export import fast_tokenizer
+from conan_engine.run import checkpoint
+from conan_engine.settings import from_dict
 
 BATCH, LR, TEMPERATURE = 2048, 5e-2, 0.05
 

@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 
 from conan_engine.model import losses
-from conan_engine.settings import load
 from conan_engine.model.transformer import Transformer, count_parameters
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.settings import load
 from conan_kernels.info_nce.reference import info_nce_reference
 
 LEARNING_RATE, TEMPERATURE = 1e-5, 0.02

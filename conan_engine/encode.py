@@ -12,8 +12,8 @@ import numpy as np
 from conan_engine import __version__, atomic, command
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files, paths
-from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluation.quantize import BITS, quantize, ranges_of
 
 

@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 
 from conan_engine import __version__, command
+from conan_engine.data.sources import installed
+from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval, tasks
-from conan_engine.run import checkpoint
 from conan_engine.evaluation.baselines import RandomProjection
 from conan_engine.evaluation.bm25 import bm25_ranks
-from conan_engine.data.sources import installed
 from conan_engine.evaluation.encoder import Encoder
-from conan_engine.errors import UserError
 from conan_engine.evaluation.metrics import ndcg, ranks
 from conan_engine.evaluation.quantize import BITS, quantize, ranges_of, restore
+from conan_engine.run import checkpoint
 
 SMALLER = [precision for precision in BITS if precision != "float32"]
 NAMES = {

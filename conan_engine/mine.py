@@ -12,13 +12,13 @@ import torch
 
 from conan_engine import command, stages
 from conan_engine.data import datasets
+from conan_engine.errors import UserError
 from conan_engine.negatives import mining
 from conan_engine.parallel import precision
-from conan_engine.run import checkpoint, lock, models
-from conan_engine.settings import load
-from conan_engine.errors import UserError
-from conan_engine.run.interrupts import Interrupts
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.run import checkpoint, lock, models
+from conan_engine.run.interrupts import Interrupts
+from conan_engine.settings import load
 
 
 def main():

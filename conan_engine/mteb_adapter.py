@@ -1,3 +1,5 @@
 """A run as a model of mteb: `from conan_engine.mteb_adapter import Model`."""
 
-from conan_engine.evaluation.mteb_adapter import Model  # noqa: F401
+from conan_engine.evaluation.mteb_adapter import Model
+
+__all__ = ["Model"]

@@ -12,11 +12,11 @@ import json
 import re
 
 from conan_engine import command
-from conan_engine.settings import load
 from conan_engine.data import datasets, on_ray, units
 from conan_engine.data.rejects import by_reason
 from conan_engine.data.shards import MANIFEST
 from conan_engine.errors import UserError
+from conan_engine.settings import load
 
 
 def main():

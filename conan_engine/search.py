@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from conan_engine import __version__, atomic, command
-from conan_engine.run import checkpoint
 from conan_engine.data.sources import docstrings
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES, TRAINING_PACKAGES
-from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
+from conan_engine.evaluation.encoder import Encoder
+from conan_engine.run import checkpoint
 
 
 def main():

@@ -15,15 +15,15 @@ import torch
 import torch.nn.functional as F
 
 import conan_kernels
-from conan_engine.model import losses
-from conan_engine.negatives import distilling, mining
-from conan_engine.negatives.pools import Pools
 from conan_engine.data import known as known_positives
 from conan_engine.data.loader import Loader
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.evaluation.encoder import embed_sequences
 from conan_engine.errors import UserError
+from conan_engine.evaluation.encoder import embed_sequences
+from conan_engine.model import losses
 from conan_engine.model.transformer import positions
+from conan_engine.negatives import distilling, mining
+from conan_engine.negatives.pools import Pools
 
 ALPHA = {  # how far the soft mask has opened at progress t / tau in [0, 1] (arXiv 2509.12892 section 3.2)
     "linear": lambda progress: progress,

@@ -22,19 +22,19 @@ if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
 
 from conan_engine import __version__, command, stages
 from conan_engine.data import datasets
+from conan_engine.errors import UserError
+from conan_engine.evaluation.validation import Validation
 from conan_engine.negatives import mining
 from conan_engine.parallel import precision
+from conan_engine.parallel.mesh import Mesh, waiting
+from conan_engine.parallel.sharded_adamw import ShardedAdamW
 from conan_engine.run import checkpoint, lock, models, plan, resuming
-from conan_engine.settings import load
-from conan_engine.settings.listing import as_help
-from conan_engine.errors import UserError
+from conan_engine.run.flops import Work
 from conan_engine.run.interrupts import Interrupts
 from conan_engine.run.log import Log
-from conan_engine.parallel.mesh import Mesh, waiting
 from conan_engine.run.saving import Saver
-from conan_engine.parallel.sharded_adamw import ShardedAdamW
-from conan_engine.evaluation.validation import Validation
-from conan_engine.run.flops import Work
+from conan_engine.settings import load
+from conan_engine.settings.listing import as_help
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from conan_engine import __version__, command, languages
-from conan_engine.evaluation import retrieval
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
+from conan_engine.evaluation import retrieval
 
 PROMPT = (
     "Translate the search query into {language}, as a native speaker would type it. Keep names, code and numbers as they are. Do not answer the query. "
@@ -45,8 +45,8 @@ def language_of(number, query, seed, shares):
     for language, share in shares.items():
         place -= share
         if place < 0:
-            break
-    return language
+            return language
+    return language  # what rounding left over
 
 
 def translation_in(answer):

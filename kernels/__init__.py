@@ -1,4 +1,6 @@
 """Hand-written Triton kernels, importable as `conan_kernels`."""
 
-from conan_kernels.attention import soft_mask_attention  # noqa: F401
-from conan_kernels.info_nce import InfoNCE, Known, Margin, gather_documents, info_nce, log_sum_exp_of_documents  # noqa: F401
+from conan_kernels.attention import soft_mask_attention
+from conan_kernels.info_nce import InfoNCE, Known, Margin, gather_documents, info_nce, log_sum_exp_of_documents
+
+__all__ = ["InfoNCE", "Known", "Margin", "gather_documents", "info_nce", "log_sum_exp_of_documents", "soft_mask_attention"]

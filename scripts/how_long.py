@@ -11,9 +11,9 @@ import time
 import torch
 
 from conan_engine import command
-from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer, count_parameters
+from conan_engine.settings import load
 
 TOKENS, TEXTS = 1024, 8
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from conan_engine.config import Tokenizer as TokenizerSettings
-from conan_engine.settings import load
 from conan_engine.data import build
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh
-from conan_engine.run.saving import Saver
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.run.saving import Saver
+from conan_engine.settings import load
 
 ROOT = Path(__file__).parent.parent
 TINY = """

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from conan_engine import evaluate
-from conan_engine.evaluation import tasks
 from conan_engine.data.sources import catalogues, installed
 from conan_engine.data.sources.docstrings import Docstring
+from conan_engine.evaluation import tasks
 from conan_engine.evaluation.encoder import truncate
 
 
@@ -75,7 +75,7 @@ def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, 
     assert results["docs.queries"] == 4 * tasks.SMALLEST and results["docs.bm25.ndcg@10"] > 0.5
     assert results["seconds.total"] == results["seconds.train"] + results["seconds.evaluate"] and results["seconds.train"] > 0
     assert all(0 <= results[f"cross_lingual.bm25.{language}.recall@20"] <= 1 for language in tasks.LANGUAGES)
-    for key, name in evaluate.NAMES.items():
+    for key in evaluate.NAMES:
         for dim in ("", "dims.8.", "dims.16.", "dims.32."):
             own = dim + key.removeprefix("docs.") if dim else key
             for found in (own, evaluate.of("random_projection", own)):

@@ -9,13 +9,13 @@ import sys
 import time
 
 import pytest
-from runs import ROOT, write_lines
 from translating import Server, known_messages
 
 from conan_engine import translate
-from conan_engine.evaluation import retrieval
 from conan_engine.data.sources import files
 from conan_engine.errors import UserError
+from conan_engine.evaluation import retrieval
+from runs import ROOT, write_lines
 
 SHARES = "en = 2\nde = 3\nfr = 2\nja = 2\nru = 1\n"
 

@@ -13,10 +13,10 @@ import tarfile
 from pathlib import Path
 
 from conan_engine import command
+from conan_engine.data import datasets
+from conan_engine.errors import UserError
 from conan_engine.evaluation import tasks
 from conan_engine.settings import load
-from conan_engine.errors import UserError
-from conan_engine.data import datasets
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PART = 60_000_000  # bytes

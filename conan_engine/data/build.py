@@ -16,9 +16,9 @@ from tqdm import tqdm
 
 from conan_engine.config import TABLES, Source
 from conan_engine.data import teachers, units
-from conan_engine.data.sources.processes import Pool
 from conan_engine.data.rejects import NAME, TooMany
 from conan_engine.data.sources import files, installed, paths
+from conan_engine.data.sources.processes import Pool
 from conan_engine.data.tokenizer import Tokenizer, train
 from conan_engine.data.units import TAKES, Job
 from conan_engine.errors import UserError

@@ -9,8 +9,8 @@ import numpy as np
 from conan_engine.evaluation.metrics import ranks
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s computes something with JAX, where there is one, as it is imported: three quarters of a GPU's memory
-import bm25s  # noqa: E402
-from bm25s.stopwords import STOPWORDS_EN  # noqa: E402
+import bm25s
+from bm25s.stopwords import STOPWORDS_EN
 
 # Chinese, Japanese and Korean, as Lucene's CJK analyser has them; and Thai, Lao, Burmese and Khmer
 _SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"

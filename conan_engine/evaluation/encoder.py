@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from conan_engine.run import checkpoint
 from conan_engine.parallel.cpu import settle_memory
 from conan_engine.parallel.device import choose
+from conan_engine.run import checkpoint
 
 BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, little memory
 

@@ -12,10 +12,10 @@ from mteb.models.abs_encoder import AbsEncoder
 from mteb.models.model_meta import ScoringFunction
 from mteb.types import PromptType
 
-from conan_engine.run import checkpoint
 from conan_engine.data.encoding import join
-from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
+from conan_engine.evaluation.encoder import Encoder
+from conan_engine.run import checkpoint
 
 
 class Model(AbsEncoder):

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from conan_engine.evaluation.bm25 import bm25_scores
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files
 from conan_engine.errors import UserError
+from conan_engine.evaluation.bm25 import bm25_scores
 from conan_engine.evaluation.metrics import gain
 
 BLOCK = 8192  # documents embedded at a time

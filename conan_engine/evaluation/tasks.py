@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from conan_engine.evaluation import metrics
 from conan_engine.data.sources import catalogues, docstrings, installed
-from conan_engine.evaluation.encoder import truncate
 from conan_engine.errors import UserError
+from conan_engine.evaluation import metrics
+from conan_engine.evaluation.encoder import truncate
 
 CATALOGUES = ("django", "wagtail", "sphinx", "plone.app.locales")
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh")

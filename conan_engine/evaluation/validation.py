@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 import conan_kernels
-from conan_engine.model import losses
 from conan_engine.data import known as known_positives
 from conan_engine.data.known import ranges
 from conan_engine.data.shards import order
 from conan_engine.evaluation.encoder import embed_sequences, passes, pick, truncate
 from conan_engine.evaluation.metrics import search, spearman
+from conan_engine.model import losses
 
 
 class Validation:

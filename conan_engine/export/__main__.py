@@ -13,8 +13,8 @@ from pathlib import Path
 from safetensors import SafetensorError
 
 from conan_engine import __version__, command
-from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
+from conan_engine.evaluation.encoder import Encoder
 
 FORMATS = {  # name: (module, what it imports, its dtypes, the first one the default)
     "sentence-transformers": ("sentence_transformers", (), ("float32", "bfloat16", "float16")),

@@ -4,14 +4,14 @@ import dataclasses
 
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, PoolingType, TokenType, quants
 
-from conan_engine.model import llama
-from conan_engine.run import checkpoint
 from conan_engine.config import RopeScaling
 from conan_engine.data import gguf_tokenizer
 from conan_engine.data.json_tokenizer import JsonTokenizer
 from conan_engine.errors import UserError
+from conan_engine.model import llama
 from conan_engine.model.gguf_model import NAMES, neighbours
 from conan_engine.model.transformer import frequencies
+from conan_engine.run import checkpoint
 
 DTYPES = {
     "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32, "f32"),

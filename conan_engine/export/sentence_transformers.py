@@ -5,10 +5,10 @@ import json
 import torch
 from safetensors.torch import save_file
 
-from conan_engine.model import llama
 from conan_engine.data.json_tokenizer import JsonTokenizer
 from conan_engine.export import card
 from conan_engine.export.fast_tokenizer import convert
+from conan_engine.model import llama
 
 POOLING = {"mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -86,8 +86,9 @@ class Attention:
 
     def _bias(self, length, own, first, last):
         """log M of the queries from `first` to before `last`, float [b, 1, last - first, L], -inf where one may not look."""
-        i, j, l = torch.arange(first + 1, last + 1)[:, None], torch.arange(1, own.shape[1] + 1), length[:, None, None]
-        axis = {"column": j, "row": i, "uniform": l}[self.mask]
-        future = (self.alpha * l / axis).clamp(max=1).log().expand(len(length), len(i), len(j))
+        i, j = torch.arange(first + 1, last + 1)[:, None], torch.arange(1, own.shape[1] + 1)
+        lengths = length[:, None, None]
+        axis = {"column": j, "row": i, "uniform": lengths}[self.mask]
+        future = (self.alpha * lengths / axis).clamp(max=1).log().expand(len(length), len(i), len(j))
         bias = torch.where(j <= i, 0.0, future).masked_fill(~own[:, None, :], -torch.inf)
         return bias[:, None]

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 
-from conan_engine.model import gguf_model, pretrained
 from conan_engine.data import gguf_file
 from conan_engine.errors import UserError
+from conan_engine.model import gguf_model, pretrained
 
 # ours -> theirs, of a block and of what is no block's; of several theirs the rows one after another
 BLOCK = {

@@ -4,11 +4,11 @@ or without an LM head, or what conan_engine.export wrote), a GGUF file (Llama or
 import json
 from pathlib import Path
 
-from conan_engine.model import gguf_model
 from conan_engine.config import chosen_layers
 from conan_engine.data import gguf_file
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
+from conan_engine.model import gguf_model
 
 ARCHITECTURES = {f"{family}{kind}": family for family in ("Llama", "Mistral", "Qwen3") for kind in ("ForCausalLM", "Model")}
 CANNOT = {  # key of config.json: what it means, unless it is one of these values

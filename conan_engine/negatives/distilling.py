@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine.negatives.blocks import Blocks, put
 from conan_engine.data import field_scores, teachers
 from conan_engine.errors import UserError
+from conan_engine.negatives.blocks import Blocks, put
 from conan_engine.negatives.mining import QUERIES, TEXTS
 
 SCORES, VECTORS = "supervised.teacher", "weak.distil_teacher"  # the settings

@@ -19,10 +19,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from conan_engine.negatives.blocks import Blocks, put, until
 from conan_engine.data.known import ranges
 from conan_engine.data.shards import order, write_json
 from conan_engine.errors import UserError
+from conan_engine.negatives.blocks import Blocks, put, until
 
 TEXTS = 16_384  # a block; 2 * TEXTS * dim bytes of a file are whole pages, which no two machines then share
 QUERIES = 4096  # a block

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine.negatives import mining
 from conan_engine.errors import UserError
+from conan_engine.negatives import mining
 
 
 def should_replace(first, now, rule):

@@ -1,9 +1,9 @@
 """Where a run computes."""
 
 import torch
-from conan_kernels.architecture import architecture
 
 from conan_engine.errors import UserError
+from conan_kernels.architecture import architecture
 
 
 def choose(setting="auto", index=0):

@@ -9,10 +9,10 @@ import time
 import torch
 import torch.distributed as dist
 
+from conan_engine.errors import UserError
 from conan_engine.parallel import watch
 from conan_engine.parallel.cpu import settle_memory
 from conan_engine.parallel.device import choose
-from conan_engine.errors import UserError
 
 # torch 2.13 renamed them
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor

@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file
 
 from conan_engine.config import STAGES, chosen_layers
-from conan_engine.model import llama, lora, pretrained
 from conan_engine.data import gguf_file
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.parallel.device import check_heads
 from conan_engine.errors import UserError
+from conan_engine.model import llama, lora, pretrained
 from conan_engine.model.transformer import Transformer
+from conan_engine.parallel.device import check_heads
 from conan_engine.run.pieces import Pieces
 from conan_engine.settings import from_dict
 

@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from conan_engine.run import checkpoint, pieces
 from conan_engine.errors import UserError
+from conan_engine.run import checkpoint, pieces
 
 
 class Saver:

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 from gguf_files import random_gguf
-from runs import ROOT, write_lines
 
 from conan_engine.evaluation import metrics, tasks
+from runs import ROOT, write_lines
 
 
 def rehearse(script, out, *arguments, **environment):
@@ -164,7 +164,7 @@ def test_what_is_packed_is_unpacked_in_its_place(small, tmp_path, monkeypatch):
     config, run = small
     monkeypatch.setattr(pack, "ROOT", tmp_path)
     monkeypatch.setattr(pack, "PART", 10_000)
-    monkeypatch.setattr(tasks, "load", lambda: {})
+    monkeypatch.setattr(tasks, "load", dict)
     monkeypatch.setattr(sys, "argv", ["pack.py", str(config), str(tmp_path / "parts")])
     pack.main()
     parts = sorted((tmp_path / "parts").iterdir())

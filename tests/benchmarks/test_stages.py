@@ -6,10 +6,10 @@ import pytest
 import stages
 import torch
 
-from conan_engine.settings import from_dict
-from conan_engine.run import checkpoint
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.run import checkpoint
+from conan_engine.settings import from_dict
 
 
 @pytest.mark.parametrize("first", [False, True])

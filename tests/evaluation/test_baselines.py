@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from conan_engine.evaluation.baselines import RandomProjection
 from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.evaluation.baselines import RandomProjection
 
 
 def test_a_projection_keeps_the_cosines_of_counted_and_weighed_tokens(untrained_run):

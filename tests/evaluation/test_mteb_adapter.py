@@ -20,8 +20,8 @@ from mteb.abstasks.task_metadata import TaskMetadata
 from scipy.stats import spearmanr
 from sklearn.neighbors import KNeighborsClassifier
 
-from conan_engine.evaluation.encoder import truncate
 from conan_engine.errors import UserError
+from conan_engine.evaluation.encoder import truncate
 from conan_engine.evaluation.metrics import ndcg, ranks
 from conan_engine.evaluation.mteb_adapter import Model
 

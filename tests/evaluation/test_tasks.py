@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from conan_engine.evaluation import tasks
 from conan_engine.data.sources import catalogues, installed
 from conan_engine.data.sources.docstrings import Docstring
 from conan_engine.errors import UserError
+from conan_engine.evaluation import tasks
 from conan_engine.evaluation.metrics import ndcg, recall
 
 rng = np.random.default_rng()

@@ -6,10 +6,10 @@ import pytest
 import torch
 from encoders import OTHER, TEXTS, sharp
 
-from conan_engine.model import llama
 from conan_engine.config import RopeScaling
 from conan_engine.errors import UserError
 from conan_engine.export.gguf import write
+from conan_engine.model import llama
 from conan_engine.model.gguf_model import NAMES
 
 

@@ -15,8 +15,8 @@ import multiprocessing
 import sass
 import torch
 
-from conan_kernels.attention import gradients, tiles
 from conan_kernels.architecture import attention_tiles
+from conan_kernels.attention import gradients, tiles
 
 KERNELS = {
     kernel.fn.__name__: kernel for kernel in (tiles.forward_block, gradients.dq_block, gradients.dk_dv_block)

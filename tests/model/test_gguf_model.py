@@ -9,10 +9,10 @@ import torch
 import transformers
 from gguf_files import write_model
 
-from conan_engine.model import gguf_model, llama
 from conan_engine.config import Model, RopeScaling
 from conan_engine.data import gguf_file
 from conan_engine.errors import UserError
+from conan_engine.model import gguf_model, llama
 from conan_engine.model.transformer import Transformer, frequencies
 
 SHAPE = dict(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from ranked import on_ranks
 
-from conan_engine.model import initial
-from conan_engine.run import checkpoint
 from conan_engine.config import Config, Model
 from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.model import initial
 from conan_engine.model.transformer import Transformer
+from conan_engine.run import checkpoint
 
 WORDS = ["path", "paths", "Path", " path", "graph", "of", "des", "zyx", "\ufffd", "\ufffd", "", "  ", "график", "графика"]
 SIZE = len(WORDS) + 2  # which 4 ranks can share

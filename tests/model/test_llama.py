@@ -7,8 +7,8 @@ import torch
 from ranked import on_ranks
 from safetensors.torch import save_file
 
-from conan_engine.model import llama
 from conan_engine.config import Model
+from conan_engine.model import llama
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from ranked import on_ranks
 
-from conan_kernels import Known, Margin
-from conan_engine.model import losses
 from conan_engine.config import Weak
+from conan_engine.model import losses
 from conan_engine.parallel.mesh import Group
+from conan_kernels import Known, Margin
 
 ALONE = Group("cpu")
 EPS = torch.finfo(torch.float32).eps

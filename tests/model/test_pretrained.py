@@ -10,19 +10,19 @@ import pytest
 import torch
 import transformers
 from gguf_files import of_library, write_model
-from runs import ROOT, one_line, train, write_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from conan_engine.model import llama, pretrained
-from conan_engine.run import checkpoint
 from conan_engine.config import chosen_layers
-from conan_engine.settings import load
 from conan_engine.data.tokenizer import Tokenizer as Ours
-from conan_engine.evaluation.encoder import Encoder
 from conan_engine.errors import UserError
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.export.gguf import write as write_gguf
 from conan_engine.export.sentence_transformers import write
+from conan_engine.model import llama, pretrained
 from conan_engine.model.transformer import Transformer
+from conan_engine.run import checkpoint
+from conan_engine.settings import load
+from runs import ROOT, one_line, train, write_lines
 
 SHAPE = dict(vocab_size=512, hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
 LLAMA_3 = {"rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 32}

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from conan_engine.config import Model
 from conan_engine.model import attention
 from conan_engine.model.attention import Attention
-from conan_engine.config import Model
 from conan_engine.model.transformer import Transformer, count_parameters, memory_per_device, positions, rotate, turns
 
 SMALL = Model(layers=2, width=48, ffn=96, heads=6, kv_heads=2, context=64, rope_theta=1e4)

@@ -6,16 +6,16 @@ import types
 import numpy as np
 import pytest
 import torch
-from runs import losses, one_line, shards_of, small_tokenizer, start, train, untimed, write_lines
 
 from conan_engine import stages
-from conan_engine.negatives import distilling
-from conan_engine.negatives.blocks import Blocks
 from conan_engine.config import Source
-from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer
+from conan_engine.negatives import distilling
+from conan_engine.negatives.blocks import Blocks
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.settings import load
+from runs import losses, one_line, shards_of, small_tokenizer, start, train, untimed, write_lines
 
 RECORDS = [{"query": f"question {i}", "pos": [f"answer {i}", f"another {i}"], "neg": [f"wrong {i}", f"bad {i}"]} for i in range(40)]
 SCORED = [{**record, "pos_scores": [i, i + 0.25], "neg_scores": [i - 1.5, -i]} if i % 3 else record for i, record in enumerate(RECORDS)]
@@ -105,7 +105,8 @@ def test_targets_are_the_records_own_scores_where_nobody_else_gives_them(make):
 def test_a_teacher_scores_every_pool_once_from_wherever_it_was_stopped(make, teacher, monkeypatch, name):
     asked, finished, stops = [], Blocks.finished, [1]
     for method in ("documents", "queries"):
-        monkeypatch.setattr(teacher.Model, method, lambda self, texts, method=method, given=getattr(teacher.Model, method): asked.extend((method, t) for t in texts) or given(self, texts))
+        given = getattr(teacher.Model, method)
+        monkeypatch.setattr(teacher.Model, method, lambda self, texts, method=method, given=given: asked.extend((method, t) for t in texts) or given(self, texts))
     monkeypatch.setattr(teacher, "score", lambda queries, documents, given=teacher.score: asked.extend(zip(queries, documents)) or given(queries, documents))
     for size in ("QUERIES", "TEXTS", "PAIRS"):
         monkeypatch.setattr(distilling, size, 10)

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from conan_engine.parallel import device
 from conan_engine.errors import UserError
+from conan_engine.parallel import device
 
 
 def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from conan_engine.parallel import cpu, precision
 from conan_engine.config import Config
+from conan_engine.parallel import cpu, precision
 from conan_engine.parallel.mesh import Mesh
 
 

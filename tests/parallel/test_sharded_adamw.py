@@ -6,9 +6,9 @@ from ranked import on_ranks
 
 from conan_engine.parallel import mesh as collectives
 from conan_engine.parallel import sharded_adamw
-from conan_engine.run import pieces
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.run import pieces
 
 STEPS, LR, DECAY = 5, 1e-2, 1e-2
 
@@ -106,7 +106,7 @@ def test_weights_in_bfloat16_have_a_float32_master(tmp_path):
     model = _model()
     optimizer = ShardedAdamW(model, Mesh("cpu"), 1e-5, 0.0, torch.bfloat16)
     before = _flat(model)
-    for step in range(20):  # each far below a bfloat16 step
+    for _ in range(20):  # each far below a bfloat16 step
         model(_data(0).bfloat16()).square().sum().backward()
         optimizer.reduce_gradients()
         optimizer.step(1e-5, 1.0)

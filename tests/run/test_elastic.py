@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from runs import ROOT, a_gpu_each, losses
 
 

@@ -5,13 +5,13 @@ import torch
 from ranked import on_ranks
 from step import Work as Benchmarked
 
-from conan_engine.run import flops as work
 from conan_engine.config import Lora, Model
 from conan_engine.model.lora import adapt
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh, waiting
-from conan_engine.stages import Packed, sizes
+from conan_engine.run import flops as work
 from conan_engine.run.flops import Work
+from conan_engine.stages import Packed, sizes
 
 SHAPE = Model(layers=2, width=64, ffn=96, heads=4, kv_heads=2, head_dim=16)
 

@@ -8,10 +8,10 @@ import sys
 import time
 
 import pytest
-from runs import one_line, start, train
 
 from conan_engine import config
 from conan_engine.run import loggers
+from runs import one_line, start, train
 
 # wandb as follow.py uses it: it writes what it is given beside itself.
 STAND_IN = '''
@@ -96,7 +96,7 @@ def test_every_row_is_shown_once_and_a_resumed_run_is_one_curve(tiny, ready, sta
     rows = [x for x in said if x.get("step") is not None]
     assert [x["step"] for x in rows] == list(range(12)), "each once, in order"
     expected = as_sent(ready)
-    assert [{k for k in x["numbers"]} for x in rows] == [set(x) for x in expected]
+    assert [set(x["numbers"]) for x in rows] == [set(x) for x in expected]
     for row, wanted in zip(rows, expected):
         stage = next(iter(wanted)).split("/")[0]
         assert row["numbers"][f"{stage}/loss"] == wanted[f"{stage}/loss"] and f"{stage}/gradient_norm" in row["numbers"]

@@ -5,10 +5,10 @@ import random
 import pytest
 import torch
 
-from conan_engine.run import pieces
 from conan_engine.parallel.mesh import Group
-from conan_engine.run.pieces import Pieces
 from conan_engine.parallel.tensor_parallel import Split
+from conan_engine.run import pieces
+from conan_engine.run.pieces import Pieces
 
 RANKS = (1, 2, 4)
 SHAPES = {  # each with how it is cut, if at all

@@ -8,18 +8,18 @@ import threading
 import pytest
 import torch
 from ranked import on_ranks
-from runs import TINY, losses, train
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from conan_engine.run import checkpoint, pieces
-from conan_engine.settings import load
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.run import checkpoint, pieces
 from conan_engine.run.pieces import Pieces
 from conan_engine.run.saving import Saver
-from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.settings import load
+from runs import TINY, losses, train
 
 
 class Words:

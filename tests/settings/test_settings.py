@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conan_engine.settings import listing, rules
 from conan_engine.config import Config, Source
-from conan_engine.settings import from_dict, load
 from conan_engine.errors import UserError
+from conan_engine.settings import from_dict, listing, load, rules
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -6,8 +6,8 @@ import hashlib
 import re
 from typing import NamedTuple
 
-from conan_engine.data.sources.processes import Pool
 from conan_engine.data.sources import places
+from conan_engine.data.sources.processes import Pool
 
 FOLDERS = {  # of a package, in site-packages
     "django": ["django"], "wagtail": ["wagtail"], "sphinx": ["sphinx"], "plone.app.locales": ["plone/app/locales"],

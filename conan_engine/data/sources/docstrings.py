@@ -11,8 +11,8 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NamedTuple
 
-from conan_engine.data.sources.processes import Pool
 from conan_engine.data.sources import places
+from conan_engine.data.sources.processes import Pool
 
 CODE_LINES = 12  # more than a training step reads
 GIVEN = {"__name__", "__module__", "__qualname__", "__type_params__", ".type_params", "__firstlineno__"}  # by the compiler, to a class

@@ -46,11 +46,12 @@ class Reader:
         for piece in self.pieces:
             self._file = _File(piece)
             rows = self._file.rows()
-            for self._place, kind, record in _records(rows, self.columns, self._file.ending not in ("csv", "tsv"), self._left_out):
+            for place, kind, found in _records(rows, self.columns, self._file.ending not in ("csv", "tsv"), self._left_out):
+                self._place = place
                 first = first or (kind, piece.path)
                 if kind != first[0]:
                     raise UserError(f"{piece.path}: holds {kind} records, and {first[1]} {first[0]} records; make each kind a source of its own")
-                yield kind, record
+                yield kind, found
             self._file = None
             self._before += piece.bytes
 

@@ -5,13 +5,12 @@ import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-
 from interpreted import bf16_as_a_gpu_has_it
 from soft_mask_cases import DEVICE, assert_as_exact_as_pytorch, batch, pairwise, results_and_gradients
 
 from conan_kernels import soft_mask_attention
-from conan_kernels.attention import launch
 from conan_kernels.architecture import attention_tiles
+from conan_kernels.attention import launch
 from conan_kernels.attention.reference import soft_mask_attention_reference, soft_mask_bias
 
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)

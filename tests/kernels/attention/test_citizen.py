@@ -4,10 +4,9 @@ import sys
 
 import pytest
 import torch
-from torch.utils.checkpoint import checkpoint
-
 from interpreted import bf16_as_a_gpu_has_it
 from soft_mask_cases import DEVICE, batch, results_and_gradients
+from torch.utils.checkpoint import checkpoint
 
 from conan_kernels import soft_mask_attention
 from conan_kernels.attention import gradients, launch, tiles

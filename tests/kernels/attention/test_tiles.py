@@ -4,7 +4,6 @@ from collections import Counter
 
 import pytest
 import torch
-
 from soft_mask_cases import batch, count_tiles, results_and_gradients
 
 from conan_kernels import soft_mask_attention

@@ -6,15 +6,14 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, results_and_gradients
+from interpreted import bf16_as_a_gpu_has_it
 
 import conan_kernels
 from conan_kernels import InfoNCE, Known, Margin
 from conan_kernels.info_nce import api, chunked, launch
 from conan_kernels.info_nce.launch import fused_info_nce
 from conan_kernels.info_nce.reference import info_nce_reference
-
-from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, results_and_gradients
-from interpreted import bf16_as_a_gpu_has_it
 
 DIMS = (3, 7, 8, 20, 30, 40, 44)
 GROUPS = {"query_group": torch.zeros(9).long(), "document_group": torch.zeros(12).long()}

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-
 from interpreted import bf16_as_a_gpu_has_it
 from rounding import assert_within
 
