@@ -1,4 +1,5 @@
-"""The package and its C++ extension (csrc/ -> conan_engine._loader), compiled by ninja: only what changed is rebuilt."""
+"""The package and its C++ extension (csrc/ -> conan_engine._loader), compiled by ninja: only what changed is
+rebuilt."""
 
 import os
 import shlex
@@ -18,7 +19,8 @@ NVCC = os.environ.get("NVCC", shutil.which("nvcc") or "")
 
 
 class NinjaBuild(build_ext):
-    """CXX names another compiler, CXXFLAGS adds to the flags. No -march=native: a wheel runs on any machine of its kind.
+    """CXX names another compiler, CXXFLAGS adds to the flags. No -march=native: a wheel runs on any machine of its
+    kind.
 
     Where nvcc is found (NVCC names it; empty: leave it out) unpack.cu is built too, for sm_80, sm_90 and, by its PTX,
     newer ones. The CUDA runtime is linked in, so that the same file loads on a machine without CUDA.
@@ -34,23 +36,30 @@ class NinjaBuild(build_ext):
         flags = ["-O3", "-std=c++17", "-fPIC", "-fvisibility=hidden", "-Wall", "-Wextra", f"-I{ROOT / 'csrc'}"]
         flags += [f"-isystem{path}" for path in sorted(includes)] + shlex.split(os.environ.get("CXXFLAGS", ""))
         flags += ["-DCONAN_CUDA"] if NVCC else []
-        objects = {str(ROOT / source): str(Path(source).relative_to("csrc").with_suffix(".o")) for source in extension.sources}
+        objects = {
+            str(ROOT / source): str(Path(source).relative_to("csrc").with_suffix(".o")) for source in extension.sources
+        }
         lines = [
             f"cxx = {os.environ.get('CXX', 'c++')}",
             f"nvcc = {_escape(shlex.quote(NVCC))} -ccbin $cxx",
             f"flags = {_escape(shlex.join(flags))}",
             "rule compile",
-            "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",  # the .d file names the headers: a change rebuilds
+            # the .d file names the headers: a change rebuilds
+            "  command = $cxx $flags -MMD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule compile_cuda",
-            f"  command = $nvcc -O3 -std=c++17 -I{_escape(shlex.quote(str(ROOT / 'csrc')))} -Xcompiler -fPIC,-fvisibility=hidden,-Wall -gencode arch=compute_80,code=compute_80 "
+            f"  command = $nvcc -O3 -std=c++17 -I{_escape(shlex.quote(str(ROOT / 'csrc')))} -Xcompiler "
+            "-fPIC,-fvisibility=hidden,-Wall -gencode arch=compute_80,code=compute_80 "
             "-gencode arch=compute_80,code=sm_80 -gencode arch=compute_90,code=sm_90 -MD -MF $out.d -c $in -o $out",
             "  depfile = $out.d",
             "  deps = gcc",
             "rule link",
             f"  command = {'$nvcc -cudart static' if NVCC else '$cxx'} -shared $in -o $out",
-            *(f"build {_path(name)}: {'compile_cuda' if source.endswith('.cu') else 'compile'} {_path(source)}" for source, name in objects.items()),
+            *(
+                f"build {_path(name)}: {'compile_cuda' if source.endswith('.cu') else 'compile'} {_path(source)}"
+                for source, name in objects.items()
+            ),
             f"build {_path(output)}: link {' '.join(map(_path, objects.values()))}",
             "",
         ]
@@ -72,11 +81,33 @@ setup(
     description="Trains text-embedding language models from scratch (Conan-embedding-v2, arXiv 2509.12892)",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=[*find_packages(include=["conan_engine*"]), "conan_kernels", *(f"conan_kernels.{name}" for name in find_packages("kernels"))],
+    packages=[
+        *find_packages(include=["conan_engine*"]),
+        "conan_kernels",
+        *(f"conan_kernels.{name}" for name in find_packages("kernels")),
+    ],
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
-    ext_modules=[Extension("conan_engine._loader", sorted(glob("csrc/**/*.cpp", recursive=True)) + ["csrc/unpack/unpack.cu"] * bool(NVCC), depends=sorted(glob("csrc/**/*.h", recursive=True)))],
+    ext_modules=[
+        Extension(
+            "conan_engine._loader",
+            sorted(glob("csrc/**/*.cpp", recursive=True)) + ["csrc/unpack/unpack.cu"] * bool(NVCC),
+            depends=sorted(glob("csrc/**/*.h", recursive=True)),
+        )
+    ],
     cmdclass={"build_ext": NinjaBuild},
-    install_requires=["torch>=2.11", "numpy", "sentencepiece", "safetensors", "tokenizers", "loky", "tqdm", "bm25s", "matplotlib", "pyyaml", "jinja2"],
+    install_requires=[
+        "torch>=2.11",
+        "numpy",
+        "sentencepiece",
+        "safetensors",
+        "tokenizers",
+        "loky",
+        "tqdm",
+        "bm25s",
+        "matplotlib",
+        "pyyaml",
+        "jinja2",
+    ],
     extras_require={
         "gpu": ["triton>=3.6", "faiss-gpu", "mteb", "tensorboard"],
         "cpu": ["faiss-cpu"],
@@ -87,9 +118,24 @@ setup(
         "ray": ["ray"],
         "teacher": ["sentence-transformers"],
         "translate": ["httpx"],
-        "test": ["pytest", "hypothesis", "mteb", "datasets", "pyarrow", "zstandard", "httpx", "triton", "sentence-transformers", "gguf", "accelerate", "onnx", "onnxscript", "onnxruntime"],
-        # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot say:
-        # see the Makefile.
+        "test": [
+            "pytest",
+            "hypothesis",
+            "mteb",
+            "datasets",
+            "pyarrow",
+            "zstandard",
+            "httpx",
+            "triton",
+            "sentence-transformers",
+            "gguf",
+            "accelerate",
+            "onnx",
+            "onnxscript",
+            "onnxruntime",
+        ],
+        # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot
+        # say: see the Makefile.
         "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],
     },
 )

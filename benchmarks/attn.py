@@ -2,19 +2,19 @@
 
     python benchmarks/attn.py [--quick] [--forms NAME ...] [--out DIR] [--device cpu]
 
-A table and a plot for each question: (1) forward and backward against length, 512 to 32k, at alpha 0, 0.3 and 1; (2) packed
-batches as embedding models see them; (3) the share of the bf16 matrix-product rate, measured on the same machine;
-(4) peak memory, forward and backward. bf16, H = 32, G = 8, D = 112 and 128. At D = 112 the kernels split the head dim:
-where a row of it takes longer than its twin at 128, padding would have been better.
+A table and a plot for each question: (1) forward and backward against length, 512 to 32k, at alpha 0, 0.3 and 1; (2)
+packed batches as embedding models see them; (3) the share of the bf16 matrix-product rate, measured on the same
+machine; (4) peak memory, forward and backward. bf16, H = 32, G = 8, D = 112 and 128. At D = 112 the kernels split the
+head dim: where a row of it takes longer than its twin at 128, padding would have been better.
 
-Peers: SDPA by each of PyTorch's backends, FlexAttention with the same mask (compiled; its Triton backend, and FLASH where
-flash-attn-4 is installed), flash-attn where installed, and for packed batches padded, nested and varlen SDPA. Who cannot
-take a shape or a mask is left out, with the reason. TFLOP/s count what the mask leaves: 4 D a pair of tokens forward, 2.5
-times that backward. Forward runs with gradients on; backward is both minus forward. Times are medians.
+Peers: SDPA by each of PyTorch's backends, FlexAttention with the same mask (compiled; its Triton backend, and FLASH
+where flash-attn-4 is installed), flash-attn where installed, and for packed batches padded, nested and varlen SDPA. Who
+cannot take a shape or a mask is left out, with the reason. TFLOP/s count what the mask leaves: 4 D a pair of tokens
+forward, 2.5 times that backward. Forward runs with gradients on; backward is both minus forward. Times are medians.
 
 With --device cpu the kernels run in Triton's interpreter: that shows that everything runs, and is no measure of speed.
-Prints; writes attn.json after every row, the most telling first, and attn_*.png at the end where matplotlib is installed, to DIR
-(runs/benchmarks). The same command again goes on behind the rows that are there.
+Prints; writes attn.json after every row, the most telling first, and attn_*.png at the end where matplotlib is
+installed, to DIR (runs/benchmarks). The same command again goes on behind the rows that are there.
 """
 
 import argparse
@@ -44,7 +44,9 @@ class Problem:
     def __init__(self, lengths, alpha, H, G, D, device, dtype):
         self.lengths, self.alpha, self.H, self.G, self.D, self.device = lengths, alpha, H, G, D, device
         T, self.B, self.L = sum(lengths), len(lengths), max(lengths)
-        self.q, self.k, self.v, self.dout = (torch.randn(T, heads, D, device=device, dtype=dtype) for heads in (H, G, G, H))
+        self.q, self.k, self.v, self.dout = (
+            torch.randn(T, heads, D, device=device, dtype=dtype) for heads in (H, G, G, H)
+        )
         self.cu_seqlens = torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32, device=device)
         self.even = len(set(lengths)) == 1
         pairs = sum(n * (n + 1) // 2 if alpha == 0 else n * n for n in lengths)
@@ -96,8 +98,12 @@ def sdpa(backend):
         qkv = leaves(*map(p.padded, (p.q, p.k, p.v)))
         mask = None
         if 0 < p.alpha < 1:  # [L, L], or [B, 1, L, L] where lengths differ
-            biases = [soft_mask_bias(n, p.alpha, dtype=torch.float32, device=p.device) for n in ([p.L] if p.even else p.lengths)]
-            padded = [F.pad(bias, (0, p.L - len(bias)) * 2, value=-1e4) for bias in biases]  # finite: padding rows are not NaN
+            biases = [
+                soft_mask_bias(n, p.alpha, dtype=torch.float32, device=p.device)
+                for n in ([p.L] if p.even else p.lengths)
+            ]
+            # finite: padding rows are not NaN
+            padded = [F.pad(bias, (0, p.L - len(bias)) * 2, value=-1e4) for bias in biases]
             mask = (padded[0] if p.even else torch.stack(padded)[:, None]).to(p.q.dtype)
         elif p.alpha == 1 and not p.even:
             mask = p.own()[:, None, None, :].expand(-1, 1, p.L, -1)
@@ -126,7 +132,9 @@ def nested(p):
 
     def run():
         q, k, v = (
-            torch.nested.nested_tensor_from_jagged(x.repeat_interleave(p.H // x.shape[1], dim=1), offsets, min_seqlen=min(p.lengths), max_seqlen=p.L)
+            torch.nested.nested_tensor_from_jagged(
+                x.repeat_interleave(p.H // x.shape[1], dim=1), offsets, min_seqlen=min(p.lengths), max_seqlen=p.L
+            )
             for x in qkv
         )
         heads = (x.transpose(1, 2) for x in (q, k, v))
@@ -143,7 +151,11 @@ def varlen(p):
         raise ValueError("takes no mask")
     qkv = leaves(p.q, p.k, p.v)
     known = inspect.signature(varlen_attn).parameters
-    options = {"window_size": (-1, 0) if p.alpha == 0 else (-1, -1)} if "window_size" in known else {"is_causal": p.alpha == 0}
+    options = (
+        {"window_size": (-1, 0) if p.alpha == 0 else (-1, -1)}
+        if "window_size" in known
+        else {"is_causal": p.alpha == 0}
+    )
 
     def run():
         q, k, v = qkv
@@ -177,7 +189,8 @@ def flex(backend):
     def form(p):
         from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-        heads = p.padded if p.even else lambda x: x.transpose(0, 1)[None]  # else one row of all tokens, [1, heads, T, D]
+        # else one row of all tokens, [1, heads, T, D]
+        heads = p.padded if p.even else lambda x: x.transpose(0, 1)[None]
         qkv = leaves(*map(heads, (p.q, p.k, p.v)))
         length = p.L if p.even else len(p.q)
         score_mod = block_mask = None
@@ -248,7 +261,8 @@ def median_seconds(run, device):
 
 
 def measure(build, problem, expected):
-    """-> seconds forward and of both, peak bytes of both beyond the form's inputs (CUDA), largest difference from `expected`."""
+    """-> seconds forward and of both, peak bytes of both beyond the form's inputs (CUDA), largest difference from
+    `expected`."""
     form = build(problem)
 
     def both():
@@ -276,7 +290,11 @@ def gemm_rate(device, dtype):
 
 
 def machine(device):
-    versions = measured.versions("torch", "triton", "flash-attn", "flash-attn-4") | {"cuda": torch.version.cuda, "cudnn": torch.backends.cudnn.version(), "python": platform.python_version()}
+    versions = measured.versions("torch", "triton", "flash-attn", "flash-attn-4") | {
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "python": platform.python_version(),
+    }
     return {"machine": measured.machine(device), "device": device, "commit": measured.commit(), "versions": versions}
 
 
@@ -286,13 +304,25 @@ def shown(value, unit, form):
 
 
 def run_question(rows, question, shapes, forms, options, H, G, dtype, gemm):
-    print(f"\n{question}\n{'form':22}{'batch':>16}{'alpha':>6}{'D':>5}{'fwd ms':>10}{'bwd ms':>10}{'fwd TF/s':>10}{'bwd TF/s':>10}"
-          f"{'fwd/GEMM':>10}{'bwd/GEMM':>10}{'peak MiB':>10}{'differs':>9}")  # fmt: skip
+    print(
+        f"\n{question}\n{'form':22}{'batch':>16}{'alpha':>6}{'D':>5}"
+        f"{'fwd ms':>10}{'bwd ms':>10}{'fwd TF/s':>10}{'bwd TF/s':>10}"
+        f"{'fwd/GEMM':>10}{'bwd/GEMM':>10}{'peak MiB':>10}{'differs':>9}"
+    )
     for (label, lengths), alpha, D in shapes:
         torch.manual_seed(0)
         problem, expected = Problem(lengths, alpha, H, G, D, options.device, dtype), None
         for name, build in forms.items():
-            about = {"question": question, "form": name, "batch": label, "tokens": sum(lengths), "alpha": alpha, "D": D, "H": H, "G": G}
+            about = {
+                "question": question,
+                "form": name,
+                "batch": label,
+                "tokens": sum(lengths),
+                "alpha": alpha,
+                "D": D,
+                "H": H,
+                "G": G,
+            }
             if expected is None and name != "ours":
                 with torch.no_grad():
                     expected = ours(problem).run()
@@ -307,14 +337,23 @@ def run_question(rows, question, shapes, forms, options, H, G, dtype, gemm):
             else:
                 backward = row["both"] - row["forward"]
                 row["forward_flops"] = problem.flops / row["forward"]
-                row["backward_flops"] = 2.5 * problem.flops / backward if backward > 0 else None  # noise beyond the time itself
+                # noise beyond the time itself
+                row["backward_flops"] = 2.5 * problem.flops / backward if backward > 0 else None
                 for what in ("forward", "backward"):
                     row[f"{what}_share"] = row[f"{what}_flops"] and row[f"{what}_flops"] / gemm
                 rates = shown(row["forward_flops"], 1e12, "10.3g"), shown(row["backward_flops"], 1e12, "10.3g")
                 shares = shown(row["forward_share"], 1, "10.1%"), shown(row["backward_share"], 1, "10.1%")
                 times = f"{1e3 * row['forward']:10.3f}{1e3 * backward:10.3f}"
-                print(f"{name:22}{label:>16}{alpha:6}{D:5}", times, *rates, *shares, shown(row["peak_bytes"], 2**20, "10,.0f"),
-                      f"{row['difference']:9.0e}", sep="", flush=True)  # fmt: skip
+                print(
+                    f"{name:22}{label:>16}{alpha:6}{D:5}",
+                    times,
+                    *rates,
+                    *shares,
+                    shown(row["peak_bytes"], 2**20, "10,.0f"),
+                    f"{row['difference']:9.0e}",
+                    sep="",
+                    flush=True,
+                )
             rows.add(row)
             if options.device == "cuda":
                 torch.cuda.empty_cache()
@@ -327,7 +366,8 @@ def summarise(rows):
     timed = [row for row in rows if "forward" in row]
     for key in dict.fromkeys((row["batch"], row["alpha"], row["D"]) for row in timed):
         same = [row for row in timed if (row["batch"], row["alpha"], row["D"]) == key]
-        own, peers = [row for row in same if row["form"] == "ours"], [row for row in same if row["form"] not in ("ours", "reference")]
+        own = [row for row in same if row["form"] == "ours"]
+        peers = [row for row in same if row["form"] not in ("ours", "reference")]
         if own and peers:
             best = {what: min(peers, key=lambda row: row[what]) for what in ("forward", "both")}
             found = ", ".join(f"{best[what][what] / own[0][what]:.2f} ({best[what]['form']})" for what in best)
@@ -355,16 +395,26 @@ def draw(rows, name, folder):
     ):
         if all(row[key] is None for row in by_length for key in keys):
             continue
-        figure, axes = plt.subplots(len(keys), len(ALPHAS), figsize=(14, 4 * len(keys)), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(
+            len(keys), len(ALPHAS), figsize=(14, 4 * len(keys)), layout="constrained", squeeze=False
+        )
         for line, key in zip(axes, keys):
             for axis, alpha in zip(line, sorted(ALPHAS)):
                 for form in dict.fromkeys(row["form"] for row in by_length):
-                    own = [row for row in by_length if (row["form"], row["alpha"]) == (form, alpha) and row[key] is not None]
+                    own = [
+                        row
+                        for row in by_length
+                        if (row["form"], row["alpha"]) == (form, alpha) and row[key] is not None
+                    ]
                     points = [(int(row["batch"][4:]), row[key]) for row in own]
                     if points:
                         axis.plot(*zip(*points), marker=".", label=form, linewidth=2.5 if form == "ours" else 1)
                 axis.set_xscale("log", base=2)
-                axis.set(title=f"alpha = {alpha}", xlabel="tokens a sequence", ylabel=f"{key.partition('_')[0]}, {unit}" if len(keys) > 1 else unit)
+                axis.set(
+                    title=f"alpha = {alpha}",
+                    xlabel="tokens a sequence",
+                    ylabel=f"{key.partition('_')[0]}, {unit}" if len(keys) > 1 else unit,
+                )
         axes[0, 0].legend(fontsize=7)
         figure.suptitle(f"Soft-masked attention, D = {D}, {name}")
         figure.savefig(folder / f"attn_{what}.png", dpi=120)
@@ -373,7 +423,11 @@ def draw(rows, name, folder):
     figure, axes = plt.subplots(1, len(batches), figsize=(4 * len(batches), 4), layout="constrained", squeeze=False)
     for axis, key in zip(axes[0], batches):
         rows = [row for row in packed if (row["batch"], row["alpha"]) == key]
-        axis.barh([row["form"] for row in rows], [1e3 * row["both"] for row in rows], color=["C1" if row["form"] == "ours" else "C0" for row in rows])
+        axis.barh(
+            [row["form"] for row in rows],
+            [1e3 * row["both"] for row in rows],
+            color=["C1" if row["form"] == "ours" else "C0" for row in rows],
+        )
         axis.set(title=f"{key[0]}, alpha {key[1]}", xlabel="ms, forward and backward")
         axis.invert_yaxis()
     figure.savefig(folder / "attn_packed.png", dpi=120)
@@ -392,10 +446,19 @@ def main():
     cpu = options.device == "cpu"
     if cpu:
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: on the first call
-        print("On a CPU `ours` runs in Triton's interpreter, one tile after another in NumPy: no number below is a speed of the kernels.")
+        print(
+            "On a CPU `ours` runs in Triton's interpreter, one tile after another in NumPy: no number below is "
+            "a speed of the kernels."
+        )
     options.out.mkdir(parents=True, exist_ok=True)
     dtype, (H, G), dims = (torch.float32, (2, 1), (112,)) if cpu else (torch.bfloat16, (32, 8), (112, 128))
-    lengths = ([64, 32] if cpu else [16384, 2048]) if options.quick else [64, 128, 256] if cpu else [2**n for n in range(15, 8, -1)]
+    lengths = (
+        ([64, 32] if cpu else [16384, 2048])
+        if options.quick
+        else [64, 128, 256]
+        if cpu
+        else [2**n for n in range(15, 8, -1)]
+    )
     tokens = 64 if cpu else 16384
     even = [(f"L = {n}", [n] * max(1, tokens // n)) for n in lengths]
 
@@ -411,14 +474,30 @@ def main():
     dense, ragged = peers(options.device)
     own = {"ours": ours} | ({"reference": reference} if cpu else {})
     padded = {f"padded {name}": form for name, form in dense.items() if name.startswith("SDPA")}
-    chosen = [{name: form for name, form in peers.items() if not options.forms or name in options.forms} for peers in (dense, padded | ragged)]
+    chosen = [
+        {name: form for name, form in peers.items() if not options.forms or name in options.forms}
+        for peers in (dense, padded | ragged)
+    ]
     for D in dims:
-        for question, shapes, peer in (("Against length (questions 1, 3 and 4)", even, chosen[0]), ("Packed batches (question 2)", batches, chosen[1])):
+        for question, shapes, peer in (
+            ("Against length (questions 1, 3 and 4)", even, chosen[0]),
+            ("Packed batches (question 2)", batches, chosen[1]),
+        ):
             if D == dims[0] or not options.quick or shapes is even:
-                run_question(rows, question, [(shape, alpha, D) for alpha in ALPHAS for shape in shapes], own | peer, options, H, G, dtype, gemm)
+                run_question(
+                    rows,
+                    question,
+                    [(shape, alpha, D) for alpha in ALPHAS for shape in shapes],
+                    own | peer,
+                    options,
+                    H,
+                    G,
+                    dtype,
+                    gemm,
+                )
     if not cpu:
         summarise(rows)
-    draw(rows, rows.report['machine'], options.out)
+    draw(rows, rows.report["machine"], options.out)
 
 
 if __name__ == "__main__":

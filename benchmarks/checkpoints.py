@@ -1,11 +1,13 @@
-"""How long does training stand still for a checkpoint? Seconds that a step waits, beside writing it at once and beside torch's own.
+"""How long does training stand still for a checkpoint? Seconds that a step waits, beside writing it at once and beside
+torch's own.
 
-    torchrun --nproc_per_node=2 benchmarks/checkpoints.py [--parameters 200] [--rounds 3] [--tensor_parallel 1] [--out runs/benchmarks]
+    torchrun --nproc_per_node=2 benchmarks/checkpoints.py [--parameters 200] [--rounds 3] [--tensor_parallel 1]
+        [--out runs/benchmarks]
 
-Every rank trains the same model of so many million parameters on a few tokens a step. In every round each form saves once:
-"at once" waits until the checkpoint is on the disk; "beside" goes on while a thread writes, as training does; "torch" is
-torch.distributed.checkpoint, its `save` and its `async_save`, of the same numbers. Of all ranks the slowest counts, of the rounds the median.
-Prints a table; writes checkpoints-<ranks>.json.
+Every rank trains the same model of so many million parameters on a few tokens a step. In every round each form saves
+once: "at once" waits until the checkpoint is on the disk; "beside" goes on while a thread writes, as training does;
+"torch" is torch.distributed.checkpoint, its `save` and its `async_save`, of the same numbers. Of all ranks the slowest
+counts, of the rounds the median. Prints a table; writes checkpoints-<ranks>.json.
 """
 
 import argparse
@@ -115,19 +117,36 @@ def measure(options, mesh):
     saver.close()
     if mesh.rank == 0:
         shutil.rmtree(folder)
-        report(options, mesh, parameters, {name: statistics.median(seconds) for name, seconds in clock.found.items()}, clock.found)
+        report(
+            options,
+            mesh,
+            parameters,
+            {name: statistics.median(seconds) for name, seconds in clock.found.items()},
+            clock.found,
+        )
 
 
 def report(options, mesh, parameters, median, every):
-    print(f"{parameters / 1e6:.0f}M parameters, {12 * parameters / 1e9:.1f} GB, {mesh.world} ranks, tensor_parallel {mesh.tensor.world}")
+    print(
+        f"{parameters / 1e6:.0f}M parameters, {12 * parameters / 1e9:.1f} GB, {mesh.world} ranks, "
+        f"tensor_parallel {mesh.tensor.world}"
+    )
     for name, seconds in median.items():
         of = {"beside": "at once", "torch, beside": "torch, at once"}.get(name)
         print(f"  {name:24}{seconds:8.2f} s" + (f"{seconds / median[of]:8.0%} of {of}" if of else ""))
     commit = measured.commit()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / f"checkpoints-{mesh.world}.json"
-    about = {"device": str(mesh.device.type), "torch": torch.__version__, "commit": commit, "ranks": mesh.world, "tensor_parallel": mesh.tensor.world}
-    path.write_text(json.dumps({**about, "parameters": parameters, "median_seconds": median, "seconds": every}, indent=1))
+    about = {
+        "device": str(mesh.device.type),
+        "torch": torch.__version__,
+        "commit": commit,
+        "ranks": mesh.world,
+        "tensor_parallel": mesh.tensor.world,
+    }
+    path.write_text(
+        json.dumps({**about, "parameters": parameters, "median_seconds": median, "seconds": every}, indent=1)
+    )
     print(f"wrote {path}")
 
 

@@ -1,12 +1,15 @@
-"""How fast does a language model become an embedding model here, beside sentence-transformers' own trainer? Same weights, pairs and batches.
+"""How fast does a language model become an embedding model here, beside sentence-transformers' own trainer? Same
+weights, pairs and batches.
 
-    python benchmarks/finetune.py CONFIG [--section.key=value ...] [--steps 12] [--minutes M] [--compiled] [--tasks FILE] [--out DIR]
+    python benchmarks/finetune.py CONFIG [--section.key=value ...] [--steps 12] [--minutes M] [--compiled]
+        [--tasks FILE] [--out DIR]
 
-CONFIG has a weak stage and an init_from. First each trains so many steps: seconds a step (the median without the first quarter), tokens a second (those
-of the texts; what the peer pads is not counted) and peak memory. Then, with --minutes, theirs trains for so long, ours on as many pairs and
-ours for as long; of each the nDCG@10 of the held-out docs. Theirs: CachedMultipleNegativesRankingLoss in MatryoshkaLoss, bfloat16 and SDPA on a
-GPU, bidirectional; --compiled: with torch.compile, too. Writes finetune.json, a row a training, into DIR (runs/benchmarks); works in
-DIR/finetune. Needs `pip install sentence-transformers accelerate datasets`.
+CONFIG has a weak stage and an init_from. First each trains so many steps: seconds a step (the median without the first
+quarter), tokens a second (those of the texts; what the peer pads is not counted) and peak memory. Then, with --minutes,
+theirs trains for so long, ours on as many pairs and ours for as long; of each the nDCG@10 of the held-out docs. Theirs:
+CachedMultipleNegativesRankingLoss in MatryoshkaLoss, bfloat16 and SDPA on a GPU, bidirectional; --compiled: with
+torch.compile, too. Writes finetune.json, a row a training, into DIR (runs/benchmarks); works in DIR/finetune. Needs
+`pip install sentence-transformers accelerate datasets`.
 """
 
 import argparse
@@ -33,14 +36,17 @@ from conan_engine.settings import load
 
 class Bench:
     def __init__(self, path, settings, folder):
-        self.path, self.folder, self.settings = path, folder, [*settings, "--stages=['weak']", "--validation.data={}", "--save_every=1000000"]
+        self.path = path
+        self.folder = folder
+        self.settings = [*settings, "--stages=['weak']", "--validation.data={}", "--save_every=1000000"]
         self.config = load(path, [*self.settings, f"--out_dir={folder}/start"])
         self.mesh = Mesh(self.config.device)
         self.cuda = self.mesh.device.type == "cuda"
         self.tokenizer, self.shards, _ = datasets.prepare(self.config)
 
     def batches(self, steps):
-        """The texts of so many steps, [(query, document), ...], as our weak stage draws them, and how many tokens they have."""
+        """The texts of so many steps, [(query, document), ...], as our weak stage draws them, and how many tokens they
+        have."""
         stage, tokens, texts = stages.make("weak", self.config, self.shards, self.mesh.data), 0, []
         for _ in range(steps):
             batch = stage.draw()
@@ -74,7 +80,9 @@ class Bench:
 
         class InOrder(SentenceTransformerTrainer):
             def get_batch_sampler(self, dataset, batch_size, *_, **__):
-                return torch.utils.data.BatchSampler(torch.utils.data.SequentialSampler(dataset), batch_size, drop_last=True)
+                return torch.utils.data.BatchSampler(
+                    torch.utils.data.SequentialSampler(dataset), batch_size, drop_last=True
+                )
 
         class Clock(TrainerCallback):
             def __init__(self, settle):
@@ -90,23 +98,38 @@ class Bench:
 
         weak, folder = self.config.weak, self.folder / "start/model"
         if not folder.exists():
-            if not (self.folder / "ours").exists():  # its rows are of an earlier start; the export takes its card from a run
+            # its rows are of an earlier start; the export takes its card from a run
+            if not (self.folder / "ours").exists():
                 self.ours(2)
             start = at_start(self.config, self.mesh)
             folder.mkdir(parents=True)
-            export.write(folder, self.folder / "ours", Encoder(start.model, Tokenizer.load(Tokenizer.of(self.folder / "start")), weak.max_tokens, weak.dims), "float32")
+            export.write(
+                folder,
+                self.folder / "ours",
+                Encoder(start.model, Tokenizer.load(Tokenizer.of(self.folder / "start")), weak.max_tokens, weak.dims),
+                "float32",
+            )
         peak = self.fresh_memory()
-        model = SentenceTransformer(str(folder), device=str(self.mesh.device), model_kwargs={"attn_implementation": "sdpa"})
+        model = SentenceTransformer(
+            str(folder), device=str(self.mesh.device), model_kwargs={"attn_implementation": "sdpa"}
+        )
         model.max_seq_length = weak.max_tokens
-        loss = CachedMultipleNegativesRankingLoss(model, scale=1 / weak.temperature, mini_batch_size=weak.chunk or weak.batch)
+        loss = CachedMultipleNegativesRankingLoss(
+            model, scale=1 / weak.temperature, mini_batch_size=weak.chunk or weak.batch
+        )
         loss = MatryoshkaLoss(model, loss, weak.dims or [self.config.model.width])
         clock = Clock(torch.cuda.synchronize if self.cuda else lambda: None)
         options = SentenceTransformerTrainingArguments(
-            str(self.folder / "theirs"), per_device_train_batch_size=weak.batch, max_steps=steps, learning_rate=weak.lr, warmup_steps=round(weak.warmup * steps),
-            lr_scheduler_type="linear", weight_decay=weak.weight_decay, max_grad_norm=weak.clip, bf16=self.cuda, use_cpu=not self.cuda, torch_compile=compiled,
-            dataloader_num_workers=4 if self.cuda else 0, save_strategy="no", report_to="none", logging_steps=1000, disable_tqdm=True,
+            str(self.folder / "theirs"), per_device_train_batch_size=weak.batch, max_steps=steps, learning_rate=weak.lr,
+            warmup_steps=round(weak.warmup * steps),
+            lr_scheduler_type="linear", weight_decay=weak.weight_decay, max_grad_norm=weak.clip, bf16=self.cuda,
+            use_cpu=not self.cuda, torch_compile=compiled,
+            dataloader_num_workers=4 if self.cuda else 0, save_strategy="no", report_to="none", logging_steps=1000,
+            disable_tqdm=True,
         )  # fmt: skip
-        pairs = Dataset.from_dict({"anchor": [query for query, _ in texts], "positive": [document for _, document in texts]})
+        pairs = Dataset.from_dict(
+            {"anchor": [query for query, _ in texts], "positive": [document for _, document in texts]}
+        )
         InOrder(model, options, pairs, loss=loss, callbacks=[clock]).train()
         peak = peak()
         model.max_seq_length = self.config.model.context
@@ -136,8 +159,18 @@ def main():
     arguments, settings = parser.parse_known_args()
     bench = Bench(arguments.config, settings, arguments.out / "finetune")
     weak = bench.config.weak
-    about = {"commit": measured.commit(), "machine": measured.machine(bench.mesh.device.type), "versions": measured.versions("torch", "triton", "transformers", "sentence-transformers")}
-    about |= {"config": arguments.config, "settings": settings, "batch": weak.batch, "chunk": weak.chunk, "max_tokens": weak.max_tokens}
+    about = {
+        "commit": measured.commit(),
+        "machine": measured.machine(bench.mesh.device.type),
+        "versions": measured.versions("torch", "triton", "transformers", "sentence-transformers"),
+    }
+    about |= {
+        "config": arguments.config,
+        "settings": settings,
+        "batch": weak.batch,
+        "chunk": weak.chunk,
+        "max_tokens": weak.max_tokens,
+    }
     rows = measured.Rows(arguments.out / "finetune.json", about)
     texts, tokens = bench.batches(arguments.steps)
 
@@ -146,15 +179,30 @@ def main():
         row = rows.find(trainer=name, question=what)
         if row is None:
             seconds, peak, encode = train_it(steps)
-            row = {"trainer": name, "question": what, "steps": steps, "pairs": steps * weak.batch, "peak_bytes": peak, "seconds": sum(seconds)}
+            row = {
+                "trainer": name,
+                "question": what,
+                "steps": steps,
+                "pairs": steps * weak.batch,
+                "peak_bytes": peak,
+                "seconds": sum(seconds),
+            }
             row["seconds_a_step"] = statistics.median(seconds[len(seconds) // 4 :])
             if what == "rate":
                 row["tokens_per_s"] = tokens / steps / row["seconds_a_step"]
             if given:
                 row["docs.ndcg@10"] = given.score(tasks.Embedded(encode, {"docs": given}))
             rows.add(row)
-        said = f"{row['docs.ndcg@10']:.3f} docs nDCG@10" if "docs.ndcg@10" in row else f"{row['tokens_per_s']:,.0f} tokens/s"
-        print(f"{name}, {what}: {row['steps']} steps, {row['seconds_a_step']:.3f} s each, {said}" + (f", {row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] else ""), flush=True)
+        said = (
+            f"{row['docs.ndcg@10']:.3f} docs nDCG@10"
+            if "docs.ndcg@10" in row
+            else f"{row['tokens_per_s']:,.0f} tokens/s"
+        )
+        print(
+            f"{name}, {what}: {row['steps']} steps, {row['seconds_a_step']:.3f} s each, {said}"
+            + (f", {row['peak_bytes'] / 2**30:.1f} GiB" if row["peak_bytes"] else ""),
+            flush=True,
+        )
         return row["seconds_a_step"]
 
     ours = add("ours", "rate", arguments.steps, bench.ours)
@@ -163,10 +211,21 @@ def main():
         docs = tasks.load(arguments.tasks)["docs.ndcg@10"]
         many = max(2, round(60 * arguments.minutes / theirs))
         add("ours", "as many pairs", many, bench.ours, docs)
-        add("sentence-transformers", "as many pairs", many, lambda steps: bench.theirs(bench.batches(steps)[0], steps), docs)
+        add(
+            "sentence-transformers",
+            "as many pairs",
+            many,
+            lambda steps: bench.theirs(bench.batches(steps)[0], steps),
+            docs,
+        )
         add("ours", "as many minutes", max(2, round(60 * arguments.minutes / ours)), bench.ours, docs)
     if arguments.compiled:
-        add("sentence-transformers, compiled", "rate", arguments.steps, lambda steps: bench.theirs(texts, steps, compiled=True))
+        add(
+            "sentence-transformers, compiled",
+            "rate",
+            arguments.steps,
+            lambda steps: bench.theirs(texts, steps, compiled=True),
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""How fast are a run's vectors made, and how large is what makes them? Ours beside every exported form, on the same texts and cores.
+"""How fast are a run's vectors made, and how large is what makes them? Ours beside every exported form, on the same
+texts and cores.
 
     python benchmarks/inference.py RUN [--texts 2000] [--rounds 3] [--out runs/benchmarks]
 
-The texts are docstrings that the demo holds out. In every round each form encodes all of them once, in batches of its own default
-size; of the rounds the median counts. The cosine is the lowest with ours. llama.cpp takes part where `make check-gguf` has built it.
-Prints a table; writes inference.json.
+The texts are docstrings that the demo holds out. In every round each form encodes all of them once, in batches of its
+own default size; of the rounds the median counts. The cosine is the lowest with ours. llama.cpp takes part where
+`make check-gguf` has built it. Prints a table; writes inference.json.
 """
 
 import argparse
@@ -63,7 +64,16 @@ def by_llama_cpp(folder, run, dtype):
     gguf.write(folder, run, encoder, dtype)
     context = max(512, encoder.max_tokens)
     threads = torch.get_num_threads()
-    model = Llama(str(next(folder.iterdir())), embedding=True, n_ctx=context, n_batch=context, n_ubatch=context, n_threads=threads, n_threads_batch=threads, verbose=False)
+    model = Llama(
+        str(next(folder.iterdir())),
+        embedding=True,
+        n_ctx=context,
+        n_batch=context,
+        n_ubatch=context,
+        n_threads=threads,
+        n_threads_batch=threads,
+        verbose=False,
+    )
 
     def encode(texts):
         # as tokens, cut as ours are; it packs as many texts into a batch as fit
@@ -110,7 +120,8 @@ def main():
             except ImportError as error:
                 print(f"{name}: left out ({error})")
         expected = ours.encode(texts)
-        cosine = {name: float((encode(texts) * expected).sum(1).min()) for name, (encode, _) in forms.items()}  # and they are warm
+        # and they are warm
+        cosine = {name: float((encode(texts) * expected).sum(1).min()) for name, (encode, _) in forms.items()}
         seconds = {name: [] for name in forms}
         for _ in range(options.rounds):
             for name, (encode, _) in forms.items():
@@ -118,16 +129,37 @@ def main():
                 encode(texts)
                 seconds[name].append(time.perf_counter() - started)
     rows = [
-        {"form": name, "bytes": bytes, "texts_per_second": len(texts) / statistics.median(seconds[name]), "lowest_cosine": cosine[name], "seconds": seconds[name]}
+        {
+            "form": name,
+            "bytes": bytes,
+            "texts_per_second": len(texts) / statistics.median(seconds[name]),
+            "lowest_cosine": cosine[name],
+            "seconds": seconds[name],
+        }
         for name, (_, bytes) in forms.items()
     ]
     print(f"{len(texts):,} texts, {torch.get_num_threads()} threads")
     for row in rows:
-        print(f"{row['form']:34}{row['bytes'] / 1e6:8.1f} MB{row['texts_per_second']:9,.0f} texts/s  cosine {row['lowest_cosine']:.6f}")
+        print(
+            f"{row['form']:34}{row['bytes'] / 1e6:8.1f} MB{row['texts_per_second']:9,.0f} texts/s  cosine "
+            f"{row['lowest_cosine']:.6f}"
+        )
     commit = measured.commit()
     options.out.mkdir(parents=True, exist_ok=True)
     path = options.out / "inference.json"
-    path.write_text(json.dumps({"texts": len(texts), "threads": torch.get_num_threads(), "cores": os.cpu_count(), "torch": torch.__version__, "commit": commit, "rows": rows}, indent=1))
+    path.write_text(
+        json.dumps(
+            {
+                "texts": len(texts),
+                "threads": torch.get_num_threads(),
+                "cores": os.cpu_count(),
+                "torch": torch.__version__,
+                "commit": commit,
+                "rows": rows,
+            },
+            indent=1,
+        )
+    )
     print(f"wrote {path}")
 
 

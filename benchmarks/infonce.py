@@ -1,12 +1,12 @@
-"""What do seven Matryoshka dims cost, beside one, and beside the textbook? And both ways beside one? Time and peak memory of InfoNCE, forward and
-backward.
+"""What do seven Matryoshka dims cost, beside one, and beside the textbook? And both ways beside one? Time and peak
+memory of InfoNCE, forward and backward.
 
     python benchmarks/infonce.py [--sizes 1024 2048 ...] [--width 3584] [--forms ours ...] [--out runs/benchmarks]
 
 On CUDA in bf16 (the Triton form), else in fp32 on the CPU (the chunked form). N = M = each size; one dim is the whole
-width, seven are the paper's at 3,584 and in proportion at other widths. Memory is the peak beyond the inputs. Peers: the
-textbook form, the same under torch.compile, and sentence-transformers' CachedMultipleNegativesRankingLoss, under its
-MatryoshkaLoss for seven dims, where it is installed. "GEMM" is one product of N x M x E, the measure of the rest.
+width, seven are the paper's at 3,584 and in proportion at other widths. Memory is the peak beyond the inputs. Peers:
+the textbook form, the same under torch.compile, and sentence-transformers' CachedMultipleNegativesRankingLoss, under
+its MatryoshkaLoss for seven dims, where it is installed. "GEMM" is one product of N x M x E, the measure of the rest.
 Prints a table; writes infonce.json and infonce.png. --forms: these, beside GEMM, alone.
 """
 
@@ -38,7 +38,10 @@ def both_ways(queries, documents, target, dims):
 
 def twice(queries, documents, target, dims):
     """Both ways without a form for it; right where query i's document is document i."""
-    (info_nce(queries, documents, target, T, dims=dims).loss + info_nce(documents, queries, target, T, dims=dims).loss).backward()
+    (
+        info_nce(queries, documents, target, T, dims=dims).loss
+        + info_nce(documents, queries, target, T, dims=dims).loss
+    ).backward()
 
 
 def textbook(queries, documents, target, dims):
@@ -50,7 +53,8 @@ def gemm(queries, documents, target, dims):
 
 
 def sentence_transformers():
-    """Their loss on given embeddings: `calculate_loss`, the part that follows the embedding, mini-batches of 1,024 rows."""
+    """Their loss on given embeddings: `calculate_loss`, the part that follows the embedding, mini-batches of 1,024
+    rows."""
     from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 
     class Model(torch.nn.Sequential):  # never called: the embeddings are given
@@ -68,7 +72,8 @@ def sentence_transformers():
 
 
 def forms():
-    """Name -> function(queries, documents, target, dims) that goes forward and backward; None where it is not installed."""
+    """Name -> function(queries, documents, target, dims) that goes forward and backward; None where it is not
+    installed."""
     compiled = torch.compile(info_nce_reference)
 
     def textbook_compiled(queries, documents, target, dims):
@@ -79,16 +84,27 @@ def forms():
     except ImportError as error:
         print(f"sentence-transformers is left out: {error}")
         theirs = None
-    return {"GEMM": gemm, "ours": ours, "ours, both ways": both_ways, "ours, twice": twice, "textbook": textbook, "textbook, compiled": textbook_compiled, "sentence-transformers": theirs}
+    return {
+        "GEMM": gemm,
+        "ours": ours,
+        "ours, both ways": both_ways,
+        "ours, twice": twice,
+        "textbook": textbook,
+        "textbook, compiled": textbook_compiled,
+        "sentence-transformers": theirs,
+    }
 
 
 def fits(name, N, E, dims):
-    """Whether a form that holds the matrix has the memory for it: 4 matrices of fp32 a dim, the textbook form's own count."""
+    """Whether a form that holds the matrix has the memory for it: 4 matrices of fp32 a dim, the textbook form's own
+    count."""
     if "textbook" not in name:
         return True
     if CUDA:
         return 16 * N * N * len(dims) < 0.9 * torch.cuda.mem_get_info()[0]
-    return 16 * N * N * len(dims) < 0.5 * 1024 * int(next(x for x in open("/proc/meminfo") if "MemAvailable" in x).split()[1])
+    return 16 * N * N * len(dims) < 0.5 * 1024 * int(
+        next(x for x in open("/proc/meminfo") if "MemAvailable" in x).split()[1]
+    )
 
 
 def measure(form, N, E, dims):
@@ -157,12 +173,25 @@ def main():
                 rows.append({"form": name, "dims": len(dims), "N": N, "seconds": seconds, "peak_bytes": peak})
                 products = 1 if name == "GEMM" else 4 if CUDA else 3  # that one pass over the columns needs
                 one = next(row["seconds"] for row in rows if row["N"] == N and row["form"] == "GEMM")
-                print(f"{name:24}{len(dims):5}{N:9,}{1e3 * seconds:12,.1f}{peak / 2**20:10,.0f}{products * one / seconds:14.0%}", flush=True)
+                print(
+                    f"{name:24}{len(dims):5}{N:9,}{1e3 * seconds:12,.1f}"
+                    f"{peak / 2**20:10,.0f}{products * one / seconds:14.0%}",
+                    flush=True,
+                )
         torch.compiler.reset()
     for N in options.sizes:
         cost = {(row["form"], row["dims"]): row["seconds"] for row in rows if row["N"] == N}
-        against = f"; both ways {cost['ours, both ways', 1] / cost['ours', 1]:.2f} times as long as one for 1 dim, {cost['ours, both ways', 7] / cost['ours', 7]:.2f} for 7" if ("ours, both ways", 7) in cost else ""
-        against += f", textbook / ours: {cost['textbook', 1] / cost['ours', 1]:.2f} for 1 dim" if ("textbook", 1) in cost else ""
+        against = (
+            f"; both ways {cost['ours, both ways', 1] / cost['ours', 1]:.2f} times as long as one for 1 "
+            f"dim, {cost['ours, both ways', 7] / cost['ours', 7]:.2f} for 7"
+            if ("ours, both ways", 7) in cost
+            else ""
+        )
+        against += (
+            f", textbook / ours: {cost['textbook', 1] / cost['ours', 1]:.2f} for 1 dim"
+            if ("textbook", 1) in cost
+            else ""
+        )
         against += f", {cost['textbook', 7] / cost['ours', 7]:.2f} for 7" if ("textbook", 7) in cost else ""
         print(f"N = M = {N:,}: 7 dims take {cost['ours', 7] / cost['ours', 1]:.2f} times as long as 1{against}")
     write(rows, options.width, options.out)

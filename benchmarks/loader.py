@@ -4,9 +4,9 @@
 
 Language modelling: 64 rows of 1,024 tokens. Pairs: 256 queries and documents of 16 to 48 and 64 to 256 tokens, packed.
 Ours with one and two threads, beside nanoGPT's get_batch over a memmap, a PyTorch DataLoader with two workers over the
-same memmap, and mosaicml-streaming and litdata, two workers each, where they are installed. The measure of all is memcpy:
-one thread copying a batch's bytes as ours delivers them (token, position, target, mask: 13 bytes a token; pairs: 8).
-Everything is measured in turn, `rounds` times; a ratio is the median over the rounds.
+same memmap, and mosaicml-streaming and litdata, two workers each, where they are installed. The measure of all is
+memcpy: one thread copying a batch's bytes as ours delivers them (token, position, target, mask: 13 bytes a token;
+pairs: 8). Everything is measured in turn, `rounds` times; a ratio is the median over the rounds.
 
 Also: the time to open 10,000 shards and draw from them; the memory of a small data set beside that of one of
 `--gigabytes`; and, with --run, what share of a training run's time was spent waiting for data (its metrics.jsonl).
@@ -48,7 +48,10 @@ def write_texts(folder, tokens, rng):
     """Texts of 600 tokens at the median, in shards and, end to end, in train.bin; -> the number of tokens."""
     folder.mkdir(parents=True)
     written = 0
-    with ShardWriter(folder / "shards", kind="text", tokenizer_hash="00" * 32, vocab_size=VOCAB) as writer, open(folder / "train.bin", "wb") as plain:
+    with (
+        ShardWriter(folder / "shards", kind="text", tokenizer_hash="00" * 32, vocab_size=VOCAB) as writer,
+        open(folder / "train.bin", "wb") as plain,
+    ):
         while written < tokens:
             text = rng.integers(0, VOCAB, int(np.clip(rng.lognormal(6.4, 1.0), 16, 20_000)), dtype=np.uint16)
             writer.add([text])
@@ -58,10 +61,14 @@ def write_texts(folder, tokens, rng):
 
 
 def write_pairs(folder, records, rng):
-    """Queries and documents in shards and, end to end, in pairs.bin with pairs.npy: int64 [2 * records + 1], where each begins."""
+    """Queries and documents in shards and, end to end, in pairs.bin with pairs.npy: int64 [2 * records + 1], where each
+    begins."""
     folder.mkdir(parents=True)
     lengths = np.stack((rng.integers(16, 49, records), rng.integers(64, 257, records)), axis=1)
-    with ShardWriter(folder / "shards", kind="pairs", tokenizer_hash="00" * 32, vocab_size=VOCAB) as writer, open(folder / "pairs.bin", "wb") as plain:
+    with (
+        ShardWriter(folder / "shards", kind="pairs", tokenizer_hash="00" * 32, vocab_size=VOCAB) as writer,
+        open(folder / "pairs.bin", "wb") as plain,
+    ):
         for pair in lengths:
             fields = [rng.integers(0, VOCAB, length, dtype=np.uint16) for length in pair]
             writer.add(fields)
@@ -80,7 +87,8 @@ def ours(folder, threads, **options):
 
 
 def memcpy(bytes_a_token, tokens):
-    source, targets = np.ones(bytes_a_token * tokens, np.uint8), [np.ones(bytes_a_token * tokens, np.uint8) for _ in range(4)]
+    source = np.ones(bytes_a_token * tokens, np.uint8)
+    targets = [np.ones(bytes_a_token * tokens, np.uint8) for _ in range(4)]
     while True:
         for target in targets:
             np.copyto(target, source)
@@ -111,7 +119,8 @@ class Blocks(Dataset):
 
 class Pairs(Dataset):
     def __init__(self, folder):
-        self.data, self.starts = np.memmap(folder / "pairs.bin", dtype=np.uint16, mode="r"), np.load(folder / "pairs.npy")
+        self.data = np.memmap(folder / "pairs.bin", dtype=np.uint16, mode="r")
+        self.starts = np.load(folder / "pairs.npy")
 
     def __len__(self):
         return len(self.starts) // 2
@@ -145,7 +154,17 @@ def in_process_pairs(folder):
 
 
 def dataloader(dataset, batch, collate=None):
-    return forever(DataLoader(dataset, batch_size=batch, shuffle=True, num_workers=2, collate_fn=collate, persistent_workers=True, drop_last=True))
+    return forever(
+        DataLoader(
+            dataset,
+            batch_size=batch,
+            shuffle=True,
+            num_workers=2,
+            collate_fn=collate,
+            persistent_workers=True,
+            drop_last=True,
+        )
+    )
 
 
 def write_mds(dataset, columns, folder):
@@ -161,7 +180,11 @@ def mosaic(folder, batch, collate):
 
     streaming.base.util.clean_stale_shared_memory()
     dataset = streaming.StreamingDataset(local=str(folder), shuffle=True, batch_size=batch)
-    return forever(DataLoader(dataset, batch_size=batch, num_workers=2, collate_fn=collate, persistent_workers=True, drop_last=True))
+    return forever(
+        DataLoader(
+            dataset, batch_size=batch, num_workers=2, collate_fn=collate, persistent_workers=True, drop_last=True
+        )
+    )
 
 
 def write_lit(dataset, folder):
@@ -177,7 +200,15 @@ def write_lit(dataset, folder):
 def lit(folder, batch, collate):
     from litdata import StreamingDataLoader, StreamingDataset
 
-    return forever(StreamingDataLoader(StreamingDataset(str(folder), shuffle=True), batch_size=batch, num_workers=2, collate_fn=collate, drop_last=True))
+    return forever(
+        StreamingDataLoader(
+            StreamingDataset(str(folder), shuffle=True),
+            batch_size=batch,
+            num_workers=2,
+            collate_fn=collate,
+            drop_last=True,
+        )
+    )
 
 
 def as_dicts(blocks):
@@ -204,8 +235,14 @@ def forms(folder):
             "DataLoader, 2 workers": dataloader(Pairs(pairs), PAIRS, pack),
         },
     }
-    columns = {"rows": {"tokens": f"ndarray:uint16:{BLOCK + 1}"}, "pairs": {"query": "ndarray:uint16", "document": "ndarray:uint16"}}
-    for case, items, batch, collate in (("rows", lambda: as_dicts(Blocks(texts)), ROWS, blocks_to_int64), ("pairs", lambda: map(Pairs(pairs).__getitem__, range(len(Pairs(pairs)))), PAIRS, pack)):
+    columns = {
+        "rows": {"tokens": f"ndarray:uint16:{BLOCK + 1}"},
+        "pairs": {"query": "ndarray:uint16", "document": "ndarray:uint16"},
+    }
+    for case, items, batch, collate in (
+        ("rows", lambda: as_dicts(Blocks(texts)), ROWS, blocks_to_int64),
+        ("pairs", lambda: map(Pairs(pairs).__getitem__, range(len(Pairs(pairs)))), PAIRS, pack),
+    ):
         try:
             write_mds(items(), columns[case], folder / f"mds-{case}")
             cases[case]["mosaicml-streaming, 2 workers"] = mosaic(folder / f"mds-{case}", batch, collate)
@@ -242,7 +279,9 @@ def measure(forms, seconds, rounds):
             "tokens_per_s": statistics.median(tokens for tokens, _ in rates),
             "batches_per_s": statistics.median(batches for _, batches in rates),
             "of_memcpy": statistics.median(tokens / limit for (tokens, _), (limit, _) in zip(rates, found["memcpy"])),
-            "ours_1_thread_is_times": statistics.median(first / tokens for (tokens, _), (first, _) in zip(rates, found["ours, 1 thread"])),
+            "ours_1_thread_is_times": statistics.median(
+                first / tokens for (tokens, _), (first, _) in zip(rates, found["ours, 1 thread"])
+            ),
         }
         for name, rates in found.items()
     }
@@ -258,7 +297,9 @@ def ten_thousand_shards(folder):
         start = time.perf_counter()
         shards = Shards(folder)
         opened.append(time.perf_counter() - start)
-        stream = Loader({"a": shards}, {"a": 1.0}, kind="pairs", shape="records", batch=PAIRS, seed=0, group=Alone(), threads=2)
+        stream = Loader(
+            {"a": shards}, {"a": 1.0}, kind="pairs", shape="records", batch=PAIRS, seed=0, group=Alone(), threads=2
+        )
         stream.next()
         drawn.append(time.perf_counter() - start)
         stream.close()
@@ -269,7 +310,8 @@ MEMORY = """
 import sys
 from loader import Alone, BLOCK, ROWS, Loader, Path, Shards
 shards = Shards(Path(sys.argv[1]))
-stream = Loader({"a": shards}, {"a": 1.0}, kind="text", shape="rows", batch=ROWS, max_tokens=BLOCK, seed=0, group=Alone(), threads=2)
+stream = Loader({"a": shards}, {"a": 1.0}, kind="text", shape="rows", batch=ROWS, max_tokens=BLOCK,
+                seed=0, group=Alone(), threads=2)
 for _ in range(2000):
     stream.next()
 stream.close()
@@ -279,9 +321,19 @@ print(shards.tokens, *(int(status[key].split()[0]) * 1024 for key in ("RssAnon",
 
 
 def memory(folder):
-    """Bytes after 2,000 batches in a process of its own: its own memory, and the pages of the files that it has mapped."""
+    """Bytes after 2,000 batches in a process of its own: its own memory, and the pages of the files that it has
+    mapped."""
     command = [sys.executable, "-c", MEMORY, str(folder / "shards")]
-    tokens, own, mapped = map(int, subprocess.run(command, env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)}, check=True, capture_output=True, text=True).stdout.split())
+    tokens, own, mapped = map(
+        int,
+        subprocess.run(
+            command,
+            env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout.split(),
+    )
     return {"tokens": tokens, "own_bytes": own, "mapped_bytes": mapped}
 
 
@@ -289,7 +341,10 @@ def waiting(run):
     """stage -> share of its time that the training loop waited for data."""
     rows = [json.loads(line) for line in Path(run, "metrics.jsonl").read_text().splitlines()]
     stages = dict.fromkeys(row["stage"] for row in rows)
-    return {s: sum(r["waited"] for r in rows if r["stage"] == s) / sum(r["seconds"] for r in rows if r["stage"] == s) for s in stages}
+    return {
+        s: sum(r["waited"] for r in rows if r["stage"] == s) / sum(r["seconds"] for r in rows if r["stage"] == s)
+        for s in stages
+    }
 
 
 def main():
@@ -298,11 +353,18 @@ def main():
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--run", help="a training run's folder")
-    parser.add_argument("--gigabytes", type=float, default=0.0, help="also measure memory on so many of synthetic tokens")
+    parser.add_argument(
+        "--gigabytes", type=float, default=0.0, help="also measure memory on so many of synthetic tokens"
+    )
     parser.add_argument("--out", default="runs/benchmarks")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
-    result = {"commit": measured.commit(), "machine": measured.processor(), "cores": os.cpu_count(), "versions": measured.versions("torch", "mosaicml-streaming", "litdata")}
+    result = {
+        "commit": measured.commit(),
+        "machine": measured.processor(),
+        "cores": os.cpu_count(),
+        "versions": measured.versions("torch", "mosaicml-streaming", "litdata"),
+    }
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out))
@@ -313,7 +375,11 @@ def main():
             result[case] = measure(batches, arguments.seconds, arguments.rounds)
             print(f"\n{case:32}{'Mtokens/s':>10}{'batches/s':>11}{'of memcpy':>11}{'ours, 1 thread, is':>20}")
             for name, row in result[case].items():
-                print(f"{name:32}{row['tokens_per_s'] / 1e6:10.1f}{row['batches_per_s']:11.1f}{row['of_memcpy']:10.1%}{row['ours_1_thread_is_times']:18.1f} x")
+                print(
+                    f"{name:32}{row['tokens_per_s'] / 1e6:10.1f}{row['batches_per_s']:11.1f}"
+                    f"{row['of_memcpy']:10.1%}{row['ours_1_thread_is_times']:18.1f} "
+                    "x"
+                )
         result["10,000 shards"] = ten_thousand_shards(folder / "many")
         print(f"\n10,000 shards: {result['10,000 shards']}")
         result["memory"] = [memory(folder / "texts")]
@@ -321,10 +387,16 @@ def main():
             write_texts(folder / "large", int(arguments.gigabytes * 1e9 / 2), rng)
             result["memory"].append(memory(folder / "large"))
         for row in result["memory"]:
-            print(f"{row['tokens'] * 2 / 1e9:.2f} GB of tokens: {row['own_bytes'] / 2**20:.0f} MiB of its own, {row['mapped_bytes'] / 2**20:.0f} MiB of mapped files")
+            print(
+                f"{row['tokens'] * 2 / 1e9:.2f} GB of tokens: {row['own_bytes'] / 2**20:.0f} MiB of its own, "
+                f"{row['mapped_bytes'] / 2**20:.0f} MiB of mapped files"
+            )
         if arguments.run:
             result["waiting"] = waiting(arguments.run)
-            print("waiting for data, share of the step: " + ", ".join(f"{stage} {share:.2%}" for stage, share in result["waiting"].items()))
+            print(
+                "waiting for data, share of the step: "
+                + ", ".join(f"{stage} {share:.2%}" for stage, share in result["waiting"].items())
+            )
         (out / "loader.json").write_text(json.dumps(result, indent=1))
     finally:
         shutil.rmtree(folder)

@@ -16,7 +16,9 @@ def commit():
     """Of the code, "-dirty" where it is not as committed; outside a repository what CONAN_COMMIT says."""
     if "CONAN_COMMIT" in os.environ:
         return os.environ["CONAN_COMMIT"]
-    return subprocess.run(["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip()
+    return subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
+    ).stdout.strip()
 
 
 def processor():
@@ -42,8 +44,9 @@ def versions(*packages):
 
 
 class Rows:
-    """A results file of one JSON object, `rows` among its keys, written anew after each row: what was measured is kept whatever comes.
-    Started again with the same `about` (commit, machine, settings), it goes on behind the rows that are there."""
+    """A results file of one JSON object, `rows` among its keys, written anew after each row: what was measured is kept
+    whatever comes. Started again with the same `about` (commit, machine, settings), it goes on behind the rows that are
+    there."""
 
     def __init__(self, path, about):
         self.path, self.report = Path(path), {**about, "rows": []}

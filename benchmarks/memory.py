@@ -1,11 +1,12 @@
 """How long a text fits? Peak memory of a rank, and time, of a training step on one text of T tokens, by length.
 
-    torchrun --nproc_per_node=2 benchmarks/memory.py [--tensor_parallel 2] [--lengths 4096 8192 16384 32768] [--config configs/demo.toml]
-                                                     [--layers 8] [--alpha 0] [--out runs/benchmarks]
+    torchrun --nproc_per_node=2 benchmarks/memory.py [--tensor_parallel 2] [--lengths 4096 8192 16384 32768]
+        [--config configs/demo.toml] [--layers 8] [--alpha 0] [--out runs/benchmarks]
 
-The model is the config's, with so many layers; the step is the next token's loss at alpha 0, else an embedding's length, forward and
-backward, with and without recompute = "block". Memory is the peak beyond what the rank holds before the step (weights, gradients,
-optimiser), of the rank that needs most. Prints a table; writes memory-<tensor ranks>.json.
+The model is the config's, with so many layers; the step is the next token's loss at alpha 0, else an embedding's
+length, forward and backward, with and without recompute = "block". Memory is the peak beyond what the rank holds before
+the step (weights, gradients, optimiser), of the rank that needs most. Prints a table; writes memory-<tensor
+ranks>.json.
 """
 
 import argparse
@@ -67,7 +68,9 @@ def main():
     optimizer = ShardedAdamW(model, mesh, 1e-4, 0.0, torch.bfloat16 if bfloat16 else torch.float32)
     rows = []
     for T in options.lengths:
-        tokens = torch.randint(vocab, (T,), dtype=torch.int32, generator=torch.Generator().manual_seed(1)).to(mesh.device)
+        tokens = torch.randint(vocab, (T,), dtype=torch.int32, generator=torch.Generator().manual_seed(1)).to(
+            mesh.device
+        )
         cu_seqlens = torch.tensor([0, T], dtype=torch.int32, device=mesh.device)
 
         def run():
@@ -81,12 +84,24 @@ def main():
             optimizer.zero_gradients()
             rows.append({"T": T, "recompute": model.recompute, "peak_bytes": used, "seconds": seconds})
             if mesh.rank == 0:
-                print(f"T = {T:6,}  {mesh.tensor.world} tensor ranks  recompute {model.recompute:6}{used / 2**30:8.2f} GiB{seconds:9.1f} s", flush=True)
+                print(
+                    f"T = {T:6,}  {mesh.tensor.world} tensor ranks  recompute "
+                    f"{model.recompute:6}{used / 2**30:8.2f} GiB{seconds:9.1f} s",
+                    flush=True,
+                )
     if mesh.rank == 0:
         commit = measured.commit()
         options.out.mkdir(parents=True, exist_ok=True)
         path = options.out / f"memory-{mesh.tensor.world}.json"
-        about = {"device": mesh.device.type, "torch": torch.__version__, "commit": commit, "tensor_ranks": mesh.tensor.world, "layers": options.layers, "width": config.model.width, "alpha": options.alpha}
+        about = {
+            "device": mesh.device.type,
+            "torch": torch.__version__,
+            "commit": commit,
+            "tensor_ranks": mesh.tensor.world,
+            "layers": options.layers,
+            "width": config.model.width,
+            "alpha": options.alpha,
+        }
         path.write_text(json.dumps({**about, "rows": rows}, indent=1))
         print(f"wrote {path}")
     mesh.close()

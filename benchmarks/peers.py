@@ -1,11 +1,13 @@
-"""What do models that others have trained score on the held-out tasks? Of sentence-transformers, or a language model as it came.
+"""What do models that others have trained score on the held-out tasks? Of sentence-transformers, or a language model as
+it came.
 
     python benchmarks/peers.py [NAME=]MODEL ... [--tasks FILE] [--device cpu] [--out runs/benchmarks]
 
-MODEL is a folder of sentence-transformers; or a language model that `--init_from` takes (a transformers folder, a .gguf file), whose last
-hidden states are averaged over a text's tokens, once causal and once bidirectional. Texts are cut to 512 tokens, or to what the model says. Prints
-the scores and writes peers.json, a row a model; the same command again goes on behind the rows that are there. --tasks: a file of
-gpu/pack.py, where the packages with the texts are not installed.
+MODEL is a folder of sentence-transformers; or a language model that `--init_from` takes (a transformers folder, a .gguf
+file), whose last hidden states are averaged over a text's tokens, once causal and once bidirectional. Texts are cut to
+512 tokens, or to what the model says. Prints the scores and writes peers.json, a row a model; the same command again
+goes on behind the rows that are there. --tasks: a file of gpu/pack.py, where the packages with the texts are not
+installed.
 """
 
 import argparse
@@ -48,7 +50,10 @@ def of_language_model(name, path, device):
     checkpoint.start_from(config.init_from, model, tokenizer)
     model.lm_head = None
     about, most = sum(p.numel() for p in model.parameters()), min(MOST, config.model.context)
-    return {f"{name}, {mask}": (Encoder(model, tokenizer, most, [], alpha).encode, about, most) for mask, alpha in (("causal", 0.0), ("bidirectional", 1.0))}
+    return {
+        f"{name}, {mask}": (Encoder(model, tokenizer, most, [], alpha).encode, about, most)
+        for mask, alpha in (("causal", 0.0), ("bidirectional", 1.0))
+    }
 
 
 def main():
@@ -59,7 +64,9 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     given = tasks.load(arguments.tasks)
-    rows = measured.Rows(arguments.out / "peers.json", {"commit": measured.commit(), "machine": measured.machine(arguments.device)})
+    rows = measured.Rows(
+        arguments.out / "peers.json", {"commit": measured.commit(), "machine": measured.machine(arguments.device)}
+    )
     for text in arguments.models:
         name, _, path = text.rpartition("=")
         path = Path(path)
@@ -69,7 +76,15 @@ def main():
                 continue
             began = time.perf_counter()
             scores = tasks.measure(tasks.Embedded(encode, given), given, ())
-            rows.add({"model": model, "parameters": parameters, "tokens": most, "seconds": time.perf_counter() - began, **scores})
+            rows.add(
+                {
+                    "model": model,
+                    "parameters": parameters,
+                    "tokens": most,
+                    "seconds": time.perf_counter() - began,
+                    **scores,
+                }
+            )
             print(name, *(f"  {NAMES[key]:28}{rows.find(model=model)[key]:.3f}" for key in given), sep="\n", flush=True)
 
 

@@ -1,12 +1,15 @@
 """How fast does text become token shards, beside the tokenizer alone and beside Hugging Face datasets.map + tokenizers?
 
-    python benchmarks/prepare.py [--source docstrings] [--megabytes 60] [--workers 1 2] [--rounds 3] [--out runs/benchmarks]
+    python benchmarks/prepare.py [--source docstrings] [--megabytes 60] [--workers 1 2] [--rounds 3]
+        [--out runs/benchmarks]
 
-The text: what the packages installed here bring, "docstrings" (900 characters each) or "catalogues" (110), as four files of JSON Lines. Ours, as `python -m
-conan_engine.prepare` does it: read, checked, encoded, written, synced. The tokenizer alone: sentencepiece's `encode` with one thread on lists of
-the same texts in memory, the texts shared out to as many processes that are started and filled before the clock runs; its ids are dropped. Hugging
-Face: load_dataset("json"), then map in batches of 1,000 with num_proc processes and the same vocabulary in the `tokenizers` library. Start
-of the processes counts for ours and for Hugging Face. Everything is measured in turn, `rounds` times; a ratio is the median over the rounds.
+The text: what the packages installed here bring, "docstrings" (900 characters each) or "catalogues" (110), as four
+files of JSON Lines. Ours, as `python -m conan_engine.prepare` does it: read, checked, encoded, written, synced. The
+tokenizer alone: sentencepiece's `encode` with one thread on lists of the same texts in memory, the texts shared out to
+as many processes that are started and filled before the clock runs; its ids are dropped. Hugging Face:
+load_dataset("json"), then map in batches of 1,000 with num_proc processes and the same vocabulary in the `tokenizers`
+library. Start of the processes counts for ours and for Hugging Face. Everything is measured in turn, `rounds` times; a
+ratio is the median over the rounds.
 """
 
 import argparse
@@ -60,13 +63,21 @@ def _encode(model, texts, ready, go, done):
     tokenizer = Tokenizer.load(model)
     ready.put(True)
     go.wait()
-    done.put(sum(len(ids) for i in range(0, len(texts), 1000) for ids in tokenizer.processor.encode(texts[i : i + 1000], num_threads=1)))
+    done.put(
+        sum(
+            len(ids)
+            for i in range(0, len(texts), 1000)
+            for ids in tokenizer.processor.encode(texts[i : i + 1000], num_threads=1)
+        )
+    )
 
 
 def alone(folder, model, texts, workers):
     context = multiprocessing.get_context("spawn")
     ready, go, done = context.Queue(), context.Event(), context.Queue()
-    processes = [context.Process(target=_encode, args=(model, texts[i::workers], ready, go, done)) for i in range(workers)]
+    processes = [
+        context.Process(target=_encode, args=(model, texts[i::workers], ready, go, done)) for i in range(workers)
+    ]
     for process in processes:
         process.start()
     for _ in processes:
@@ -91,7 +102,8 @@ def encode(batch):
 
 began = time.perf_counter()
 texts = load_dataset("json", data_files=sys.argv[1] + "/texts/*.jsonl", split="train", cache_dir=sys.argv[3])
-found = texts.map(encode, batched=True, num_proc=int(sys.argv[4]) if int(sys.argv[4]) > 1 else None, remove_columns=["text"])
+workers = int(sys.argv[4])
+found = texts.map(encode, batched=True, num_proc=workers if workers > 1 else None, remove_columns=["text"])
 seconds = time.perf_counter() - began
 print(seconds, sum(len(ids) for ids in found["ids"]))
 """
@@ -99,9 +111,17 @@ print(seconds, sum(len(ids) for ids in found["ids"]))
 
 def hugging_face(folder, workers):
     with tempfile.TemporaryDirectory(dir=folder.parent) as cache:
-        environment = {**os.environ, "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1", "HF_HOME": cache}
+        environment = {
+            **os.environ,
+            "TOKENIZERS_PARALLELISM": "false",
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+            "HF_HOME": cache,
+        }
         command = [sys.executable, "-c", HUGGING_FACE, folder, folder / "tokenizer.json", cache, str(workers)]
-        seconds, tokens = subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split()
+        seconds, tokens = subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True
+        ).stdout.split()
         return float(seconds), int(tokens)
 
 
@@ -113,14 +133,23 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
-    result = {"commit": measured.commit(), "source": arguments.source, "machine": measured.processor(), "cores": os.cpu_count(), "versions": measured.versions("sentencepiece", "datasets", "tokenizers")}
+    result = {
+        "commit": measured.commit(),
+        "source": arguments.source,
+        "machine": measured.processor(),
+        "cores": os.cpu_count(),
+        "versions": measured.versions("sentencepiece", "datasets", "tokenizers"),
+    }
     arguments.out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=arguments.out)).resolve()
     try:
         texts = write_texts(folder / "texts", arguments.source, arguments.megabytes * 1e6)
         settings = TokenizerSettings(vocab_size=16_384, train_bytes=8_000_000)
         tokenizer = build.make_tokenizer(settings, [(str(folder / "texts"), "pretrain", None)], folder)
-        forms = {"ours": lambda n: ours(folder, tokenizer, n), "sentencepiece alone": lambda n: alone(folder, folder / Tokenizer.FILE, texts, n)}
+        forms = {
+            "ours": lambda n: ours(folder, tokenizer, n),
+            "sentencepiece alone": lambda n: alone(folder, folder / Tokenizer.FILE, texts, n),
+        }
         if result["versions"]["datasets"] and result["versions"]["tokenizers"]:
             from conan_engine.export.fast_tokenizer import convert
 
@@ -138,12 +167,19 @@ def main():
         print(f"{'':28}{'processes':>10}{'Mtokens/s':>11}{'MB/s':>7}{'ours is':>10}{'of one process':>16}")
         for (name, workers), took in seconds.items():
             row = {
-                "form": name, "workers": workers, "seconds": took, "tokens_per_s": result["tokens"] / statistics.median(took),
+                "form": name,
+                "workers": workers,
+                "seconds": took,
+                "tokens_per_s": result["tokens"] / statistics.median(took),
                 "ours_is_times": statistics.median(b / a for a, b in zip(seconds["ours", workers], took)),
                 "of_one_process": statistics.median(b / a for a, b in zip(took, seconds[name, arguments.workers[0]])),
-            }  # fmt: skip
+            }
             result.setdefault("rows", []).append(row)
-            print(f"{name:28}{workers:10}{row['tokens_per_s'] / 1e6:11.2f}{megabytes / statistics.median(took):7.1f}{row['ours_is_times']:8.2f} x{row['of_one_process']:14.2f} x")
+            print(
+                f"{name:28}{workers:10}{row['tokens_per_s'] / 1e6:11.2f}{megabytes / statistics.median(took):7.1f}"
+                f"{row['ours_is_times']:8.2f} "
+                f"x{row['of_one_process']:14.2f} x"
+            )
         (arguments.out / "prepare.json").write_text(json.dumps(result, indent=1))
     finally:
         shutil.rmtree(folder)

@@ -1,14 +1,16 @@
 """Does each of the paper's ideas help? Train with and without it, on several seeds, and compare seed by seed.
 
-    python benchmarks/recipe.py [--config configs/recipe.toml] [--seeds 5] [--hours H] [--arm ARM ...] [--teacher FOLDER] [--tasks FILE]
-        [--out FILE.json]
+    python benchmarks/recipe.py [--config configs/recipe.toml] [--seeds 5] [--hours H] [--arm ARM ...]
+        [--teacher FOLDER] [--tasks FILE] [--out FILE.json]
 
-An arm is the config with some settings changed. The arms of a seed share what they have in common: language modelling, and the weak stage where
-only the supervised one differs. configs/recipe.toml starts from nothing, for CPUs; configs/recipe-smollm.toml from a real language model, for a
-GPU. Each arm's row goes to --out (benchmarks/results/, named as the config) as it comes; after --hours no new arm begins, and the same command
-goes on behind the rows that are there. --teacher: a sentence-transformers model, of whose arms there are three more, with as many texts' vectors
-as pairs a step, and its scores of docstrings alone. --tasks: a file of gpu/pack.py, where the packages with the texts are not installed; --seeds 0: write the
-files of pairs that the config names, and train nothing. Ends with what the rows say so far: a .md and a .png beside --out.
+An arm is the config with some settings changed. The arms of a seed share what they have in common: language modelling,
+and the weak stage where only the supervised one differs. configs/recipe.toml starts from nothing, for CPUs;
+configs/recipe-smollm.toml from a real language model, for a GPU. Each arm's row goes to --out (benchmarks/results/,
+named as the config) as it comes; after --hours no new arm begins, and the same command goes on behind the rows that are
+there. --teacher: a sentence-transformers model, of whose arms there are three more, with as many texts' vectors as
+pairs a step, and its scores of docstrings alone. --tasks: a file of gpu/pack.py, where the packages with the texts are
+not installed; --seeds 0: write the files of pairs that the config names, and train nothing. Ends with what the rows say
+so far: a .md and a .png beside --out.
 """
 
 import argparse
@@ -44,7 +46,17 @@ FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, Fal
 # What is trained first, on all seeds, most telling first; the arms that are in none come last.
 ROUNDS = [
     [recipe_report.ALL, "CLR + DHNM", "LLM2Vec", "causal"],
-    ["SM + CLR", "no hard negatives", "random negatives", "quantiles", "alternating", "no STS", "light STS", "translations", "light translations"],
+    [
+        "SM + CLR",
+        "no hard negatives",
+        "random negatives",
+        "quantiles",
+        "alternating",
+        "no STS",
+        "light STS",
+        "translations",
+        "light translations",
+    ],
     ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM", "margin", "symmetric", "symmetric, same side", "same side"],
     ["row", "uniform", "accelerating", "decelerating"],
 ]
@@ -55,12 +67,19 @@ def arms(config, teacher=None):
     """{arm: the settings that it changes}, by rounds."""
     no_cross_lingual = [
         f"--{table}.{source}=0"
-        for table, sources in (("weak.data", config.weak.data), ("supervised.data", config.supervised.data), ("supervised.sts", config.supervised.sts))
+        for table, sources in (
+            ("weak.data", config.weak.data),
+            ("supervised.data", config.supervised.data),
+            ("supervised.sts", config.supervised.sts),
+        )
         for source in sources
         if "catalogues" in source
     ]
     whole = config.weak.dims[-1]
-    found = {arm: [change for idea, has in zip((OPEN, no_cross_lingual, NO_DHNM), on) if not has for change in idea] for arm, on in FACTORS.items()} | {
+    found = {
+        arm: [change for idea, has in zip((OPEN, no_cross_lingual, NO_DHNM), on) if not has for change in idea]
+        for arm, on in FACTORS.items()
+    } | {
         "accelerating": ["--weak.alpha=accelerating"],
         "decelerating": ["--weak.alpha=decelerating"],
         "causal": ["--weak.alpha=closed"],
@@ -71,7 +90,9 @@ def arms(config, teacher=None):
         "random negatives": ["--negatives.index=random", *NO_DHNM],
         "symmetric": ["--weak.symmetric=true", "--supervised.symmetric=true"],
         "same side": ["--weak.same_side=true", "--supervised.same_side=true"],
-        "symmetric, same side": [f"--{stage}.{key}=true" for stage in ("weak", "supervised") for key in ("symmetric", "same_side")],
+        "symmetric, same side": [
+            f"--{stage}.{key}=true" for stage in ("weak", "supervised") for key in ("symmetric", "same_side")
+        ],
         "margin": ["--weak.margin=0.1", "--supervised.margin=0.1"],
         "quantiles": ["--negatives.bounds=quantile", "--negatives.low=0.1"],
     }
@@ -80,10 +101,26 @@ def arms(config, teacher=None):
         found |= {"alternating": ["--supervised.balance=alternating"], "no STS": ["--supervised.sts={}"]}
         found |= {"light STS": [light], "translations": [translations], "light translations": [translations, light]}
     if teacher:
-        scores = [f"--supervised.teacher=sentence-transformers:{teacher}", f"--supervised.distil_temperature={config.supervised.temperature}"]
-        scores += [f"--supervised.data.{source}={{ weight = {about.weight}, distil = false }}" for source, about in config.supervised.data.items() if not english(source)]
-        vectors = ["--weak.distil=cosine", f"--weak.distil_teacher=sentence-transformers:{teacher}", "--weak.texts={ docstrings = 1 }", f"--weak.texts_batch={config.weak.batch}"]
-        found |= {"KL": ["--supervised.distil=kl", *scores], "margin MSE": ["--supervised.distil=margin_mse", "--supervised.distil_weight=20", *scores], "vectors": vectors}
+        scores = [
+            f"--supervised.teacher=sentence-transformers:{teacher}",
+            f"--supervised.distil_temperature={config.supervised.temperature}",
+        ]
+        scores += [
+            f"--supervised.data.{source}={{ weight = {about.weight}, distil = false }}"
+            for source, about in config.supervised.data.items()
+            if not english(source)
+        ]
+        vectors = [
+            "--weak.distil=cosine",
+            f"--weak.distil_teacher=sentence-transformers:{teacher}",
+            "--weak.texts={ docstrings = 1 }",
+            f"--weak.texts_batch={config.weak.batch}",
+        ]
+        found |= {
+            "KL": ["--supervised.distil=kl", *scores],
+            "margin MSE": ["--supervised.distil=margin_mse", "--supervised.distil_weight=20", *scores],
+            "vectors": vectors,
+        }
     if config.init_from:
         found |= {"LLM2Vec": ["--pretrain.masked=0.2", *OPEN], "LoRA": LORA, "LoRA, open": [*LORA, *OPEN]}
     else:
@@ -115,7 +152,10 @@ def legs(changes, config, work, seed):
     if any(change.startswith("--lora.") for change in rest):  # the same adapters in both stages
         split = [(["weak", "supervised"], rest)]
     else:
-        split = [([stage], [change for change in rest if change[2:].partition(".")[0] in keys]) for stage, keys in STAGES.items()]
+        split = [
+            ([stage], [change for change in rest if change[2:].partition(".")[0] in keys])
+            for stage, keys in STAGES.items()
+        ]
     if not config.init_from:
         split.insert(0, (["pretrain", "sft"], first))
     elif first:
@@ -138,7 +178,10 @@ def train(path, leg, work, seed):
     try:
         training.run(path, leg.folder, stages, *start, f"--seed={seed}", *leg.changes, share=work, log=log)
     except BaseException:
-        print(f"{leg.folder}: the training ended early; {log}:\n" + log.read_text(encoding="utf-8").replace("\r", "\n")[-2000:])
+        print(
+            f"{leg.folder}: the training ended early; {log}:\n"
+            + log.read_text(encoding="utf-8").replace("\r", "\n")[-2000:]
+        )
         raise
     (leg.folder / "done").touch()
 
@@ -160,7 +203,9 @@ def scores(run, given, dims):
     encoder = Encoder.load(run)
     found = tasks.measure(tasks.Embedded(encoder.encode, given), given, dims)
     for prefix in ("", *(f"dims.{dim}." for dim in dims)):
-        found[f"{prefix}cross_lingual.recall@20"] = sum(found[f"{prefix}cross_lingual.{language}.recall@20"] for language in tasks.LANGUAGES) / len(tasks.LANGUAGES)
+        found[f"{prefix}cross_lingual.recall@20"] = sum(
+            found[f"{prefix}cross_lingual.{language}.recall@20"] for language in tasks.LANGUAGES
+        ) / len(tasks.LANGUAGES)
     metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     found["replaced"] = metrics[-1].get("replaced", 0)
     return {key: round(value, 6) for key, value in found.items()}
@@ -176,7 +221,8 @@ def main():
     parser.add_argument("--tasks", metavar="FILE")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    path, out = arguments.config.resolve(), (arguments.out or ROOT / f"benchmarks/results/{arguments.config.stem}.json").resolve()
+    path = arguments.config.resolve()
+    out = (arguments.out or ROOT / f"benchmarks/results/{arguments.config.stem}.json").resolve()
     teacher = arguments.teacher and arguments.teacher.resolve()
     given, began = arguments.tasks and tasks.load(Path(arguments.tasks).resolve()), time.monotonic()
     os.chdir(ROOT)
@@ -187,7 +233,12 @@ def main():
             raise errors.UserError(f"--arm: {arm!r} is none of {', '.join(changes)}")
     rows = json.loads(out.read_text())["rows"] if out.exists() else []
     done = {(row["arm"], row["seed"]) for row in rows}
-    todo = [(arm, seed) for arm in arguments.arm or changes for seed in range(1, arguments.seeds + 1) if (arm, seed) not in done]
+    todo = [
+        (arm, seed)
+        for arm in arguments.arm or changes
+        for seed in range(1, arguments.seeds + 1)
+        if (arm, seed) not in done
+    ]
     todo.sort(key=lambda one: (round_of(one[0]), one[1]))  # stable: of a round, seed by seed
     commit, device = measured.commit(), "cuda" if torch.cuda.is_available() and config.device != "cpu" else "cpu"
     (work / "data").mkdir(parents=True, exist_ok=True)
@@ -201,10 +252,19 @@ def main():
                 seconds += checkpoint.newest(leg.folder)[1]["seconds"]
         given = given or tasks.load()
         factors = dict(zip(("soft_mask", "cross_lingual", "dhnm"), FACTORS.get(arm, ())))
-        about = {"changes": changes[arm], "seconds": round(seconds, 1), "commit": commit, "machine": measured.machine(device)}
+        about = {
+            "changes": changes[arm],
+            "seconds": round(seconds, 1),
+            "commit": commit,
+            "machine": measured.machine(device),
+        }
         rows.append({"arm": arm, **factors, "seed": seed, **scores(way[-1].folder, given, config.weak.dims), **about})
         recipe_report.write(rows, out)
-        print(f"{arm}, seed {seed}: docs {rows[-1]['docs.ndcg@10']:.4f}, cross-lingual {rows[-1]['cross_lingual.recall@20']:.4f}, {seconds:.0f} s", flush=True)
+        print(
+            f"{arm}, seed {seed}: docs {rows[-1]['docs.ndcg@10']:.4f}, cross-lingual "
+            f"{rows[-1]['cross_lingual.recall@20']:.4f}, {seconds:.0f} s",
+            flush=True,
+        )
         wanted = {leg.folder for other, its in todo for leg in legs(changes[other], config, work, its)}
         for leg in way:
             if leg.folder not in wanted:

@@ -1,4 +1,5 @@
-"""What the rows of benchmarks/recipe.py say: differences between arms, seed by seed, with 95% intervals, beside the paper's own."""
+"""What the rows of benchmarks/recipe.py say: differences between arms, seed by seed, with 95% intervals, beside the
+paper's own."""
 
 import json
 import os
@@ -19,7 +20,9 @@ ENGLISH, MULTI, *_ = METRICS  # which of ours the paper's MTEB scores are compar
 
 def name_of(soft_mask, cross_lingual, dhnm):
     """The arm with these of the paper's ideas."""
-    return " + ".join(name for name, has in (("SM", soft_mask), ("CLR", cross_lingual), ("DHNM", dhnm)) if has) or "none"
+    return (
+        " + ".join(name for name, has in (("SM", soft_mask), ("CLR", cross_lingual), ("DHNM", dhnm)) if has) or "none"
+    )
 
 
 ALL = name_of(True, True, True)
@@ -33,7 +36,8 @@ def _pairs(idea):
 
 
 class Comparison(NamedTuple):
-    """The first arm of each pair less the second; the paper's own difference in points (arXiv 2509.12892, tables 5 and 6), or None."""
+    """The first arm of each pair less the second; the paper's own difference in points (arXiv 2509.12892, tables 5 and
+    6), or None."""
 
     name: str
     pairs: list
@@ -82,16 +86,23 @@ COMPARISONS = [
 def comparisons(rows):
     """Those of COMPARISONS, and of each Matryoshka dim, for which the rows have a seed."""
     dims = sorted({int(key.split(".")[1]) for row in rows for key in row if key.startswith("dims.")})
-    of_dims = [Comparison(f"Matryoshka, else the whole alone: at {dim}", [(ALL, "no Matryoshka")], prefix=f"dims.{dim}.") for dim in dims]
+    of_dims = [
+        Comparison(f"Matryoshka, else the whole alone: at {dim}", [(ALL, "no Matryoshka")], prefix=f"dims.{dim}.")
+        for dim in dims
+    ]
     return [one for one in [*COMPARISONS, *of_dims] if difference(rows, one, ENGLISH)]
 
 
 def difference(rows, comparison, metric):
-    """(mean, half of the 95% interval, seeds) of the paired differences over the seeds that have all arms: a seed's is the mean over the pairs.
-    None without a seed; the interval is NaN with one."""
+    """(mean, half of the 95% interval, seeds) of the paired differences over the seeds that have all arms: a seed's is
+    the mean over the pairs. None without a seed; the interval is NaN with one."""
     key = f"{comparison.prefix}{metric.removeprefix('docs.') if comparison.prefix else metric}"
     score = {(row["arm"], row["seed"]): row[key] for row in rows}
-    seeds = [seed for seed in sorted({row["seed"] for row in rows}) if all((arm, seed) in score for pair in comparison.pairs for arm in pair)]
+    seeds = [
+        seed
+        for seed in sorted({row["seed"] for row in rows})
+        if all((arm, seed) in score for pair in comparison.pairs for arm in pair)
+    ]
     if not seeds:
         return None
     found = np.array([np.mean([score[a, seed] - score[b, seed] for a, b in comparison.pairs]) for seed in seeds])
@@ -130,17 +141,32 @@ def papers(one):
 
 def table(rows):
     """Markdown."""
-    lines = ["| the first, less the second | " + " | ".join(METRICS.values()) + " | paper, points: Eng, Multi | docs | cross-lingual |", "|---" * (len(METRICS) + 4) + "|"]
+    lines = [
+        "| the first, less the second | "
+        + " | ".join(METRICS.values())
+        + " | paper, points: Eng, Multi | docs | cross-lingual |",
+        "|---" * (len(METRICS) + 4) + "|",
+    ]
     for one in comparisons(rows):
         found = {metric: difference(rows, one, metric) for metric in METRICS}
         cells = [shown(f) for f in found.values()]
-        lines.append(f"| {one.name} | " + " | ".join([*cells, papers(one), *verdicts(one, found[ENGLISH], found[MULTI])]) + " |")
+        lines.append(
+            f"| {one.name} | " + " | ".join([*cells, papers(one), *verdicts(one, found[ENGLISH], found[MULTI])]) + " |"
+        )
     arms = dict.fromkeys(row["arm"] for row in rows)
-    lines += ["", "| arm | seeds | " + " | ".join(METRICS.values()) + " | negatives replaced | seconds a run, median |", "|---" * (len(METRICS) + 4) + "|"]
+    lines += [
+        "",
+        "| arm | seeds | " + " | ".join(METRICS.values()) + " | negatives replaced | seconds a run, median |",
+        "|---" * (len(METRICS) + 4) + "|",
+    ]
     for arm in arms:
         mine = [row for row in rows if row["arm"] == arm]
         mean = lambda key: np.mean([row[key] for row in mine])
-        lines.append(f"| {arm} | {len(mine)} | " + " | ".join(f"{mean(metric):.4f}" for metric in METRICS) + f" | {mean('replaced'):,.0f} | {np.median([row['seconds'] for row in mine]):.0f} |")
+        lines.append(
+            f"| {arm} | {len(mine)} | "
+            + " | ".join(f"{mean(metric):.4f}" for metric in METRICS)
+            + f" | {mean('replaced'):,.0f} | {np.median([row['seconds'] for row in mine]):.0f} |"
+        )
     return "\n".join(lines)
 
 
@@ -158,7 +184,15 @@ def draw(rows, path):
             found = difference(rows, one, metric)
             if found is not None:
                 mean, half, _ = found
-                axis.errorbar(mean, -place, xerr=None if np.isnan(half) else half, fmt="o", markersize=4, capsize=2, color="C3" if mean < -half else "C2" if mean > half else "0.5")
+                axis.errorbar(
+                    mean,
+                    -place,
+                    xerr=None if np.isnan(half) else half,
+                    fmt="o",
+                    markersize=4,
+                    capsize=2,
+                    color="C3" if mean < -half else "C2" if mean > half else "0.5",
+                )
         axis.axvline(0, color="0.7", linewidth=0.8)
         axis.set(title=METRICS[metric], xlabel="difference, 95% interval over seeds")
     axes[0].set_yticks([-place for place in range(len(those))], [one.name for one in those], fontsize=8)

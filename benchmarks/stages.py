@@ -1,12 +1,13 @@
-"""What does each stage bring? A run's model as it starts and after each of its stages, by the tasks of `conan_engine.evaluate`; and the
-last without what its attention, or whole blocks, add to the tokens' own vectors; and with all that the weak stage learnt, where weak.blend
-keeps a share of it.
+"""What does each stage bring? A run's model as it starts and after each of its stages, by the tasks of
+`conan_engine.evaluate`; and the last without what its attention, or whole blocks, add to the tokens' own vectors; and
+with all that the weak stage learnt, where weak.blend keeps a share of it.
 
     python benchmarks/stages.py RUN [--tasks FILE] [--out runs/benchmarks]
 
-RUN keeps every stage's last checkpoint; how it starts is drawn again from its seed, or taken from init_from, then also causal, as it came.
-Prints a table and writes stages.json: one row a stage, with its seconds and tokens; the same command again goes on behind the rows that
-are there. --tasks: a file of gpu/pack.py, where the packages with the texts are not installed.
+RUN keeps every stage's last checkpoint; how it starts is drawn again from its seed, or taken from init_from, then also
+causal, as it came. Prints a table and writes stages.json: one row a stage, with its seconds and tokens; the same
+command again goes on behind the rows that are there. --tasks: a file of gpu/pack.py, where the packages with the texts
+are not installed.
 """
 
 import argparse
@@ -27,7 +28,8 @@ from conan_engine.parallel.mesh import Mesh
 from conan_engine.run import checkpoint, models
 from conan_engine.settings import from_dict
 
-SILENT = {"no attention": ["attention_out"], "no blocks": ["attention_out", "ffn_out"]}  # row: what it silences of the last stage's model
+# row: what it silences of the last stage's model
+SILENT = {"no attention": ["attention_out"], "no blocks": ["attention_out", "ffn_out"]}
 
 
 def at_start(settings, mesh):
@@ -48,7 +50,9 @@ def silence(model, parts):
 def unblend(encoder, run, settings, mesh):
     """What the weak stage changed, back to its whole size."""
     before = settings.stages[: settings.stages.index("weak")]
-    began = checkpoint.load_model(checkpoint.of_stage(run, before[-1])[0])[0] if before else at_start(settings, mesh).model
+    began = (
+        checkpoint.load_model(checkpoint.of_stage(run, before[-1])[0])[0] if before else at_start(settings, mesh).model
+    )
     ended = checkpoint.load_model(checkpoint.of_stage(run, "weak")[0])[0]
     for weight, old, new in zip(encoder.model.parameters(), began.parameters(), ended.parameters()):
         weight.add_(new - old, alpha=1 / settings.weak.blend - 1)
@@ -62,10 +66,16 @@ def main():
     arguments = parser.parse_args()
     found = checkpoint.newest(arguments.run)
     if not found:
-        raise UserError(f"{arguments.run}: no whole checkpoint; train one with torchrun conan_engine/train.py --out_dir={arguments.run}")
+        raise UserError(
+            f"{arguments.run}: no whole checkpoint; train one with torchrun conan_engine/train.py "
+            f"--out_dir={arguments.run}"
+        )
     settings = from_dict(found[1]["config"], arguments.run)
     # it may have been moved, and trained by several ranks; float32, as Encoder.load has it
-    settings, mesh = dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"), Mesh(settings.device)
+    settings, mesh = (
+        dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"),
+        Mesh(settings.device),
+    )
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     given = tasks.load(arguments.tasks)
     about = {"commit": measured.commit(), "machine": measured.machine(mesh.device.type), "run": arguments.run}
@@ -84,7 +94,12 @@ def main():
             if stage in whole:
                 unblend(encoder, arguments.run, settings, mesh)
         mine = [step for step in steps if step["stage"] == stage]
-        row = {"stage": stage, "steps": len(mine), "seconds": sum(step["seconds"] for step in mine), "tokens": sum(step["tokens"] for step in mine)}
+        row = {
+            "stage": stage,
+            "steps": len(mine),
+            "seconds": sum(step["seconds"] for step in mine),
+            "tokens": sum(step["tokens"] for step in mine),
+        }
         rows.add(row | tasks.measure(tasks.Embedded(encoder.encode, given), given, encoder.dims))
     print(f"{'after':28}" + "".join(f"{row['stage']:>14}" for row in rows))
     for key, name in {**NAMES, "steps": "steps", "seconds": "seconds", "tokens": "tokens"}.items():

@@ -1,10 +1,12 @@
-"""What would a static bag of tokens learn from the same pairs in the same time? sentence-transformers trains it, with its own losses.
+"""What would a static bag of tokens learn from the same pairs in the same time? sentence-transformers trains it, with
+its own losses.
 
     python benchmarks/static_bag.py RUN [--seconds S] [--out runs/benchmarks]
 
-Tokens and sources are those of RUN's weak stage, as often as they have pairs; the dims are RUN's; S, unless given, is what RUN's
-training took from reading to the end, which the bag spends on steps alone. A token's vector starts as random numbers times its idf. Needs `pip install accelerate`. Evaluates the bag as
-`conan_engine.evaluate` does; prints the scores and writes static-bag.json, which that shows with --beside.
+Tokens and sources are those of RUN's weak stage, as often as they have pairs; the dims are RUN's; S, unless given, is
+what RUN's training took from reading to the end, which the bag spends on steps alone. A token's vector starts as random
+numbers times its idf. Needs `pip install accelerate`. Evaluates the bag as `conan_engine.evaluate` does; prints the
+scores and writes static-bag.json, which that shows with --beside.
 """
 
 import argparse
@@ -58,7 +60,8 @@ def pairs(source, about):
 
 def idf(tokenizer, sources):
     """Of each token, from 0 to 1 for the rarest."""
-    have, texts = np.zeros(tokenizer.vocab_size), [text for source in sources.values() for field in ("anchor", "positive") for text in source[field]]
+    have = np.zeros(tokenizer.vocab_size)
+    texts = [text for source in sources.values() for field in ("anchor", "positive") for text in source[field]]
     for ids in tokenizer.encode_batch(texts):
         have[np.unique(np.asarray(ids, np.int64))] += 1
     found = np.log((1 + len(texts)) / (1 + have))
@@ -77,7 +80,10 @@ def main():
     stop = Stop(arguments.seconds or state["seconds"])
 
     sources = {source: pairs(source, about) for source, about in settings.weak.data.items()}
-    start = torch.randn(tokenizer.vocab_size, width, generator=torch.Generator().manual_seed(0)) * torch.from_numpy(idf(tokenizer, sources)).float()[:, None]
+    start = (
+        torch.randn(tokenizer.vocab_size, width, generator=torch.Generator().manual_seed(0))
+        * torch.from_numpy(idf(tokenizer, sources)).float()[:, None]
+    )
     bag = StaticEmbedding(fast_tokenizer.convert(tokenizer), embedding_weights=start)
     model = SentenceTransformer(modules=[bag], device="cpu")
     optimizer = torch.optim.Adam(model.parameters(), lr=LR)
@@ -85,15 +91,28 @@ def main():
     loss = MatryoshkaLoss(model, MultipleNegativesRankingLoss(model, scale=1 / TEMPERATURE), sorted(dims, reverse=True))
     with tempfile.TemporaryDirectory() as folder:
         options = SentenceTransformerTrainingArguments(
-            folder, per_device_train_batch_size=BATCH, max_steps=1_000_000, save_strategy="no", report_to="none", logging_steps=50, use_cpu=True, max_grad_norm=0
+            folder,
+            per_device_train_batch_size=BATCH,
+            max_steps=1_000_000,
+            save_strategy="no",
+            report_to="none",
+            logging_steps=50,
+            use_cpu=True,
+            max_grad_norm=0,
         )
-        trainer = SentenceTransformerTrainer(model, options, sources, loss=loss, callbacks=[stop], optimizers=(optimizer, schedule))
+        trainer = SentenceTransformerTrainer(
+            model, options, sources, loss=loss, callbacks=[stop], optimizers=(optimizer, schedule)
+        )
         trainer.train()
 
     given = tasks.load()
     encode = lambda texts: model.encode(texts, batch_size=512, normalize_embeddings=True, show_progress_bar=False)
     results = {"name": "static bag", "params": sum(p.numel() for p in model.parameters())}
-    results |= {"machine": measured.processor(), "steps": trainer.state.global_step, "pairs": trainer.state.global_step * BATCH}
+    results |= {
+        "machine": measured.processor(),
+        "steps": trainer.state.global_step,
+        "pairs": trainer.state.global_step * BATCH,
+    }
     results |= {"seconds.train": stop.seconds, **tasks.measure(tasks.Embedded(encode, given), given, dims)}
     path = Path(arguments.out, "static-bag.json")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,13 +1,16 @@
-"""How fast is a whole training step? Tokens a second, share of the machine's matrix-product rate and peak memory, beside transformers.
+"""How fast is a whole training step? Tokens a second, share of the machine's matrix-product rate and peak memory,
+beside transformers.
 
-    python benchmarks/step.py [--config configs/conan-1.4b.toml] [--set --model.layers=2 ...] [--forms ours ...] [--out runs/benchmarks]
+    python benchmarks/step.py [--config configs/conan-1.4b.toml] [--set --model.layers=2 ...] [--forms ours ...]
+        [--out runs/benchmarks]
 
-Two steps of the config's model, forward, backward and update: `text`, the next token of 4 texts of 4,096 tokens (stages 1 and 2),
-and `pairs`, InfoNCE over the Matryoshka dims of 64 queries and their documents, of log-normal lengths, 16 and 128 tokens in the
-median, 512 at most (stages 3 and 4, bidirectional). The peer is transformers' Llama of the same shape, as its Trainer has it: float32
-weights under bfloat16 autocast, SDPA, fused AdamW; with and without torch.compile; queries and documents padded to the longest of
-each. "Share" counts 6 FLOP a weight and real token (the token table where it is the LM head) and 12 D a head and visible pair of tokens,
-whatever a form computes beyond them. Times are medians. Prints a table; writes step.json after every row.
+Two steps of the config's model, forward, backward and update: `text`, the next token of 4 texts of 4,096 tokens (stages
+1 and 2), and `pairs`, InfoNCE over the Matryoshka dims of 64 queries and their documents, of log-normal lengths, 16 and
+128 tokens in the median, 512 at most (stages 3 and 4, bidirectional). The peer is transformers' Llama of the same
+shape, as its Trainer has it: float32 weights under bfloat16 autocast, SDPA, fused AdamW; with and without
+torch.compile; queries and documents padded to the longest of each. "Share" counts 6 FLOP a weight and real token (the
+token table where it is the LM head) and 12 D a head and visible pair of tokens, whatever a form computes beyond them.
+Times are medians. Prints a table; writes step.json after every row.
 """
 
 import argparse
@@ -42,7 +45,13 @@ class Work:
         else:
             half, most = 64 // scale, 512 // scale
             spread = torch.randn(2 * half, generator=generator).exp()
-            lengths = (spread * torch.tensor([16 / scale] * half + [128 / scale] * half)).round().clamp(1, most).int().tolist()
+            lengths = (
+                (spread * torch.tensor([16 / scale] * half + [128 / scale] * half))
+                .round()
+                .clamp(1, most)
+                .int()
+                .tolist()
+            )
         self.lengths, self.tokens = lengths, sum(lengths)
         self.texts = [torch.randint(vocab, (n,), generator=generator, dtype=torch.int32) for n in lengths]
         weights = count_parameters(config, vocab) - (0 if self.causal else vocab * config.width)
@@ -86,19 +95,33 @@ def transformers(compiled):
 
         shape, vocab = config.model, config.tokenizer.vocab_size
         theirs = LlamaConfig(
-            vocab_size=vocab, hidden_size=shape.width, intermediate_size=shape.ffn, num_hidden_layers=shape.layers, num_attention_heads=shape.heads,
-            num_key_value_heads=shape.kv_heads, head_dim=shape.head, max_position_embeddings=shape.context, tie_word_embeddings=True,
-            use_cache=False, attn_implementation="sdpa", is_causal=work.causal,
-        )  # fmt: skip
+            vocab_size=vocab,
+            hidden_size=shape.width,
+            intermediate_size=shape.ffn,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.kv_heads,
+            head_dim=shape.head,
+            max_position_embeddings=shape.context,
+            tie_word_embeddings=True,
+            use_cache=False,
+            attn_implementation="sdpa",
+            is_causal=work.causal,
+        )
         with torch.device(mesh.device):
             model = (LlamaForCausalLM if work.causal else LlamaModel)(theirs)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-3, fused=True)
+        optimizer = torch.optim.AdamW(
+            model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=1e-3, fused=True
+        )
         forward = torch.compile(model) if compiled else model
         texts = torch.nn.utils.rnn.pad_sequence  # [B, L], padding 0
         half = len(work.texts) // 2
         batches = [work.texts] if work.causal else [work.texts[:half], work.texts[half:]]
         inputs = [texts(batch, batch_first=True).long().to(mesh.device) for batch in batches]
-        own = [(torch.arange(x.shape[1]) < torch.tensor([len(text) for text in batch])[:, None]).to(mesh.device) for x, batch in zip(inputs, batches)]
+        own = [
+            (torch.arange(x.shape[1]) < torch.tensor([len(text) for text in batch])[:, None]).to(mesh.device)
+            for x, batch in zip(inputs, batches)
+        ]
         target = torch.arange(half, device=mesh.device)
 
         def pooled(x, own):
@@ -155,7 +178,13 @@ def gemm_rate(device):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="configs/conan-1.4b.toml")
-    parser.add_argument("--set", nargs=argparse.REMAINDER, default=[], metavar="--key=value", help="settings over the config's; last on the line")
+    parser.add_argument(
+        "--set",
+        nargs=argparse.REMAINDER,
+        default=[],
+        metavar="--key=value",
+        help="settings over the config's; last on the line",
+    )
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--scale", type=int, default=1, help="divides the lengths and the number of pairs")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
@@ -165,8 +194,14 @@ def main():
     options.out.mkdir(parents=True, exist_ok=True)
     gemm, cuda = gemm_rate(mesh.device), mesh.device.type == "cuda"
     machine = measured.machine(mesh.device.type)
-    report = {"machine": machine, "commit": measured.commit(), "versions": measured.versions("torch", "triton", "transformers"), "gemm_flops": gemm,
-              "parameters": count_parameters(config.model, config.tokenizer.vocab_size), "rows": []}  # fmt: skip
+    report = {
+        "machine": machine,
+        "commit": measured.commit(),
+        "versions": measured.versions("torch", "triton", "transformers"),
+        "gemm_flops": gemm,
+        "parameters": count_parameters(config.model, config.tokenizer.vocab_size),
+        "rows": [],
+    }
     print(f"{machine}: matrix products at {gemm / 1e12:.3g} TFLOP/s; {report['parameters'] / 1e9:.2f}B parameters")
     print(f"{'form':26}{'work':>8}{'tokens':>9}{'ms':>10}{'tokens/s':>11}{'of GEMM rate':>14}{'peak GiB':>10}")
     for name in ("text", "pairs"):
@@ -184,7 +219,11 @@ def main():
             else:
                 row |= {"tokens_per_s": work.tokens / row["seconds"], "share": work.flops / row["seconds"] / gemm}
                 peak = f"{row['peak_bytes'] / 2**30:10.1f}" if cuda else f"{'-':>10}"
-                print(f"{form:26}{name:>8}{work.tokens:9,}{1e3 * row['seconds']:10.1f}{row['tokens_per_s']:11,.0f}{row['share']:14.1%}{peak}", flush=True)
+                print(
+                    f"{form:26}{name:>8}{work.tokens:9,}{1e3 * row['seconds']:10.1f}"
+                    f"{row['tokens_per_s']:11,.0f}{row['share']:14.1%}{peak}",
+                    flush=True,
+                )
             report["rows"].append(row)
             (options.out / "step.json").write_text(json.dumps(report, indent=1))
             torch.compiler.reset()

@@ -1,9 +1,10 @@
-"""The tables of README.md, benchmarks/README.md and docs/, from the JSON under benchmarks/results/: no number in them is typed.
+"""The tables of README.md, benchmarks/README.md and docs/, from the JSON under benchmarks/results/: no number in them
+is typed.
 
     python benchmarks/tables.py [--check]
 
-A page holds a pair of lines, `<!-- table NAME FILE.json ... -->` and `<!-- end -->`; what stands between them is made anew. --check
-changes nothing and ends with 1 where a page is not as it would be made.
+A page holds a pair of lines, `<!-- table NAME FILE.json ... -->` and `<!-- end -->`; what stands between them is made
+anew. --check changes nothing and ends with 1 where a page is not as it would be made.
 """
 
 import argparse
@@ -42,13 +43,28 @@ def attention(*files):
         if shown:
             cells[key][FORMS[row["form"]]] = shown
     columns = [name for name in dict.fromkeys(FORMS.values()) if any(line.get(name) for line in cells.values())]
-    order = sorted(cells, key=lambda key: (not key[0].startswith("L = "), -int(key[0][4:]) if key[0].startswith("L = ") else 0, key[0], key[2], key[3]))
-    return _table(["batch", "D", "alpha", *columns], ([_batch(*key[:2]), key[2], f"{key[3]:g}", *(cells[key].get(name, "") for name in columns)] for key in order))
+    order = sorted(
+        cells,
+        key=lambda key: (
+            not key[0].startswith("L = "),
+            -int(key[0][4:]) if key[0].startswith("L = ") else 0,
+            key[0],
+            key[2],
+            key[3],
+        ),
+    )
+    return _table(
+        ["batch", "D", "alpha", *columns],
+        ([_batch(*key[:2]), key[2], f"{key[3]:g}", *(cells[key].get(name, "") for name in columns)] for key in order),
+    )
 
 
 SCORES = {
     "docs.ndcg@10": "docs nDCG@10",
-    **{f"cross_lingual.{language}.recall@20": f"{language} -> en Recall@20" for language in ("de", "es", "fr", "ja", "ko", "ru", "zh")},
+    **{
+        f"cross_lingual.{language}.recall@20": f"{language} -> en Recall@20"
+        for language in ("de", "es", "fr", "ja", "ko", "ru", "zh")
+    },
     "sts.docs.spearman": "STS of docs",
     "sts.messages.spearman": "STS of messages",
     "classification.accuracy": "classification",
@@ -56,7 +72,8 @@ SCORES = {
 
 
 def scores(*files):
-    """A line a task, a column a model: the stages of a stages.json, the models of a peers.json, a results.json (NAME=FILE.json) with BM25 beside."""
+    """A line a task, a column a model: the stages of a stages.json, the models of a peers.json, a results.json
+    (NAME=FILE.json) with BM25 beside."""
     columns = {}
     for file in files:
         name, _, file = file.rpartition("=")
@@ -66,7 +83,10 @@ def scores(*files):
         if "rows" not in found:
             columns["BM25"] = {key: found.get(key.replace(".", ".bm25.", 1)) for key in SCORES}
             columns[name or file] = found
-    lines = ([name, *("" if column.get(key) is None else f"{column[key]:.3f}" for column in columns.values())] for key, name in SCORES.items())
+    lines = (
+        [name, *("" if column.get(key) is None else f"{column[key]:.3f}" for column in columns.values())]
+        for key, name in SCORES.items()
+    )
     return _table(["", *columns], lines)
 
 
@@ -78,13 +98,15 @@ def finetune(file):
         rate = f"{row['tokens_per_s']:,.0f}" if "tokens_per_s" in row else ""
         memory = f"{row['peak_bytes'] / 2**30:.1f} GiB" if row.get("peak_bytes") else ""
         docs = f"{row['docs.ndcg@10']:.3f}" if "docs.ndcg@10" in row else ""
-        lines.append([row["trainer"], row["question"], f"{row['pairs']:,}", f"{row['seconds']:.0f}", rate, memory, docs])
+        lines.append(
+            [row["trainer"], row["question"], f"{row['pairs']:,}", f"{row['seconds']:.0f}", rate, memory, docs]
+        )
     return _table(["trainer", "question", "pairs", "seconds", "tokens/s", "peak memory", "docs nDCG@10"], lines)
 
 
 def ablation(*files):
-    """A line a comparison of recipe.py's arms, two columns a file (NAME=FILE.json): the differences on docs and languages, with what they say of the
-    paper's."""
+    """A line a comparison of recipe.py's arms, two columns a file (NAME=FILE.json): the differences on docs and
+    languages, with what they say of the paper's."""
     columns = {}
     for file in files:
         name, _, file = file.rpartition("=")
@@ -93,9 +115,13 @@ def ablation(*files):
     for name, one in by_name.items():
         cells = []
         for rows in columns.values():
-            found = [recipe_report.difference(rows, one, metric) for metric in (recipe_report.ENGLISH, recipe_report.MULTI)]
+            found = [
+                recipe_report.difference(rows, one, metric) for metric in (recipe_report.ENGLISH, recipe_report.MULTI)
+            ]
             words = recipe_report.verdicts(one, *found)
-            cells += ["<br>".join((recipe_report.shown(value), word)) if value else "" for value, word in zip(found, words)]
+            cells += [
+                "<br>".join((recipe_report.shown(value), word)) if value else "" for value, word in zip(found, words)
+            ]
         lines.append([name, *cells, recipe_report.papers(one)])
     heads = [f"{name}: {what}" for name in columns for what in ("docs nDCG@10", "languages R@20")]
     heads = ["the first, less the second", *heads, "paper, points: English, multilingual"]
@@ -106,7 +132,13 @@ def ablation(*files):
 
 def _batch(label, tokens):
     length = label.removeprefix("L = ")
-    return f"{max(1, tokens // int(length))} x {int(length):,}" if length != label else f"{label}, {tokens:,} tokens" if label == "log-normal" else label
+    return (
+        f"{max(1, tokens // int(length))} x {int(length):,}"
+        if length != label
+        else f"{label}, {tokens:,} tokens"
+        if label == "log-normal"
+        else label
+    )
 
 
 def _table(head, lines):

@@ -12,8 +12,9 @@ from conan_engine.run.interrupts import SIGNALS
 
 
 def run(config, folder, *settings, share=None, log=None):
-    """Train `config` (a path) into `folder`, or go on there. share: a run's folder whose shards, and a teacher's vectors, are taken and added to;
-    log: where its output goes. Raises what train.py raises; a signal ends the caller again afterwards."""
+    """Train `config` (a path) into `folder`, or go on there. share: a run's folder whose shards, and a teacher's
+    vectors, are taken and added to; log: where its output goes. Raises what train.py raises; a signal ends the caller
+    again afterwards."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in ("data", "texts") if share else ():
         Path(share, name).mkdir(parents=True, exist_ok=True)

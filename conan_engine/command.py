@@ -10,8 +10,8 @@ from conan_engine.parallel import watch
 def run(main):
     """Call `main()`; a UserError becomes one line on stderr and exit code 2.
 
-    Stopped exits with 143, Ctrl-C with 130. os._exit, because a rank that ends must not wait in a destructor for peers that
-    are blocked in a collective: the launcher then ends those.
+    Stopped exits with 143, Ctrl-C with 130. os._exit, because a rank that ends must not wait in a destructor for peers
+    that are blocked in a collective: the launcher then ends those.
     """
     try:
         main()

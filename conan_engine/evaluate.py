@@ -1,9 +1,10 @@
-"""How well a run does, beside BM25 and what is not trained: `python -m conan_engine.evaluate RUN`. Writes RUN/results.json, prints a table.
+"""How well a run does, beside BM25 and what is not trained: `python -m conan_engine.evaluate RUN`. Writes
+RUN/results.json, prints a table.
 
 The tasks are those of conan_engine/evaluation/tasks.py. --beside shows another results.json in a column of its own.
 
-Your own search, in BEIR's files (conan_engine/evaluation/retrieval.py): `python -m conan_engine.evaluate RUN --queries Q.jsonl --corpus C.jsonl`. Writes
-RUN/retrieval-Q.json.
+Your own search, in BEIR's files (conan_engine/evaluation/retrieval.py):
+`python -m conan_engine.evaluate RUN --queries Q.jsonl --corpus C.jsonl`. Writes RUN/retrieval-Q.json.
 """
 
 import argparse
@@ -40,7 +41,9 @@ def evaluate(encoder):
     results = {"params": sum(p.numel() for p in encoder.model.parameters())}
     results |= {f"{key.rpartition('.')[0]}.queries": len(search.queries) for key, search in searches.items()}
     results |= {of("bm25", key): search.metric(bm25_ranks(search)) for key, search in searches.items()}
-    projection = RandomProjection(encoder.tokenizer, [f"{doc.summary}\n{doc.rest}" for doc in installed.docs()], encoder.model.config.width)
+    projection = RandomProjection(
+        encoder.tokenizer, [f"{doc.summary}\n{doc.rest}" for doc in installed.docs()], encoder.model.config.width
+    )
     scores = tasks.measure(tasks.Embedded(projection.encode, given), given, dims)
     results |= {of("random_projection", key): score for key, score in scores.items()}
     embedded, docs = tasks.Embedded(encoder.encode, given), given["docs.ndcg@10"]
@@ -58,8 +61,8 @@ def of(name, key):
 
 
 def smaller(queries, documents, answer):
-    """nDCG@10 of documents, float32 [N, dim], that are kept in each smaller precision, and the bytes of one in every precision; the queries
-    stay float32."""
+    """nDCG@10 of documents, float32 [N, dim], that are kept in each smaller precision, and the bytes of one in every
+    precision; the queries stay float32."""
     dim, ranges = documents.shape[1], ranges_of(documents)
     results = {f"dims.{dim}.{precision}.bytes": -(-dim * bits // 8) for precision, bits in BITS.items()}
     for precision in SMALLER:
@@ -74,7 +77,10 @@ def table(results, dims, other=None):
     columns += [("random", lambda key: results.get(of("random_projection", key)))]
     if other:
         columns += [(other[0], lambda key: other[1].get(key))]
-    lines = ["", f"{'':28}" + "".join(f"{name[:11]:>12}" for name, _ in columns) + "".join(f"{f'dim {d}':>9}" for d in dims)]
+    lines = [
+        "",
+        f"{'':28}" + "".join(f"{name[:11]:>12}" for name, _ in columns) + "".join(f"{f'dim {d}':>9}" for d in dims),
+    ]
 
     def by_dim(found, key):
         return "".join(_cell(found.get(key.format(d)), 9) for d in dims)
@@ -90,8 +96,13 @@ def table(results, dims, other=None):
             for precision in SMALLER:
                 name = f"  documents {precision}, 1/{BITS['float32'] // BITS[precision]}"
                 lines.append(f"{name:28}{blank}{by_dim(results, f'dims.{{}}.{precision}.ndcg@10')}")
-    took = ", ".join(f"{results[f'seconds.{part}']:.0f} s {said}" for part, said in (("train", "of training"), ("evaluate", "of evaluation")))
-    return "\n".join([*lines, f"\n{results['params'] / 1e6:.1f}M parameters, {results['docs.queries']:,} held-out docs; {took}"])
+    took = ", ".join(
+        f"{results[f'seconds.{part}']:.0f} s {said}"
+        for part, said in (("train", "of training"), ("evaluate", "of evaluation"))
+    )
+    return "\n".join(
+        [*lines, f"\n{results['params'] / 1e6:.1f}M parameters, {results['docs.queries']:,} held-out docs; {took}"]
+    )
 
 
 def _cell(score, width):
@@ -103,14 +114,33 @@ def main():
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
     parser.add_argument("--beside", metavar="RESULTS.json", help="another model's results, for a column beside")
-    parser.add_argument("--queries", metavar="Q.jsonl", help="your own: {\"_id\", \"text\"} a line, and \"language\"")
-    parser.add_argument("--corpus", metavar="C.jsonl", help="what they search: {\"_id\", \"text\"} a line, and \"title\"")
-    parser.add_argument("--qrels", metavar="R.tsv", help="what is right: query-id, corpus-id, score, or TREC's four columns (default: qrels/test.tsv beside the corpus)")
-    parser.add_argument("--ignore_identical_ids", choices=("true", "false"), help="of --queries: whether a query finds no document of its own id, as in BEIR (default: where that is not right for it)")
+    parser.add_argument("--queries", metavar="Q.jsonl", help='your own: {"_id", "text"} a line, and "language"')
+    parser.add_argument("--corpus", metavar="C.jsonl", help='what they search: {"_id", "text"} a line, and "title"')
+    parser.add_argument(
+        "--qrels",
+        metavar="R.tsv",
+        help="what is right: query-id, corpus-id, score, or TREC's four columns (default: qrels/test.tsv beside the "
+        "corpus)",
+    )
+    parser.add_argument(
+        "--ignore_identical_ids",
+        choices=("true", "false"),
+        help="of --queries: whether a query finds no document of its own id, as in BEIR (default: where that is not "
+        "right for it)",
+    )
     parser.add_argument("--dim", type=int, help="of --queries: Matryoshka, only the first DIM numbers (default: all)")
     parser.add_argument("--instruction", default="", help="of --queries: what queries were trained behind")
     arguments = parser.parse_args()
-    if any((arguments.queries, arguments.corpus, arguments.qrels, arguments.dim is not None, arguments.instruction, arguments.ignore_identical_ids)):
+    if any(
+        (
+            arguments.queries,
+            arguments.corpus,
+            arguments.qrels,
+            arguments.dim is not None,
+            arguments.instruction,
+            arguments.ignore_identical_ids,
+        )
+    ):
         return own_search(arguments)
     other = arguments.beside and _read(arguments.beside)
     started = time.perf_counter()
@@ -127,7 +157,10 @@ def main():
 def own_search(arguments):
     """Of --queries and --corpus."""
     if not (arguments.queries and arguments.corpus):
-        raise UserError(f"--{'corpus' if arguments.queries else 'queries'} is missing: a search of your own needs queries and a corpus")
+        raise UserError(
+            f"--{'corpus' if arguments.queries else 'queries'} is missing: a search of your own needs queries "
+            "and a corpus"
+        )
     if arguments.beside:
         raise UserError("--beside is for what the demo holds out; with --queries leave it out")
     encoder = Encoder.load(arguments.run)
@@ -136,11 +169,17 @@ def own_search(arguments):
         raise UserError(f"--dim is {arguments.dim}; this model has 1 to {width}")
     ignore = arguments.ignore_identical_ids and arguments.ignore_identical_ids == "true"
     started = time.perf_counter()
-    results = retrieval.evaluate(encoder, arguments.queries, arguments.corpus, arguments.qrels, arguments.dim, arguments.instruction, ignore)
+    results = retrieval.evaluate(
+        encoder, arguments.queries, arguments.corpus, arguments.qrels, arguments.dim, arguments.instruction, ignore
+    )
     results["seconds.evaluate"] = time.perf_counter() - started
     path = Path(arguments.run, f"retrieval-{Path(arguments.queries).name.partition('.')[0]}.json")
     _write(path, results)
-    print(retrieval.table(results), f"\n{results['queries']:,} queries, {results['documents']:,} documents; written to {path}", sep="\n")
+    print(
+        retrieval.table(results),
+        f"\n{results['queries']:,} queries, {results['documents']:,} documents; written to {path}",
+        sep="\n",
+    )
 
 
 def _write(path, results):
@@ -158,7 +197,9 @@ def _read(path):
             raise ValueError("it holds no scores")
         return str(results.get("name") or Path(path).resolve().parent.name), scores
     except (OSError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}: no results that can be read ({error}); give a results.json that the evaluation wrote") from None
+        raise UserError(
+            f"{path}: no results that can be read ({error}); give a results.json that the evaluation wrote"
+        ) from None
 
 
 if __name__ == "__main__":

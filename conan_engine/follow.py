@@ -1,9 +1,11 @@
 """Show a run elsewhere: `python -m conan_engine.follow RUN tensorboard|wandb|mlflow|trackio`.
 
-Sends a run's settings, every row of its metrics.jsonl that was not sent yet, and loss.png, to one of these (`pip install` it first). train.py does it
-itself with log_to = ["wandb", ...]: it starts this command beside itself, which reads what train.py writes, so that no logger can slow a run or end
-it; what one had not taken when the run ended, this command sends later. Keys are those of metrics.jsonl behind the stage's name ("weak/loss"); a step
-is counted from the run's beginning. What was sent, and under which name, stands in RUN/loggers/NAME.json: without that file a new curve begins.
+Sends a run's settings, every row of its metrics.jsonl that was not sent yet, and loss.png, to one of these
+(`pip install` it first). train.py does it itself with log_to = ["wandb", ...]: it starts this command beside itself,
+which reads what train.py writes, so that no logger can slow a run or end it; what one had not taken when the run ended,
+this command sends later. Keys are those of metrics.jsonl behind the stage's name ("weak/loss"); a step is counted from
+the run's beginning. What was sent, and under which name, stands in RUN/loggers/NAME.json: without that file a new curve
+begins.
 """
 
 import argparse
@@ -19,7 +21,9 @@ from conan_engine.run.loggers import LOGGERS, send
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m conan_engine.follow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m conan_engine.follow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("run", type=Path, help="a run's folder")
     parser.add_argument("name", choices=LOGGERS)
     parser.add_argument("--beside", action="store_true", help="go on until standard input is closed")

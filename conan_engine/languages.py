@@ -10,34 +10,43 @@ from conan_engine.errors import UserError
 
 # per cent of the cross-lingual queries (arXiv 2509.12892, section 3.3); as printed they add up to 106
 PAPER = {
-    "en": 25, "zh": 12, "es": 8, "fr": 6, "ja": 6, "de": 5, "ru": 5, "it": 4, "pt": 4, "ar": 3, "ko": 3, "bn": 2, "da": 2, "sv": 2,
+    "en": 25, "zh": 12, "es": 8, "fr": 6, "ja": 6, "de": 5, "ru": 5, "it": 4, "pt": 4, "ar": 3, "ko": 3, "bn": 2,
+    "da": 2, "sv": 2,
     "th": 2, "ms": 2, "tr": 2, "vi": 2, "nl": 2, "pl": 2, "hi": 2, "km": 1, "fi": 1, "he": 1, "hu": 1, "no": 1,
 }  # fmt: skip
 NAMES = {
-    "en": "English", "zh": "Simplified Chinese", "es": "Spanish", "fr": "French", "ja": "Japanese", "de": "German", "ru": "Russian", "it": "Italian",
-    "pt": "Portuguese", "ar": "Arabic", "ko": "Korean", "bn": "Bengali", "da": "Danish", "sv": "Swedish", "th": "Thai", "ms": "Malay", "tr": "Turkish",
-    "vi": "Vietnamese", "nl": "Dutch", "pl": "Polish", "hi": "Hindi", "km": "Khmer", "fi": "Finnish", "he": "Hebrew", "hu": "Hungarian", "no": "Norwegian",
+    "en": "English", "zh": "Simplified Chinese", "es": "Spanish", "fr": "French", "ja": "Japanese", "de": "German",
+    "ru": "Russian", "it": "Italian",
+    "pt": "Portuguese", "ar": "Arabic", "ko": "Korean", "bn": "Bengali", "da": "Danish", "sv": "Swedish", "th": "Thai",
+    "ms": "Malay", "tr": "Turkish",
+    "vi": "Vietnamese", "nl": "Dutch", "pl": "Polish", "hi": "Hindi", "km": "Khmer", "fi": "Finnish", "he": "Hebrew",
+    "hu": "Hungarian", "no": "Norwegian",
 }  # fmt: skip
 # the first word of a letter's name in Unicode; who is not here writes LATIN
 SCRIPTS = {
-    "zh": ("CJK",), "ja": ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"), "ru": ("CYRILLIC",), "ar": ("ARABIC",), "ko": ("HANGUL", "CJK"),
+    "zh": ("CJK",), "ja": ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"), "ru": ("CYRILLIC",), "ar": ("ARABIC",),
+    "ko": ("HANGUL", "CJK"),
     "bn": ("BENGALI",), "th": ("THAI",), "hi": ("DEVANAGARI",), "km": ("KHMER",), "he": ("HEBREW",),
 }  # fmt: skip
 OWN_SCRIPT = 0.1  # of the letters at least: names and code stay Latin in any language
-LENGTHS = {"zh": (0.08, 2.5), "ja": (0.12, 3), "ko": (0.15, 3)}  # characters of a translation over those of the English text, ...
+# characters of a translation over those of the English text, ...
+LENGTHS = {"zh": (0.08, 2.5), "ja": (0.12, 3), "ko": (0.15, 3)}
 LENGTH = (0.35, 3.5)  # ... elsewhere
 SLACK = 12  # characters of the English text, more or less: a word's translation may be of any length
 
 
 def shares(name):
-    """{language: share}, adding up to 1, of "paper" or of a file, TOML or JSON, of language = share. Raises UserError."""
+    """{language: share}, adding up to 1, of "paper" or of a file, TOML or JSON, of language = share. Raises
+    UserError."""
     given = PAPER
     if name != "paper":
         try:
             text = Path(name).read_text(encoding="utf-8")
             given = json.loads(text) if name.endswith(".json") else tomllib.loads(text)
         except (OSError, ValueError) as error:
-            raise UserError(f"{name}: cannot read these shares ({error}); expected \"paper\", or a TOML file of language = share") from None
+            raise UserError(
+                f'{name}: cannot read these shares ({error}); expected "paper", or a TOML file of language = share'
+            ) from None
     for language, share in given.items():
         if language not in NAMES:
             raise UserError(f"{name}: {language!r} is none of the languages {', '.join(NAMES)}")
@@ -50,7 +59,8 @@ def shares(name):
 
 
 def problem(text, source, language):
-    """What speaks against `text` as the translation of `source`, an English text, into a language: a few words, or None."""
+    """What speaks against `text` as the translation of `source`, an English text, into a language: a few words, or
+    None."""
     if not text.strip():
         return "empty"
     if any("\ud800" <= character <= "\udfff" for character in text):

@@ -1,8 +1,9 @@
-"""Mine a run's hard negatives ahead of time: `python -m conan_engine.mine CONFIG [--section.key=value ...]`, or `torchrun -m conan_engine.mine ...`.
+"""Mine a run's hard negatives ahead of time: `python -m conan_engine.mine CONFIG [--section.key=value ...]`, or
+`torchrun -m conan_engine.mine ...`.
 
-CONFIG and settings as for train.py, which otherwise does it as the supervised stage begins. The model is the run's, as the stage before has
-left it, or init_from's where supervised is the first stage. Stopped or killed, the same command goes on behind what is finished; with the pools
-made, train.py begins the stage at once.
+CONFIG and settings as for train.py, which otherwise does it as the supervised stage begins. The model is the run's, as
+the stage before has left it, or init_from's where supervised is the first stage. Stopped or killed, the same command
+goes on behind what is finished; with the pools made, train.py begins the stage at once.
 """
 
 import sys
@@ -36,9 +37,14 @@ def main():
     before = config.stages[: config.stages.index("supervised")]
     if found and found[1]["stage"] == "supervised":
         raise UserError(f"{found[0]}: the supervised stage is under way with what was mined for it")
-    if before and (not found or (found[1]["stage"], found[1]["step"]) != (before[-1], getattr(config, before[-1]).steps)):
+    if before and (
+        not found or (found[1]["stage"], found[1]["step"]) != (before[-1], getattr(config, before[-1]).steps)
+    ):
         where = f"step {found[1]['step']} of {found[1]['stage']}" if found else "no checkpoint yet"
-        raise UserError(f"{config.out_dir}: is at {where}; negatives are mined with the model after {before[-1]}, step {getattr(config, before[-1]).steps}: train that first (--stages={before})")
+        raise UserError(
+            f"{config.out_dir}: is at {where}; negatives are mined with the model after {before[-1]}, step "
+            f"{getattr(config, before[-1]).steps}: train that first (--stages={before})"
+        )
     interrupts.doing = "preparing data"
     with mesh.together():
         if mesh.rank == 0:
@@ -58,7 +64,10 @@ def main():
     if mesh.rank == 0:
         mining.tidy(stage.mined)
         for name, pools in stage.pools.items():
-            print(f"{name}: {len(pools.queries):,} queries, {len(pools.corpus):,} documents, {pools.rule.index}: pools of {pools.rule.pool} in {pools.folder}")
+            print(
+                f"{name}: {len(pools.queries):,} queries, {len(pools.corpus):,} documents, {pools.rule.index}: "
+                f"pools of {pools.rule.pool} in {pools.folder}"
+            )
     stage.close()
     mesh.close()
     if held:

@@ -37,12 +37,16 @@ def main():
 
 
 def index(encoder, run):
-    """Documents [name, place, start of the summary] and one unit vector for each, kept in the run's folder until the weights
-    or the documentation's files change; where that folder cannot be written, a line says so."""
+    """Documents [name, place, start of the summary] and one unit vector for each, kept in the run's folder until the
+    weights or the documentation's files change; where that folder cannot be written, a line says so."""
     packages = TRAINING_PACKAGES + HELD_OUT_PACKAGES
     files = [path for package in packages for path, _ in docstrings.modules(package)]
     folder, _ = checkpoint.newest(run)
-    of = [folder.name, (folder / "state.json").read_text(), *(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files)]
+    of = [
+        folder.name,
+        (folder / "state.json").read_text(),
+        *(f"{path} {path.stat().st_size} {path.stat().st_mtime_ns}" for path in files),
+    ]
     path = Path(run, f"search-{hashlib.blake2b(repr(of).encode(), digest_size=8).hexdigest()}.npz")
     if path.exists():
         with np.load(path) as kept:
@@ -53,7 +57,12 @@ def index(encoder, run):
     vectors = encoder.encode([f"{doc.summary}\n{doc.rest}" for doc in docs])
     documents = [[doc.name, f"{doc.path}:{doc.line}", doc.summary[:100]] for doc in docs]
     try:
-        atomic.write(path, lambda file: np.savez(file, documents=np.frombuffer(json.dumps(documents).encode(), np.uint8), vectors=vectors))
+        atomic.write(
+            path,
+            lambda file: np.savez(
+                file, documents=np.frombuffer(json.dumps(documents).encode(), np.uint8), vectors=vectors
+            ),
+        )
     except UserError as error:  # someone else's run can be searched too
         print(f"{error}; the next search embeds them again", flush=True)
         return documents, vectors

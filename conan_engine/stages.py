@@ -1,9 +1,9 @@
 """What the four stages do: which data comes in, which mask, which loss goes out.
 
-Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds the
-gradients of the global mean loss, calls before_last() before the last backward of the weights, and returns what to log, and how much
-there was (`sizes`);
-`attention(step)`, the soft mask's alpha and kind; `teach(mesh)`, before the first step; `state` / `load_state`, which say where its data stands; `loaders`, to close.
+Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds
+the gradients of the global mean loss, calls before_last() before the last backward of the weights, and returns what to
+log, and how much there was (`sizes`); `attention(step)`, the soft mask's alpha and kind; `teach(mesh)`, before the
+first step; `state` / `load_state`, which say where its data stands; `loaders`, to close.
 """
 
 import dataclasses
@@ -41,8 +41,8 @@ class Packed(NamedTuple):
     cu_seqlens: torch.Tensor
 
     def split(self, chunk, rows=None):
-        """Pieces of at most `chunk` sequences (all in one if 0), on the device of the whole; of as many rows, where `rows`
-        gives each one's first sequence and, at the end, the number of sequences: int32 [R+1]."""
+        """Pieces of at most `chunk` sequences (all in one if 0), on the device of the whole; of as many rows, where
+        `rows` gives each one's first sequence and, at the end, the number of sequences: int32 [R+1]."""
         count = len(self.cu_seqlens) - 1 if rows is None else len(rows) - 1
         if chunk == 0 or count <= chunk:
             return [self]
@@ -61,7 +61,9 @@ def packed(batch):
 
 def nothing(batch):
     """A batch of the same source without records."""
-    return batch._replace(tokens=batch.tokens[:0], cu_seqlens=batch.cu_seqlens[:1], records=batch.records[:0], groups=batch.groups[:0])
+    return batch._replace(
+        tokens=batch.tokens[:0], cu_seqlens=batch.cu_seqlens[:1], records=batch.records[:0], groups=batch.groups[:0]
+    )
 
 
 def concatenate(*parts):
@@ -82,18 +84,23 @@ class Stage:
         """key: the setting that says how much is in a step, over all ranks."""
         batch, world = getattr(self.settings, key), self.group.world
         if key != "batch_tokens" and batch % world:
-            raise UserError(f"{self.name}.{key} is {batch}, which {world} ranks cannot split evenly; make it a multiple of {world}")
+            raise UserError(
+                f"{self.name}.{key} is {batch}, which {world} ranks cannot split evenly; make it a multiple of {world}"
+            )
         weights = {source: about.weight for source, about in data.items()}
         self.loaders[name] = Loader(
-            shards, weights, batch=batch, max_tokens=self.settings.max_tokens, size_power=self.settings.size_power, seed=self.config.seed,
-            group=self.group, threads=self.config.loader_threads, skip_bad_records=self.config.skip_bad_records, **options,
+            shards, weights, batch=batch, max_tokens=self.settings.max_tokens, size_power=self.settings.size_power,
+            seed=self.config.seed,
+            group=self.group, threads=self.config.loader_threads, skip_bad_records=self.config.skip_bad_records,
+            **options,
         )  # fmt: skip
 
     def draw(self):
         return self.loaders["data"].next()
 
     def teach(self, mesh):
-        """Ask the teacher that the stage learns from, unless its answers stand there. All ranks do it together, none in a collective."""
+        """Ask the teacher that the stage learns from, unless its answers stand there. All ranks do it together, none in
+        a collective."""
 
     def state(self):
         return {f"loader/{name}": loader.state for name, loader in self.loaders.items()}
@@ -104,7 +111,11 @@ class Stage:
 
     def skipped_records(self):
         """Over all ranks, since this process began."""
-        return int(self.group.sum(torch.tensor(sum(loader.skipped for loader in self.loaders.values()), device=self.group.device)))
+        return int(
+            self.group.sum(
+                torch.tensor(sum(loader.skipped for loader in self.loaders.values()), device=self.group.device)
+            )
+        )
 
     def close(self):
         for loader in self.loaders.values():
@@ -112,15 +123,22 @@ class Stage:
 
 
 class LanguageModelling(Stage):
-    """Stages 1 and 2: next token, causal; of the whole text (pretrain) or of the output only (sft). With pretrain.masked: masked next
-    token, bidirectional (LLM2Vec, arXiv 2404.05961)."""
+    """Stages 1 and 2: next token, causal; of the whole text (pretrain) or of the output only (sft). With
+    pretrain.masked: masked next token, bidirectional (LLM2Vec, arXiv 2404.05961)."""
 
     def __init__(self, name, config, shards, group):
         super().__init__(name, config, group)
         self.masked = config.pretrain.masked if name == "pretrain" else 0.0
         if self.masked:  # models that learnt the next token have no token for a mask: LLM2Vec takes "_"
             self.mask_token = Tokenizer.load(Tokenizer.of(config.out_dir)).encode("_")[-1]
-        self.add_loader("data", shards, self.settings.data, "batch", kind="text" if name == "pretrain" else "instruction", shape="rows")
+        self.add_loader(
+            "data",
+            shards,
+            self.settings.data,
+            "batch",
+            kind="text" if name == "pretrain" else "instruction",
+            shape="rows",
+        )
 
     def attention(self, step):
         return 0.0, "column"  # of validation, whose loss is the next token's in either case
@@ -135,28 +153,42 @@ class LanguageModelling(Stage):
         loss, start = 0.0, 0
         parts = sequences.split(self.settings.chunk, batch.rows)
         for part in parts:
-            summed = model.next_token_loss(part.tokens, part.cu_seqlens, targets[start : start + len(part.tokens)], alpha)
+            summed = model.next_token_loss(
+                part.tokens, part.cu_seqlens, targets[start : start + len(part.tokens)], alpha
+            )
             if part is parts[-1]:
                 before_last()
             (summed / counted).backward()
             loss, start = loss + summed.detach(), start + len(part.tokens)
-        return {"loss": (self.group.sum(loss) / counted).item(), "source": batch.source, **sizes(sequences, self.group, alpha > 0, counted)}
+        return {
+            "loss": (self.group.sum(loss) / counted).item(),
+            "source": batch.source,
+            **sizes(sequences, self.group, alpha > 0, counted),
+        }
 
 
 def chosen(sequences, share, seed):
-    """A share of a batch's tokens, drawn by a hash of token, place and seed, so that it does not depend on which rank has them: bool [T]."""
-    x = sequences.tokens.long() * 0x9E3779B1 + positions(sequences.cu_seqlens, len(sequences.tokens)) * 0x85EBCA77 + seed * 0xC2B2AE3D
+    """A share of a batch's tokens, drawn by a hash of token, place and seed, so that it does not depend on which rank
+    has them: bool [T]."""
+    x = (
+        sequences.tokens.long() * 0x9E3779B1
+        + positions(sequences.cu_seqlens, len(sequences.tokens)) * 0x85EBCA77
+        + seed * 0xC2B2AE3D
+    )
     for _ in range(2):  # what is added may wrap: it is a hash
         x = (x ^ ((x >> 15) & 0x1FFFF)) * 0x2C1B3C6D & 0xFFFFFFFF
     return (x ^ (x >> 15)) & 0xFFFFFF < share * 2**24
 
 
 def hide(sequences, targets, hidden, token):
-    """Put `token` where hidden, bool [T], says; the targets that are left are those of tokens before hidden ones: (Packed, int64 [T])."""
+    """Put `token` where hidden, bool [T], says; the targets that are left are those of tokens before hidden ones:
+    (Packed, int64 [T])."""
     next_hidden = hidden.roll(-1)
     ends = sequences.cu_seqlens[1:].long() - 1
     next_hidden[ends[ends >= 0]] = False  # what follows is another sequence's
-    return sequences._replace(tokens=sequences.tokens.masked_fill(hidden, token)), targets.masked_fill(~next_hidden, -100)
+    return sequences._replace(tokens=sequences.tokens.masked_fill(hidden, token)), targets.masked_fill(
+        ~next_hidden, -100
+    )
 
 
 class Contrastive(Stage):
@@ -167,8 +199,8 @@ class Contrastive(Stage):
         self.known = {source: known_positives.of(s) for source, s in shards.items()}
 
     def known_in(self, batch, document_group):
-        """conan_kernels.Known of this rank's queries among all ranks' documents, or None; document_group: int64 [m], this
-        rank's. Collective."""
+        """conan_kernels.Known of this rank's queries among all ranks' documents, or None; document_group: int64 [m],
+        this rank's. Collective."""
         of_source = self.known[batch.source]
         if not len(of_source.records):
             return None
@@ -178,8 +210,9 @@ class Contrastive(Stage):
 
 
 class Weak(Contrastive):
-    """Stage 3: InfoNCE with in-batch negatives, while the soft mask opens from causal to bidirectional. With weak.distil, texts without pairs
-    beside them, each to be where a teacher has it: L = L_InfoNCE + distil_weight * L_cosine."""
+    """Stage 3: InfoNCE with in-batch negatives, while the soft mask opens from causal to bidirectional. With
+    weak.distil, texts without pairs beside them, each to be where a teacher has it: L = L_InfoNCE + distil_weight *
+    L_cosine."""
 
     def __init__(self, config, shards, texts_shards, group):
         super().__init__("weak", config, shards, group)
@@ -187,16 +220,23 @@ class Weak(Contrastive):
         self.add_loader("data", shards, self.settings.data, key, kind="pairs", shape=shape)
         self.texts_shards, self.targets = texts_shards, {}
         if texts_shards:
-            self.add_loader("texts", texts_shards, self.settings.texts, "texts_batch", kind="pairs", shape="records", fields=1)
+            self.add_loader(
+                "texts", texts_shards, self.settings.texts, "texts_batch", kind="pairs", shape="records", fields=1
+            )
 
     def teach(self, mesh):
         tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
         for name, shards in self.texts_shards.items():
             records = self.loaders["texts"].drawn_from(name, self.settings.steps)
-            asked = distilling.Texts(shards, records, self.settings.distil_teacher or self.settings.teacher, tokenizer, name, mesh)
+            asked = distilling.Texts(
+                shards, records, self.settings.distil_teacher or self.settings.teacher, tokenizer, name, mesh
+            )
             self.targets[name] = asked.make(Path(self.config.out_dir, "texts"))
             if asked.width > self.config.model.width:
-                raise UserError(f"{distilling.VECTORS}: its vectors have {asked.width} numbers, and the model's {self.config.model.width}; raise model.width, or take a smaller teacher")
+                raise UserError(
+                    f"{distilling.VECTORS}: its vectors have {asked.width} numbers, and the model's "
+                    f"{self.config.model.width}; raise model.width, or take a smaller teacher"
+                )
 
     def attention(self, step):
         return ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1)), self.settings.mask
@@ -213,14 +253,27 @@ class Weak(Contrastive):
 
         def loss_of(embeddings):
             pairs, alone = embeddings.split((2 * len(groups), len(embeddings) - 2 * len(groups)))
-            loss, accuracy = losses.info_nce(*pairs.chunk(2), groups, groups, settings.temperature, self.group, settings.dims or None, known, losses.margin_of(settings), settings.symmetric, settings.same_side)
+            loss, accuracy = losses.info_nce(
+                *pairs.chunk(2),
+                groups,
+                groups,
+                settings.temperature,
+                self.group,
+                settings.dims or None,
+                known,
+                losses.margin_of(settings),
+                settings.symmetric,
+                settings.same_side,
+            )
             if not texts:
                 return loss, accuracy
             targets = torch.from_numpy(self.targets[texts.source].of(texts.records)).to(alone.device)
             taught = losses.toward(alone, targets, self.group)
             return loss + settings.distil_weight * taught, accuracy, loss.detach(), taught.detach()
 
-        total, accuracy, *parts = embed_and_backward(model, sequences, settings.chunk, alpha, mask, loss_of, before_last)
+        total, accuracy, *parts = embed_and_backward(
+            model, sequences, settings.chunk, alpha, mask, loss_of, before_last
+        )
         return {
             "loss": self.group.sum(total).item(),
             **{name: self.group.sum(part).item() for name, part in zip(("info_nce", "distil"), parts)},
@@ -232,18 +285,22 @@ class Weak(Contrastive):
 
 
 class Supervised(Contrastive):
-    """Stage 4: bidirectional; InfoNCE with mined hard negatives, and CoSENT on scored pairs in the same step, each over all
-    Matryoshka dims: L = L_InfoNCE + beta * L_CoSENT.
+    """Stage 4: bidirectional; InfoNCE with mined hard negatives, and CoSENT on scored pairs in the same step, each over
+    all Matryoshka dims: L = L_InfoNCE + beta * L_CoSENT.
 
     Cross-GPU batch balance (arXiv 2408.15710 section 3.3): every rank brings its own queries, positives and hard
     negatives, and all ranks' documents serve as negatives, so their number grows with the ranks. A source may ask for
-    fewer hard negatives, or for those alone. With supervised.distil, what a teacher says of a query's positive and its hard
-    negatives is added: + distil_weight * L_distil.
+    fewer hard negatives, or for those alone. With supervised.distil, what a teacher says of a query's positive and its
+    hard negatives is added: + distil_weight * L_distil.
     """
 
     def __init__(self, config, shards, sts_shards, group):
         super().__init__("supervised", config, shards, group)
-        self.shards, self.pools, self.corpora, self.rules, self.mined = shards, {}, {}, {}, Path(config.out_dir, "negatives")
+        self.shards = shards
+        self.pools = {}
+        self.corpora = {}
+        self.rules = {}
+        self.mined = Path(config.out_dir, "negatives")
         for name, about in self.settings.data.items():
             self.rules[name] = dataclasses.replace(config.negatives, count=about.count(config.negatives))
             if self.rules[name].count:
@@ -258,14 +315,21 @@ class Supervised(Contrastive):
         rule = mining.fitted(wanted, corpus)
         if rule.count < wanted.count:
             if not (rule.count or about.in_batch_negatives):
-                raise UserError(f"{name}: all its queries have the same answer, and in_batch_negatives is false; there is nothing to tell them apart from: leave it out, or set in_batch_negatives = true")
+                raise UserError(
+                    f"{name}: all its queries have the same answer, and in_batch_negatives is false; there is "
+                    "nothing to tell them apart from: leave it out, or set in_batch_negatives = true"
+                )
             if self.group.rank == 0:
-                print(f"{name}: {len(corpus)} different answers: {rule.count or 'no'} hard negative{'s' * (rule.count != 1)} a query, where {wanted.count} were to be", flush=True)
+                print(
+                    f"{name}: {len(corpus)} different answers: {rule.count or 'no'} hard "
+                    f"negative{'s' * (rule.count != 1)} a query, where {wanted.count} were to be",
+                    flush=True,
+                )
         return rule
 
     def mine(self, model, mesh):
-        """Mine the pools of the queries that this stage will draw, with the model as it stands, or take those that were mined with it. All
-        ranks do it together, none in a collective but those of one copy of the model."""
+        """Mine the pools of the queries that this stage will draw, with the model as it stands, or take those that were
+        mined with it. All ranks do it together, none in a collective but those of one copy of the model."""
         weights = mining.digest(model, mesh.tensor)
         for name, shards in self.shards.items():
             rule = self.rules[name]
@@ -284,9 +348,18 @@ class Supervised(Contrastive):
         tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
         taught = [name for name in self.pools if self.settings.distil and self.settings.data[name].distil]
         for name in taught:
-            self.pools[name].targets = distilling.Targets(self.pools[name], self.settings.teacher, tokenizer, name, mesh).make()
-        if self.settings.distil and not self.settings.teacher and all(np.isnan(self.pools[name].targets[:, 0]).all() for name in taught):
-            raise UserError("supervised.distil: no record brings scores (pos_scores, neg_scores), and supervised.teacher names nobody to give them; set it, or leave distil out")
+            self.pools[name].targets = distilling.Targets(
+                self.pools[name], self.settings.teacher, tokenizer, name, mesh
+            ).make()
+        if (
+            self.settings.distil
+            and not self.settings.teacher
+            and all(np.isnan(self.pools[name].targets[:, 0]).all() for name in taught)
+        ):
+            raise UserError(
+                "supervised.distil: no record brings scores (pos_scores, neg_scores), and supervised.teacher "
+                "names nobody to give them; set it, or leave distil out"
+            )
 
     def queries_of(self, name):
         return self.loaders["data"].drawn_from(name, self.settings.steps)
@@ -317,24 +390,53 @@ class Supervised(Contrastive):
         dims, margin = settings.dims, losses.margin_of(settings)
 
         def loss_of(embeddings):
-            queries, documents, pairs = embeddings.split((n, len(document_group), len(embeddings) - n - len(document_group)))
+            queries, documents, pairs = embeddings.split(
+                (n, len(document_group), len(embeddings) - n - len(document_group))
+            )
             hard = documents[n:].view(n, count, documents.shape[1])
             if in_batch:
-                loss, accuracy = losses.info_nce(queries, documents, groups, document_group, settings.temperature, self.group, dims, known, margin, settings.symmetric, settings.same_side)
+                loss, accuracy = losses.info_nce(
+                    queries,
+                    documents,
+                    groups,
+                    document_group,
+                    settings.temperature,
+                    self.group,
+                    dims,
+                    known,
+                    margin,
+                    settings.symmetric,
+                    settings.same_side,
+                )
             else:
-                loss, accuracy = losses.info_nce_of_own(queries, documents[:n], hard, settings.temperature, self.group, dims, margin)
+                loss, accuracy = losses.info_nce_of_own(
+                    queries, documents[:n], hard, settings.temperature, self.group, dims, margin
+                )
             hard = F.cosine_similarity(queries[:, None], hard, dim=-1)  # [n, K]
             similar = 0.0 * loss
             if sts:
-                similar = losses.cosent(*pairs.chunk(2), sts.scores.to(device), settings.sts_temperature, self.group, dims)
+                similar = losses.cosent(
+                    *pairs.chunk(2), sts.scores.to(device), settings.sts_temperature, self.group, dims
+                )
             taught = 0.0 * loss
             if targets is not None:
                 own = torch.cat((documents[:n, None], documents[n:].view(n, count, -1)), dim=1)
-                taught = losses.distil(queries, own, targets, settings.distil, settings.temperature, settings.distil_temperature, self.group, dims)
+                taught = losses.distil(
+                    queries,
+                    own,
+                    targets,
+                    settings.distil,
+                    settings.temperature,
+                    settings.distil_temperature,
+                    self.group,
+                    dims,
+                )
             total = loss + settings.beta * similar + settings.distil_weight * taught
             return total, accuracy, loss.detach(), similar.detach(), taught.detach(), hard.detach()
 
-        total, accuracy, loss, similar, taught, hard = embed_and_backward(model, everything, settings.chunk, *self.attention(step), loss_of, before_last)
+        total, accuracy, loss, similar, taught, hard = embed_and_backward(
+            model, everything, settings.chunk, *self.attention(step), loss_of, before_last
+        )
         if pools:
             counts = self.group.counts(n)
             everyones = self.group.gather(torch.from_numpy(batch.records).to(device), counts).cpu().numpy()
@@ -351,22 +453,31 @@ class Supervised(Contrastive):
         }
 
     def state(self):
-        return super().state() | {f"pool/{name}/{key}": value for name, pools in self.pools.items() for key, value in pools.state().items()}
+        return super().state() | {
+            f"pool/{name}/{key}": value for name, pools in self.pools.items() for key, value in pools.state().items()
+        }
 
     def load_state(self, state):
         super().load_state(state)
         for name in self.shards:
             if not self.rules[name].count:
                 continue
-            own = {key.removeprefix(f"pool/{name}/"): value for key, value in state.items() if key.startswith(f"pool/{name}/")}
+            own = {
+                key.removeprefix(f"pool/{name}/"): value
+                for key, value in state.items()
+                if key.startswith(f"pool/{name}/")
+            }
             folder = self.mined / own["folder"].tobytes().decode()
             self.pools[name] = Pools.mapped(self.corpora[name], self.queries_of(name), self.rules[name], folder)
             self.pools[name].load_state(own)
 
 
 def make(name, config, shards, group):
-    """The stage `name` of a config. shards: Shards by (use, source), as datasets.prepare gives them; group: the ranks that share out the data."""
-    mine, sts, texts = ({source: s for (use, source), s in shards.items() if use == wanted} for wanted in (name, "sts", "texts"))
+    """The stage `name` of a config. shards: Shards by (use, source), as datasets.prepare gives them; group: the ranks
+    that share out the data."""
+    mine, sts, texts = (
+        {source: s for (use, source), s in shards.items() if use == wanted} for wanted in (name, "sts", "texts")
+    )
     if name == "weak":
         return Weak(config, mine, texts, group)
     if name == "supervised":
@@ -375,8 +486,8 @@ def make(name, config, shards, group):
 
 
 def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):
-    """Embed the sequences, take the loss of all their embeddings, and backpropagate; returns what `loss_of` gave, detached.
-    before_last() is called before the last backward of the weights.
+    """Embed the sequences, take the loss of all their embeddings, and backpropagate; returns what `loss_of` gave,
+    detached. before_last() is called before the last backward of the weights.
 
     With chunk > 0 at most that many sequences are in a graph at a time (gradient caching, arXiv 2101.06983): embed all
     without a graph, take the loss's gradient for each embedding, embed again chunk by chunk and hand each its gradient.
@@ -404,8 +515,8 @@ def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):
 
 
 def sizes(packed, group, both_ways, learnt=0):
-    """Over all ranks' sequences: tokens, pairs of tokens of which one sees the other (each the other: both_ways), tokens whose successor is
-    learnt."""
+    """Over all ranks' sequences: tokens, pairs of tokens of which one sees the other (each the other: both_ways),
+    tokens whose successor is learnt."""
     lengths = packed.cu_seqlens.diff().long()
     tokens, squares = group.sum(torch.stack((lengths.sum(), lengths.square().sum()))).tolist()
     return {"tokens": tokens, "pairs": squares if both_ways else (squares + tokens) // 2, "learnt": int(learnt)}

@@ -1,7 +1,7 @@
 """Train Conan-embedding-v2's four stages: `torchrun conan_engine/train.py [config.toml] [--section.key=value ...]`.
 
-Without arguments: the demo recipe, into runs/demo. The same command again goes on from the last checkpoint. SIGTERM or SIGUSR1
-finish the step, save and end it with exit code 143. --help lists every setting, --version says which this is.
+Without arguments: the demo recipe, into runs/demo. The same command again goes on from the last checkpoint. SIGTERM or
+SIGUSR1 finish the step, save and end it with exit code 143. --help lists every setting, --version says which this is.
 """
 
 import contextlib
@@ -79,7 +79,11 @@ def main():
 
     # ---- model
     interrupts.doing = "making the model"
-    todo = [name for name in config.stages[config.stages.index(done_stage) :] if name != done_stage or done_step < getattr(config, name).steps]
+    todo = [
+        name
+        for name in config.stages[config.stages.index(done_stage) :]
+        if name != done_stage or done_step < getattr(config, name).steps
+    ]
     products, why = precision.choose(config, mesh, found and found[1].get("precision"))
     model, base = models.make(config, tokenizer, shards, mesh, found, todo[:1], products)
     # the weights that compute; the optimiser keeps float32 ones
@@ -89,7 +93,9 @@ def main():
     if why:
         log.say(why)
     if found:
-        log.say(f"resuming after step {done_step} of {done_stage}, from {found[0]}" + (f"; {changed}" if changed else ""))
+        log.say(
+            f"resuming after step {done_step} of {done_stage}, from {found[0]}" + (f"; {changed}" if changed else "")
+        )
     if mesh.rank == 0:
         partial = run / "config.partial"
         partial.write_text(json.dumps(dataclasses.asdict(config), indent=1))
@@ -97,14 +103,17 @@ def main():
     log.follow(config.log_to)
 
     # ---- the stages, each from the weights of the one before
-    saver = Saver(config, tokenizer, fingerprints, mesh, base, began - (found[1].get("seconds", 0) if found else 0), products)
+    saver = Saver(
+        config, tokenizer, fingerprints, mesh, base, began - (found[1].get("seconds", 0) if found else 0), products
+    )
     for name in todo:
         settings = getattr(config, name)
         first_step = 0
         interrupts.doing = f"starting {name}"
         if name in ("weak", "supervised"):
             model.lm_head = None  # nobody asks for the next token any more
-        with interrupts.later():  # the first one imports half of torch, some of it from C++, which an exception would abort
+        # the first one imports half of torch, some of it from C++, which an exception would abort
+        with interrupts.later():
             optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
         stage = stages.make(name, config, shards, mesh.data)
         work = Work(model, mesh)
@@ -139,7 +148,10 @@ def main():
                 else:
                     counters["skipped"] += 1
                     counters["skipped_in_a_row"] += 1
-                    log.say(f"{name} step {step}: loss {row['loss']}, gradient norm {norm}: step skipped ({counters['skipped']} so far)")
+                    log.say(
+                        f"{name} step {step}: loss {row['loss']}, gradient norm {norm}: step skipped "
+                        f"({counters['skipped']} so far)"
+                    )
                 optimizer.zero_gradients()
                 if step + 1 == settings.steps and settings.blend < 1:
                     optimizer.blend(models.before(name, config, tokenizer, shards, mesh), settings.blend)
@@ -147,7 +159,14 @@ def main():
                 if config.skip_bad_records:
                     row["skipped_records"] = stage.skipped_records()
                 seconds = time.perf_counter() - started
-                row |= {"lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], "seconds": seconds, "waited": waited, "tokens_per_s": row["tokens"] / seconds}
+                row |= {
+                    "lr": lr,
+                    "gradient_norm": norm,
+                    "skipped": counters["skipped"],
+                    "seconds": seconds,
+                    "waited": waited,
+                    "tokens_per_s": row["tokens"] / seconds,
+                }
                 row |= work.rate(row, seconds)
                 del row["pairs"], row["learnt"]
                 if mesh.world > 1:
@@ -159,7 +178,13 @@ def main():
                     row |= validation.measure(model, *stage.attention(step))
                     best = validation.is_best(row, step, counters)
                 log.step(step, row, best)
-                if hopeless or stopping or (best and config.validation.keep_best) or (step + 1) % config.save_every == 0 or step + 1 == settings.steps:
+                if (
+                    hopeless
+                    or stopping
+                    or (best and config.validation.keep_best)
+                    or (step + 1) % config.save_every == 0
+                    or step + 1 == settings.steps
+                ):
                     saver.start(name, step + 1, optimizer, stage.state(), counters)
                     stopping = mesh.any(interrupts.asked is not None)  # one may have come meanwhile
                 saver.poll()
@@ -196,9 +221,15 @@ def answer(arguments):
 def skipped(config, name, step, counters):
     """What is said where the last steps were none."""
     return (
-        f"{name} step {step}: the last {counters['skipped_in_a_row']} steps were not finite, and were skipped; the weights before them are saved. "
-        f"Lower {name}.lr (now {getattr(config, name).lr:g}) or look at the data of the steps logged in {config.out_dir}/metrics.jsonl"
-        + (f", and delete {config.out_dir}/checkpoints/{name}-* to train the stage again" if step + 1 == getattr(config, name).steps else "")
+        f"{name} step {step}: the last {counters['skipped_in_a_row']} steps were not finite, and were "
+        "skipped; the weights before them are saved. "
+        f"Lower {name}.lr (now {getattr(config, name).lr:g}) or look at the data of the steps logged in "
+        f"{config.out_dir}/metrics.jsonl"
+        + (
+            f", and delete {config.out_dir}/checkpoints/{name}-* to train the stage again"
+            if step + 1 == getattr(config, name).steps
+            else ""
+        )
     )
 
 

@@ -1,9 +1,12 @@
-"""Queries in other languages, for cross-lingual retrieval (recipe: CLR): `python -m conan_engine.translate QUERIES.jsonl OUT.jsonl --endpoint URL
+"""Queries in other languages, for cross-lingual retrieval (recipe: CLR): `python -m conan_engine.translate
+QUERIES.jsonl OUT.jsonl --endpoint URL
 --model NAME`.
 
-Asks a chat endpoint of OpenAI's form (vLLM, llama.cpp, Ollama, OpenAI, ...). Each query goes into one language, chosen by --shares and --seed; its documents stay
-as they are. OUT is a source of the supervised stage, or of BEIR's queries such a file again, with languages, to evaluate with; what cannot be a translation goes to OUT.rejected.jsonl, with the reason. Interrupted, even by
-kill -9, the same command goes on: what was answered is in OUT.journal and is not paid for twice. The key, if one is needed, is in OPENAI_API_KEY.
+Asks a chat endpoint of OpenAI's form (vLLM, llama.cpp, Ollama, OpenAI, ...). Each query goes into one language, chosen
+by --shares and --seed; its documents stay as they are. OUT is a source of the supervised stage, or of BEIR's queries
+such a file again, with languages, to evaluate with; what cannot be a translation goes to OUT.rejected.jsonl, with the
+reason. Interrupted, even by kill -9, the same command goes on: what was answered is in OUT.journal and is not paid for
+twice. The key, if one is needed, is in OPENAI_API_KEY.
 """
 
 import argparse
@@ -27,7 +30,8 @@ from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval
 
 PROMPT = (
-    "Translate the search query into {language}, as a native speaker would type it. Keep names, code and numbers as they are. Do not answer the query. "
+    "Translate the search query into {language}, as a native speaker would type it. Keep names, code and "
+    "numbers as they are. Do not answer the query. "
     'Reply with JSON alone: {{"translation": "..."}}'
 )
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses after which the same request may succeed
@@ -71,16 +75,23 @@ class Endpoint:
 
         self.httpx, self.url, self.model, self.tries = httpx, f"{url.rstrip('/')}/chat/completions", model, tries
         limits = httpx.Limits(max_connections=requests, max_keepalive_connections=requests)
-        self.client = httpx.AsyncClient(timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {})
+        self.client = httpx.AsyncClient(
+            timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {}
+        )
 
     async def ask(self, query, language):
-        """{"answer": the text or None, "finish": why it ended, "prompt": tokens, "completion": tokens}. Raises Unanswered after so many tries, and at once for
-        what no other try can mend."""
-        messages = [{"role": "system", "content": PROMPT.format(language=languages.NAMES[language])}, {"role": "user", "content": query}]
+        """{"answer": the text or None, "finish": why it ended, "prompt": tokens, "completion": tokens}. Raises
+        Unanswered after so many tries, and at once for what no other try can mend."""
+        messages = [
+            {"role": "system", "content": PROMPT.format(language=languages.NAMES[language])},
+            {"role": "user", "content": query},
+        ]
         for number in range(self.tries):
             wait = min(LONGEST_WAIT, 2.0**number) * random.uniform(0.5, 1)
             try:
-                response = await self.client.post(self.url, json={"model": self.model, "temperature": 0, "messages": messages})
+                response = await self.client.post(
+                    self.url, json={"model": self.model, "temperature": 0, "messages": messages}
+                )
             except self.httpx.TransportError as error:  # timeouts, refused and broken connections
                 said = str(error) or type(error).__name__
             except self.httpx.InvalidURL as error:
@@ -107,7 +118,12 @@ def _read(response):
         body = response.json()
         choice, usage = body["choices"][0], body.get("usage") or {}
         answer = choice["message"].get("content")
-        return {"answer": answer if isinstance(answer, str) else None, "finish": choice.get("finish_reason"), "prompt": int(usage.get("prompt_tokens") or 0), "completion": int(usage.get("completion_tokens") or 0)}
+        return {
+            "answer": answer if isinstance(answer, str) else None,
+            "finish": choice.get("finish_reason"),
+            "prompt": int(usage.get("prompt_tokens") or 0),
+            "completion": int(usage.get("completion_tokens") or 0),
+        }
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
         return None
 
@@ -145,8 +161,12 @@ class Journal:
             if whole:
                 self._note(row, whole)
             elif row != facts:
-                different = ", ".join(f"{key} was {row.get(key)!r}, is {facts[key]!r}" for key in facts if row.get(key) != facts[key])
-                raise UserError(f"{self.path}: of another command ({different}); finish that one, or remove the file and pay again")
+                different = ", ".join(
+                    f"{key} was {row.get(key)!r}, is {facts[key]!r}" for key in facts if row.get(key) != facts[key]
+                )
+                raise UserError(
+                    f"{self.path}: of another command ({different}); finish that one, or remove the file and pay again"
+                )
             whole += len(line)
         self.file.truncate(whole)
         self.file.seek(whole)
@@ -185,7 +205,10 @@ def queries(path):
         records = (("query" if kind == "pairs" else None, record) for kind, record in files.read(path))
     for number, (key, record) in enumerate(records):
         if key is None:
-            raise UserError(f"{path}: holds neither {{\"query\", \"pos\"}} records nor BEIR's queries, {{\"_id\", \"text\"}}, which translate takes")
+            raise UserError(
+                f'{path}: holds neither {{"query", "pos"}} records nor BEIR\'s queries, {{"_id", '
+                f'"text"}}, which translate takes'
+            )
         yield number, record, key
 
 
@@ -193,12 +216,20 @@ def judged(found, query, language):
     """A row of the journal, but for its number, of what the endpoint said to a query."""
     row = {"language": language, "prompt": found["prompt"], "completion": found["completion"]}
     translation = translation_in(found["answer"] or "")
-    reason = "cut off" if found["finish"] == "length" else "no JSON" if translation is None else languages.problem(translation, query, language)
+    reason = (
+        "cut off"
+        if found["finish"] == "length"
+        else "no JSON"
+        if translation is None
+        else languages.problem(translation, query, language)
+    )
     return row | ({"reason": reason, "answer": found["answer"]} if reason else {"query": translation})
 
 
 async def ask_for_all(path, seed, shares, endpoint, journal, at_once):
-    """Until the journal has an answer for each query, or the endpoint gives none. Raises UserError then; what is under way is finished first."""
+    """Until the journal has an answer for each query, or the endpoint gives none. Raises UserError then; what is under
+    way is finished first."""
+
     def foreign():
         for number, record, key in queries(path):
             language = language_of(number, record[key], seed, shares)
@@ -225,7 +256,9 @@ async def ask_for_all(path, seed, shares, endpoint, journal, at_once):
         async with endpoint.client:
             await asyncio.gather(*(work() for _ in range(at_once)))
     if failures:
-        raise UserError(f"{failures[0]}; {len(journal.places):,} queries are answered: the same command goes on behind them")
+        raise UserError(
+            f"{failures[0]}; {len(journal.places):,} queries are answered: the same command goes on behind them"
+        )
 
 
 def _line(row):
@@ -249,7 +282,11 @@ def write(path, out, seed, shares, journal):
             language = language_of(number, record[key], seed, shares)
             row = {"query": record[key]} if language == "en" else journal.read(number)
             if "reason" in row:
-                bad.write(_line({"query": record[key], "language": language, "answer": row["answer"], "reason": row["reason"]}))
+                bad.write(
+                    _line(
+                        {"query": record[key], "language": language, "answer": row["answer"], "reason": row["reason"]}
+                    )
+                )
             else:
                 good.write(_line({**record, key: row["query"], "language": language}))
                 by_language[language] += 1
@@ -261,15 +298,23 @@ def write(path, out, seed, shares, journal):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
-    parser.add_argument("queries", help='{"query", "pos", "neg"} records, or BEIR\'s {"_id", "text"}, English: a file, or a folder or pattern of files')
+    parser.add_argument(
+        "queries",
+        help='{"query", "pos", "neg"} records, or BEIR\'s {"_id", "text"}, English: a file, or a folder or pattern '
+        "of files",
+    )
     parser.add_argument("out", type=Path, help="a .jsonl file")
     parser.add_argument("--endpoint", required=True, metavar="URL", help="such as http://localhost:8000/v1")
     parser.add_argument("--model", required=True, metavar="NAME", help="as the endpoint calls it")
-    parser.add_argument("--shares", default="paper", help='"paper", or a TOML file of language = share (default: paper)')
+    parser.add_argument(
+        "--shares", default="paper", help='"paper", or a TOML file of language = share (default: paper)'
+    )
     parser.add_argument("--seed", type=int, default=1, help="of the choice of languages (default: 1)")
     parser.add_argument("--requests", type=int, default=16, help="at a time (default: 16)")
     parser.add_argument("--timeout", type=float, default=120, help="seconds for one answer (default: 120)")
-    parser.add_argument("--tries", type=int, default=8, help="before it gives up, with ever longer waits between (default: 8)")
+    parser.add_argument(
+        "--tries", type=int, default=8, help="before it gives up, with ever longer waits between (default: 8)"
+    )
     arguments = parser.parse_args()
     out, shares = arguments.out, languages.shares(arguments.shares)
     for key in ("requests", "tries", "timeout"):
@@ -280,19 +325,41 @@ def main():
     if not out.absolute().parent.is_dir():
         raise UserError(f"{out}: its folder does not exist; make it, or name another")
     try:
-        endpoint = Endpoint(arguments.endpoint, arguments.model, os.environ.get("OPENAI_API_KEY"), arguments.requests, arguments.timeout, arguments.tries)
+        endpoint = Endpoint(
+            arguments.endpoint,
+            arguments.model,
+            os.environ.get("OPENAI_API_KEY"),
+            arguments.requests,
+            arguments.timeout,
+            arguments.tries,
+        )
     except ImportError:
         raise UserError("translate needs httpx, which is not installed; pip install httpx") from None
     sizes = [path.stat().st_size for path in paths.of(arguments.queries)]
-    journal = Journal(out.with_suffix(".journal"), {"queries": arguments.queries, "bytes": sum(sizes), "model": arguments.model, "seed": arguments.seed, "shares": shares})
+    journal = Journal(
+        out.with_suffix(".journal"),
+        {
+            "queries": arguments.queries,
+            "bytes": sum(sizes),
+            "model": arguments.model,
+            "seed": arguments.seed,
+            "shares": shares,
+        },
+    )
     asyncio.run(ask_for_all(arguments.queries, arguments.seed, shares, endpoint, journal, arguments.requests))
     by_language = write(arguments.queries, out, arguments.seed, shares, journal)
     journal.path.unlink()
     counts = journal.counts
-    print(f"{out}: {by_language.total():,} queries, " + ", ".join(f"{count:,} {language}" for language, count in by_language.most_common()))
+    print(
+        f"{out}: {by_language.total():,} queries, "
+        + ", ".join(f"{count:,} {language}" for language, count in by_language.most_common())
+    )
     reasons = {key: count for key, count in counts.items() if key not in ("translated", "prompt", "completion")}
     if reasons:
-        print(f"{out.with_suffix('.rejected.jsonl')}: {sum(reasons.values()):,} rejected: " + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items())))
+        print(
+            f"{out.with_suffix('.rejected.jsonl')}: {sum(reasons.values()):,} rejected: "
+            + ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items()))
+        )
     print(_tokens(journal))
 
 

@@ -3,4 +3,12 @@
 from conan_kernels.attention import soft_mask_attention
 from conan_kernels.info_nce import InfoNCE, Known, Margin, gather_documents, info_nce, log_sum_exp_of_documents
 
-__all__ = ["InfoNCE", "Known", "Margin", "gather_documents", "info_nce", "log_sum_exp_of_documents", "soft_mask_attention"]
+__all__ = [
+    "InfoNCE",
+    "Known",
+    "Margin",
+    "gather_documents",
+    "info_nce",
+    "log_sum_exp_of_documents",
+    "soft_mask_attention",
+]

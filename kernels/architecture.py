@@ -8,10 +8,10 @@ import torch
 OLDEST_GPU = 80  # compute capability times ten: bf16 on tensor cores, asynchronous copies
 OLDEST_TRITON = (3, 6)
 
-# By the architecture from which on a row holds, and the largest head dim for which it does; (BM, BN, num_warps, num_stages) each,
-# then, where it helps, maxnreg, with which ptxas spills none to fit one more program on a processor, and options of ptxas. What
-# is largest is taken of the sizes that spill no register, in any Triton of `make matrix`, and fit a program's shared memory; for 90 what
-# was fastest on an H200 (benchmarks/README.md).
+# By the architecture from which on a row holds, and the largest head dim for which it does; (BM, BN, num_warps,
+# num_stages) each, then, where it helps, maxnreg, with which ptxas spills none to fit one more program on a processor,
+# and options of ptxas. What is largest is taken of the sizes that spill no register, in any Triton of `make matrix`,
+# and fit a program's shared memory; for 90 what was fastest on an H200 (benchmarks/README.md).
 ATTENTION = {  # forward, dq, dk_dv: BM are rows, BN columns. dq's BM is dk_dv's BN, for they share a plan
     # 163 KB of shared memory; `mma`: a warp owns 16 rows (columns in dk_dv), more than 4 would repeat each other's 64
     80: {
@@ -31,7 +31,8 @@ ATTENTION = {  # forward, dq, dk_dv: BM are rows, BN columns. dq's BM is dk_dv's
         64: ((128, 64, 8, 3, 255), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
         80: ((128, 64, 8, 3), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
         96: ((128, 32, 8, 3), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
-        112: ((128, 64, 8, 3), (128, 32, 8, 3, 255), (32, 128, 8, 3, 255)),  # of a dq with BN = 64 Triton 3.6 makes a trap
+        # of a dq with BN = 64 Triton 3.6 makes a trap
+        112: ((128, 64, 8, 3), (128, 32, 8, 3, 255), (32, 128, 8, 3, 255)),
         128: ((128, 64, 8, 3), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
     },
     # 99 KB; `mma` again, by a ptxas that keeps more in registers
@@ -43,14 +44,17 @@ ATTENTION = {  # forward, dq, dk_dv: BM are rows, BN columns. dq's BM is dk_dv's
     },
 }
 LAUNCH = ("BM", "BN", "num_warps", "num_stages", "maxnreg", "ptx_options")
-PADDED = {80: {}, 90: {112: 128}, 100: {}}  # head dims that attention fills up with zeros, where that is faster (H200: 1.1 to 1.3 times)
-SIMILARITIES = {  # InfoNCE's forward_tile, weight_tile: (BM, BN, PIECES), PIECES of a tile are an fp32 temporary one at a time
+# head dims that attention fills up with zeros, where that is faster (H200: 1.1 to 1.3 times)
+PADDED = {80: {}, 90: {112: 128}, 100: {}}
+# InfoNCE's forward_tile, weight_tile: (BM, BN, PIECES), PIECES of a tile are an fp32 temporary one at a time
+SIMILARITIES = {
     80: ((128, 128, 4), (128, 64, 2)),
     90: ((128, 256, 8), (128, 128, 4)),
     100: ((128, 64, 4), (128, 32, 1)),
     120: ((128, 128, 4), (128, 64, 2)),
 }
-SIMILARITIES_OF_MORE = {  # the same for batches with queries of several positives, and for both ways, which take more registers
+# the same for batches with queries of several positives, and for both ways, which take more registers
+SIMILARITIES_OF_MORE = {
     80: ((128, 64, 4), (128, 64, 4)),
     90: ((128, 128, 4), (128, 64, 4)),
     100: ((128, 64, 4), (128, 32, 1)),
@@ -60,8 +64,8 @@ PRODUCT = {80: 128, 90: 256, 120: 128}  # BN of InfoNCE's add_product
 
 
 def architecture(device):
-    """The GPU's compute capability times ten, Hopper's 90 for Triton's interpreter on a CPU. Raises RuntimeError where the
-    kernels do not run: a GPU below 80, or a Triton below 3.6."""
+    """The GPU's compute capability times ten, Hopper's 90 for Triton's interpreter on a CPU. Raises RuntimeError where
+    the kernels do not run: a GPU below 80, or a Triton below 3.6."""
     if device.type != "cuda":
         return 90
     return _supported(device.index if device.index is not None else torch.cuda.current_device())
@@ -86,7 +90,8 @@ def check(arch, name, triton_version):
     """Raises RuntimeError, in one line, unless the kernels run on that architecture with that Triton."""
     if arch < OLDEST_GPU:
         raise RuntimeError(
-            f"{name} has compute capability {arch // 10}.{arch % 10}, and the kernels need 8.0 or higher: an A100, an RTX 30 or newer"
+            f"{name} has compute capability {arch // 10}.{arch % 10}, and the kernels need 8.0 or higher: "
+            "an A100, an RTX 30 or newer"
         )
     found = re.match(r"(\d+)\.(\d+)", triton_version)
     if not found or tuple(map(int, found.groups())) < OLDEST_TRITON:
@@ -116,13 +121,33 @@ def similarity_tiles(dtype, arch, more=False):
         small = {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "PIECES": 8, "num_warps": 4, "num_stages": 3}
         return small, small
     common = {"PRECISION": "ieee", "BE": 64, "num_warps": 8, "num_stages": 3}
-    return [common | dict(zip(("BM", "BN", "PIECES"), size)) for size in _from(SIMILARITIES_OF_MORE if more else SIMILARITIES, arch)]
+    return [
+        common | dict(zip(("BM", "BN", "PIECES"), size))
+        for size in _from(SIMILARITIES_OF_MORE if more else SIMILARITIES, arch)
+    ]
 
 
 def product_options(dtype, arch):
-    """InfoNCE's dtype of W and launch options of add_product: bf16 for bf16. fp16 cannot hold W's small values: fp32."""
+    """InfoNCE's dtype of W and launch options of add_product: bf16 for bf16. fp16 cannot hold W's small values:
+    fp32."""
     if dtype == torch.bfloat16:
         columns = _from(PRODUCT, arch)
-        return torch.bfloat16, {"PRECISION": "ieee", "BM": 128, "BN": columns, "BK": 64, "PIECES": 8, "num_warps": 8, "num_stages": 3}
+        return torch.bfloat16, {
+            "PRECISION": "ieee",
+            "BM": 128,
+            "BN": columns,
+            "BK": 64,
+            "PIECES": 8,
+            "num_warps": 8,
+            "num_stages": 3,
+        }
     precision = "tf32x3" if dtype == torch.float32 else "tf32"  # tf32 has the significant bits of fp16
-    return torch.float32, {"PRECISION": precision, "BM": 64, "BN": 64, "BK": 32, "PIECES": 1, "num_warps": 4, "num_stages": 3}
+    return torch.float32, {
+        "PRECISION": precision,
+        "BM": 64,
+        "BN": 64,
+        "BK": 32,
+        "PIECES": 1,
+        "num_warps": 4,
+        "num_stages": 3,
+    }

@@ -1,4 +1,5 @@
-"""How long would a config's training take on this machine's processor? Measured on a few hundred tokens, said in a line.
+"""How long would a config's training take on this machine's processor? Measured on a few hundred tokens, said in a
+line.
 
     python scripts/how_long.py CONFIG [--section.key=value ...]
 
@@ -42,7 +43,9 @@ def tokens(config):
         if name in ("pretrain", "sft"):
             total += stage.steps * stage.batch * stage.max_tokens
         else:
-            texts = stage.batch * (2 if name == "weak" else 2 + config.negatives.count) + (2 * stage.sts_batch if name == "supervised" and stage.sts else 0)
+            texts = stage.batch * (2 if name == "weak" else 2 + config.negatives.count) + (
+                2 * stage.sts_batch if name == "supervised" and stage.sts else 0
+            )
             total += stage.steps * texts * stage.max_tokens * FILLED * (4 / 3 if stage.chunk else 1)
     return total
 
@@ -56,7 +59,8 @@ def main():
     rate = tokens_per_second(Transformer(config.model, vocab_size, config.precision).init_weights(0))
     days = tokens(config) / rate / 86400
     raise UserError(
-        f"no GPU here: {path} has {count_parameters(config.model, vocab_size) / 1e6:.0f}M parameters and would take about {days:.1f} days on this processor "
+        f"no GPU here: {path} has {count_parameters(config.model, vocab_size) / 1e6:.0f}M parameters and "
+        f"would take about {days:.1f} days on this processor "
         f"({rate:,.0f} tokens/s, measured just now); to train it all the same: make smollm ANYWAY=1"
     )
 

@@ -2,9 +2,10 @@
 
     python scripts/rooms.py [--check]
 
-A room is a folder, or a file at the door of a package. Writes the drawing and the table between the marks in CONTRIBUTING.md; with
---check it writes nothing. Ends with 1 for an import that leads upwards, a circle of files, a room that FLOORS does not have, or
-(--check) a page that differs from the imports.
+A room is a folder, or a file at the door of a package. Writes the drawing and the table between the marks in
+CONTRIBUTING.md; with
+--check it writes nothing. Ends with 1 for an import that leads upwards, a circle of files, a room that FLOORS does not
+  have, or (--check) a page that differs from the imports.
 """
 
 import ast
@@ -17,7 +18,8 @@ PAGE = ROOT / "CONTRIBUTING.md"
 BEGIN, END = "<!-- rooms: made by scripts/rooms.py -->", "<!-- end of rooms -->"
 PACKAGES = {"conan_engine": "conan_engine", "conan_kernels": "kernels"}  # name: folder
 
-# From the top down: a room imports from the floors below its own alone. The files at the door are named; the rest are folders.
+# From the top down: a room imports from the floors below its own alone. The files at the door are named; the rest are
+# folders.
 FLOORS = [
     ["train", "mine", "encode", "evaluate", "search", "translate", "prepare", "follow", "mteb_adapter"],
     ["stages", "export"],
@@ -53,10 +55,16 @@ def imports():
             if isinstance(node, ast.ImportFrom):
                 whole = {f"{node.module}.{alias.name}" for alias in node.names}
                 names |= {name if name in known else node.module for name in whole}
-                names |= {"csrc"} if f"{node.module}._loader" == "conan_engine._loader" and "conan_engine._loader" in whole else set()
+                names |= (
+                    {"csrc"}
+                    if f"{node.module}._loader" == "conan_engine._loader" and "conan_engine._loader" in whole
+                    else set()
+                )
             elif isinstance(node, ast.Import):
                 names |= {alias.name for alias in node.names}
-        found[path] = {known[name] for name in names if name in known and known[name] != ROOT / "conan_engine/__init__.py"}
+        found[path] = {
+            known[name] for name in names if name in known and known[name] != ROOT / "conan_engine/__init__.py"
+        }
         if "csrc" in names:
             found[path].add(ROOT / "csrc/bindings.cpp")
     sources = [path for path in sorted((ROOT / "csrc").rglob("*")) if path.suffix in (".h", ".cpp", ".cu")]
@@ -155,7 +163,12 @@ def _is_folder(name):
 
 def about(name):
     """The first sentence that a room says of itself."""
-    for path in (ROOT / f"conan_engine/{name}.py", ROOT / f"conan_engine/{name}/__init__.py", ROOT / f"{name}.py", ROOT / f"{name}/__init__.py"):
+    for path in (
+        ROOT / f"conan_engine/{name}.py",
+        ROOT / f"conan_engine/{name}/__init__.py",
+        ROOT / f"{name}.py",
+        ROOT / f"{name}/__init__.py",
+    ):
         if path.exists():
             said = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))).split("\n\n")[0].replace("\n", " ")
             return re.split(r"(?<=\.) |: `", said)[0].rstrip(".").replace("|", "\\|") + "."
@@ -176,7 +189,10 @@ def table(graph):
     lines = ["| room | what it is | imports from |", "|---|---|---|"]
     for names in FLOORS:
         for name in names:
-            lines.append(f"| `{name}{'/' if _is_folder(name) else ''}` | {about(name)} | {', '.join(sorted(to[name])) or 'nothing'} |")
+            lines.append(
+                f"| `{name}{'/' if _is_folder(name) else ''}` | {about(name)} | "
+                f"{', '.join(sorted(to[name])) or 'nothing'} |"
+            )
     return lines
 
 

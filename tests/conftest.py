@@ -39,10 +39,25 @@ def tiny(tmp_path_factory):
                         docs.append((module, summary, rest))
     assert len(docs) > 100
     write_lines(folder / "text.jsonl", ({"text": f"{s}\n\n{r}"} for _, s, r in docs))
-    write_lines(folder / "instruction.jsonl", ({"instruction": "Explain.", "input": s, "output": r} for _, s, r in docs))
-    write_lines(folder / "pairs.jsonl", ({"query": s, "pos": [r, docs[i - 2][2]] if i % 4 == 0 else [r], "neg": [docs[i - 1][2]] if i % 3 == 0 else []} for i, (_, s, r) in enumerate(docs)))
+    write_lines(
+        folder / "instruction.jsonl", ({"instruction": "Explain.", "input": s, "output": r} for _, s, r in docs)
+    )
+    write_lines(
+        folder / "pairs.jsonl",
+        (
+            {
+                "query": s,
+                "pos": [r, docs[i - 2][2]] if i % 4 == 0 else [r],
+                "neg": [docs[i - 1][2]] if i % 3 == 0 else [],
+            }
+            for i, (_, s, r) in enumerate(docs)
+        ),
+    )
     write_lines(folder / "label.jsonl", ({"text": s, "label": f"{m} {s[:1]}"} for m, s, _ in docs))
-    write_lines(folder / "sts.jsonl", ({"sentence1": s, "sentence2": docs[i - i % 2][2], "score": 1.0 - i % 2} for i, (_, s, _) in enumerate(docs)))
+    write_lines(
+        folder / "sts.jsonl",
+        ({"sentence1": s, "sentence2": docs[i - i % 2][2], "score": 1.0 - i % 2} for i, (_, s, _) in enumerate(docs)),
+    )
     path = folder / "tiny.toml"
     path.write_text(TINY.format(folder=folder))
     return path

@@ -9,16 +9,22 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 PARTS = {
-    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
+    "input_layernorm": "attn_norm", "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
     "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm", "self_attn.o_proj": "attn_output",
-    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
+    "post_attention_layernorm": "ffn_norm", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
 }  # fmt: skip
-WHOLE = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight", "lm_head.weight": "output.weight"}
+WHOLE = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
 
 
 def write_model(path, theirs, quantised="F32", tokenizer=None, change=lambda writer: None, slower=None):
-    """theirs: a LlamaForCausalLM or Qwen3ForCausalLM; quantised: what its matrices become; tokenizer(writer): adds one; change(writer):
-    adds other keys; slower: float32 [D / 2], factors by which RoPE's pairs turn slower."""
+    """theirs: a LlamaForCausalLM or Qwen3ForCausalLM; quantised: what its matrices become; tokenizer(writer): adds one;
+    change(writer): adds other keys; slower: float32 [D / 2], factors by which RoPE's pairs turn slower."""
     config = theirs.config
     arch = "qwen3" if config.model_type == "qwen3" else "llama"
     head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -47,7 +53,11 @@ def write_model(path, theirs, quantised="F32", tokenizer=None, change=lambda wri
         if arch == "llama" and ("q_proj" in name or "k_proj" in name):
             heads = config.num_attention_heads if "q_proj" in name else config.num_key_value_heads
             array = array.reshape(heads, 2, head // 2, -1).swapaxes(1, 2).reshape(array.shape)
-        *_, layer, part = ("", "", *name.removeprefix("model.layers.").removesuffix(".weight").partition(".")[::2]) if ".layers." in name else ("", "", "", "")
+        *_, layer, part = (
+            ("", "", *name.removeprefix("model.layers.").removesuffix(".weight").partition(".")[::2])
+            if ".layers." in name
+            else ("", "", "", "")
+        )
         full = WHOLE.get(name) or f"blk.{layer}.{PARTS[part]}.weight"
         own = gguf.GGMLQuantizationType.F32 if array.ndim == 1 else kind
         writer.add_tensor(full, _quantised(np.ascontiguousarray(array), own), raw_dtype=own)
@@ -64,21 +74,36 @@ def _quantised(array, kind):
     except NotImplementedError:
         block, size = gguf.GGML_QUANT_SIZES[kind]
         blocks = np.random.default_rng(array.size).integers(0, 256, (array.size // block, size), np.uint8)
-        size, scales = {"Q4_K": (1e-4, (0, 2)), "Q6_K": (1e-5, (208,))}[kind.name]  # of a scale, and the bytes at which one begins
+        # of a scale, and the bytes at which one begins
+        size, scales = {"Q4_K": (1e-4, (0, 2)), "Q6_K": (1e-5, (208,))}[kind.name]
         for at in scales:
-            blocks[:, at : at + 2] = np.float16(size * (1 + np.random.default_rng(at).random(len(blocks)))).view(np.uint8).reshape(-1, 2)
+            blocks[:, at : at + 2] = (
+                np.float16(size * (1 + np.random.default_rng(at).random(len(blocks)))).view(np.uint8).reshape(-1, 2)
+            )
         return blocks.reshape(len(array), -1)
 
 
 def random_gguf(path, **shape):
     """A small random Llama with a byte-level tokenizer; shape: of its transformers.LlamaConfig."""
-    sizes = dict(hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
+    sizes = dict(
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=64,
+    )
     library = Tokenizer(models.BPE())
     library.pre_tokenizer, library.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     texts = [f"question {i} answer {i} another wrong bad good label" for i in range(300)]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    library.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False))
-    config = transformers.LlamaConfig(**{**sizes, "vocab_size": library.get_vocab_size(), "tie_word_embeddings": True, **shape})
+    library.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=400, special_tokens=["<|end|>"], initial_alphabet=alphabet, show_progress=False),
+    )
+    config = transformers.LlamaConfig(
+        **{**sizes, "vocab_size": library.get_vocab_size(), "tie_word_embeddings": True, **shape}
+    )
     return write_model(path, transformers.LlamaForCausalLM(config), "Q8_0", of_library(library, "gpt-2", "<|end|>"))
 
 
@@ -118,7 +143,9 @@ def of_library(library, pre, end, begin=None, **flags):
         if pre:
             writer.add_tokenizer_pre(pre)
         writer.add_token_list(sorted(vocabulary, key=vocabulary.get))
-        writer.add_token_types([(3 if special[i]["special"] else 4) if i in special else 1 for i in range(len(vocabulary))])
+        writer.add_token_types(
+            [(3 if special[i]["special"] else 4) if i in special else 1 for i in range(len(vocabulary))]
+        )
         writer.add_token_merges([" ".join(pair) for pair in about["model"]["merges"]])
         _ends(writer, vocabulary.get(end), vocabulary.get(begin), flags)
 

@@ -72,7 +72,9 @@ def small_tokenizer(folder):
     """Of 300 entries, for questions, answers and labels."""
     texts = [{"text": f"question {i} answer {i} another wrong bad good label"} for i in range(400)]
     path = write_lines(folder / "text.jsonl", texts)
-    return build.make_tokenizer(TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder)
+    return build.make_tokenizer(
+        TokenizerSettings(vocab_size=300, train_bytes=10**6), [(str(path), "pretrain", None)], folder
+    )
 
 
 def shards_of(source, use, stage, tokenizer, folder, max_bad_share=None):
@@ -109,11 +111,12 @@ def a_gpu_each(ranks):
 
 
 def start(config, run, *arguments, ranks=1, linger=None):
-    """Start a training run as a process of its own, two threads in all. linger: a function ("module:name", "module:Class.name") that
-    says "lingering" and takes a second more whenever it is called, for a signal to hit."""
+    """Start a training run as a process of its own, two threads in all. linger: a function ("module:name",
+    "module:Class.name") that says "lingering" and takes a second more whenever it is called, for a signal to hit."""
     a_gpu_each(ranks)
     command = [sys.executable] if ranks == 1 else [
-        str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0", "--rdzv_backend=c10d",
+        str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0",
+        "--rdzv_backend=c10d",
         "--rdzv_endpoint=localhost:0", "--signals-to-handle=SIGTERM,SIGUSR1",
     ]  # fmt: skip
     script = [ROOT / "conan_engine" / "train.py"]
@@ -146,17 +149,26 @@ def one_line(result, *said):
 def untimed(run):
     """A run's lines of metrics.jsonl, without what depends on how fast it was."""
     times = ("seconds", "waited", "tokens_per_s", "sent_ms", "validation/seconds")
-    return [{key: value for key, value in row.items() if key not in times} for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+    return [
+        {key: value for key, value in row.items() if key not in times}
+        for row in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    ]
 
 
 def losses(run):
-    return [(row["stage"], row["step"], row["loss"]) for row in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())]
+    return [
+        (row["stage"], row["step"], row["loss"])
+        for row in map(json.loads, Path(run, "metrics.jsonl").read_text().splitlines())
+    ]
 
 
 def untrained(config, run, change=lambda model: None):
-    """A run folder as a training run leaves it, its weights still as they were drawn, or as change(model) makes them; the tokenizer is trained."""
+    """A run folder as a training run leaves it, its weights still as they were drawn, or as change(model) makes them;
+    the tokenizer is trained."""
     settings = load(config, [f"--out_dir={run}"])
-    sources = [(source, name, about) for name in settings.stages for source, about in getattr(settings, name).data.items()]
+    sources = [
+        (source, name, about) for name in settings.stages for source, about in getattr(settings, name).data.items()
+    ]
     tokenizer = build.make_tokenizer(settings.tokenizer, sources, run)
     model = Transformer(settings.model, tokenizer.vocab_size).init_weights(settings.seed)
     change(model)

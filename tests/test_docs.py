@@ -18,15 +18,19 @@ TUTORIAL = (ROOT / "docs/cross-lingual.md").read_text()
 PYTHON, TOML = (re.search(rf"```{kind}\n(.*?)```", TUTORIAL, re.DOTALL)[1] for kind in ("python", "toml"))
 # what is less here: one pass over so little, no GPUs, an endpoint that knows these queries
 SMALLER = {
-    "steps = 2000": "steps = 4", "steps = 1000": "steps = 2", "save_every = 500": "save_every = 4", "every = 500": "every = 4", "batch = 512": "batch = 16",
-    "batch = 64": "batch = 8", "max_tokens = 256": "max_tokens = 32", "[64, 128, 256, 512, 1024]": "[8, 32]", "IVF4096": "IVF4", "nprobe=32": "nprobe=4", "dim = 256": "dim = 16",
+    "steps = 2000": "steps = 4", "steps = 1000": "steps = 2", "save_every = 500": "save_every = 4",
+    "every = 500": "every = 4", "batch = 512": "batch = 16",
+    "batch = 64": "batch = 8", "max_tokens = 256": "max_tokens = 32", "[64, 128, 256, 512, 1024]": "[8, 32]",
+    "IVF4096": "IVF4", "nprobe=32": "nprobe=4", "dim = 256": "dim = 16",
 }  # fmt: skip
 
 
 def _commands(section):
     """What is typed in a section, a list of lines."""
     text = re.search(rf"## {section}\..*?\n(.*?)(?=\n## |\Z)", TUTORIAL, re.DOTALL)[1]
-    return [line.strip() for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines() if line.startswith("    ")]
+    return [
+        line.strip() for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines() if line.startswith("    ")
+    ]
 
 
 @pytest.mark.slow
@@ -35,8 +39,14 @@ def test_from_beirs_files_to_a_cross_lingual_model(tmp_path, untrained_run):
     messages = known_messages()
     chosen = random.sample(sorted(messages), 160)
     (tmp_path / "msmarco/qrels").mkdir(parents=True)
-    write_lines(tmp_path / "msmarco/queries.jsonl", [{"_id": f"q{i}", "text": text, "metadata": {}} for i, text in enumerate(chosen)])
-    write_lines(tmp_path / "msmarco/corpus.jsonl", [{"_id": f"d{i}", "title": "", "text": f"The program says: {text}"} for i, text in enumerate(chosen)])
+    write_lines(
+        tmp_path / "msmarco/queries.jsonl",
+        [{"_id": f"q{i}", "text": text, "metadata": {}} for i, text in enumerate(chosen)],
+    )
+    write_lines(
+        tmp_path / "msmarco/corpus.jsonl",
+        [{"_id": f"d{i}", "title": "", "text": f"The program says: {text}"} for i, text in enumerate(chosen)],
+    )
     for split, numbers in (("train", range(120)), ("dev", range(120, 150))):
         lines = "".join(f"q{i}\td{i}\t1\n" for i in numbers)
         (tmp_path / f"msmarco/qrels/{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{lines}")
@@ -50,13 +60,25 @@ def test_from_beirs_files_to_a_cross_lingual_model(tmp_path, untrained_run):
     (tmp_path / "mine.toml").write_text("de = 2\nfr = 1\nja = 1\nru = 1\n")
     subprocess.run([sys.executable, "-c", PYTHON], cwd=tmp_path, check=True)
     server, bin_folder = Server(messages), os.path.dirname(sys.executable)
-    environment = {**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    environment = {
+        **os.environ,
+        "PATH": f"{bin_folder}:{os.environ['PATH']}",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(ROOT),
+    }
     said = []
     try:
         for command in _commands(3) + _commands(5) + _commands(6):
-            command = command.replace("http://localhost:8000/v1", server.url).replace("Qwen/Qwen2.5-7B-Instruct", "mine --shares mine.toml")
-            command = command.replace("--nproc_per_node=8", "--nproc_per_node=2 --master_port=0 --rdzv_backend=c10d --rdzv_endpoint=localhost:0")
-            done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
+            command = command.replace("http://localhost:8000/v1", server.url).replace(
+                "Qwen/Qwen2.5-7B-Instruct", "mine --shares mine.toml"
+            )
+            command = command.replace(
+                "--nproc_per_node=8",
+                "--nproc_per_node=2 --master_port=0 --rdzv_backend=c10d --rdzv_endpoint=localhost:0",
+            )
+            done = subprocess.run(
+                command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200
+            )
             assert done.returncode == 0, f"{command}\n{done.stderr}"
             said.append(done.stdout)
     finally:

@@ -17,7 +17,9 @@ TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 
 
 
 def encode(*arguments, given=b""):
-    done = subprocess.run([sys.executable, "-m", "conan_engine.encode", *map(str, arguments)], input=given, capture_output=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "conan_engine.encode", *map(str, arguments)], input=given, capture_output=True, cwd=ROOT
+    )
     return done.returncode, done.stdout.decode(), done.stderr.decode()
 
 
@@ -27,7 +29,8 @@ def test_rows_are_unit_vectors_in_the_files_order(untrained_run, tmp_path):
     assert code == 0, err
     vectors = np.load(tmp_path / "out.npy")
     assert vectors.shape == (4, 16) and vectors.dtype == np.float32 and "[4, 16]" in out
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 0, 1, 1], atol=1e-5)  # of no text there is no direction
+    # of no text there is no direction
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 0, 1, 1], atol=1e-5)
     encoder = Encoder.load(untrained_run)
     for row, text in zip(vectors, TEXTS):
         np.testing.assert_allclose(row, encoder.encode([text], 16)[0], atol=1e-5)
@@ -36,7 +39,11 @@ def test_rows_are_unit_vectors_in_the_files_order(untrained_run, tmp_path):
 def test_queries_and_instructions_are_texts_too(untrained_run, tmp_path):
     pairs = write_lines(tmp_path / "p.jsonl", [{"query": TEXTS[0], "pos": ["x"]}])
     instructions = write_lines(tmp_path / "i.jsonl", [{"instruction": "Find", "input": "a path", "output": "x"}])
-    assert encode(untrained_run, pairs, tmp_path / "p.npy")[0] == encode(untrained_run, instructions, tmp_path / "i.npy")[0] == 0
+    assert (
+        encode(untrained_run, pairs, tmp_path / "p.npy")[0]
+        == encode(untrained_run, instructions, tmp_path / "i.npy")[0]
+        == 0
+    )
     encoder = Encoder.load(untrained_run)
     np.testing.assert_allclose(np.load(tmp_path / "p.npy"), encoder.encode([TEXTS[0]]), atol=1e-5)
     np.testing.assert_allclose(np.load(tmp_path / "i.npy"), encoder.encode(["Find\na path"]), atol=1e-5)
@@ -44,22 +51,32 @@ def test_queries_and_instructions_are_texts_too(untrained_run, tmp_path):
 
 def test_an_instruction_comes_before_what_has_none(untrained_run, tmp_path):
     path = write_lines(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
-    own = write_lines(tmp_path / "i.jsonl", [{"instruction": text, "input": "a path", "output": "x"} for text in ("Find", "")])
+    own = write_lines(
+        tmp_path / "i.jsonl", [{"instruction": text, "input": "a path", "output": "x"} for text in ("Find", "")]
+    )
     for file in (path, own):
         assert encode(untrained_run, file, file.with_suffix(".npy"), "--instruction", "Look for: ü")[0] == 0
-    expected = Encoder.load(untrained_run).encode([*(f"Look for: ü\n{text}".rstrip("\n") for text in TEXTS), "Find\na path", "Look for: ü\na path"])
+    expected = Encoder.load(untrained_run).encode(
+        [*(f"Look for: ü\n{text}".rstrip("\n") for text in TEXTS), "Find\na path", "Look for: ü\na path"]
+    )
     np.testing.assert_allclose(np.load(tmp_path / "t.npy"), expected[:-2], atol=1e-5)
     np.testing.assert_allclose(np.load(tmp_path / "i.npy"), expected[-2:], atol=1e-5)
 
 
-@pytest.mark.parametrize(("precision", "dtype", "numbers"), [("float16", "float16", 12), ("int8", "int8", 12), ("binary", "int8", 2)])
+@pytest.mark.parametrize(
+    ("precision", "dtype", "numbers"), [("float16", "float16", 12), ("int8", "int8", 12), ("binary", "int8", 2)]
+)
 def test_fewer_bytes(untrained_run, tmp_path, precision, dtype, numbers):
     path = write_lines(tmp_path / "t.jsonl", [{"text": text} for text in TEXTS])
     code, out, err = encode(untrained_run, path, tmp_path / "out.npy", "--dim", 12, "--precision", precision)
     assert code == 0 and f"out.npy: {dtype} [4, {numbers}]" in out, err
     found, vectors = np.load(tmp_path / "out.npy"), Encoder.load(untrained_run).encode(TEXTS, 12)
     expected = quantize(vectors, precision, ranges_of(vectors))
-    assert found.dtype == dtype and found.shape == (4, numbers) and len(list(tmp_path.glob("*.npy"))) == (2 if precision == "int8" else 1)
+    assert (
+        found.dtype == dtype
+        and found.shape == (4, numbers)
+        and len(list(tmp_path.glob("*.npy"))) == (2 if precision == "int8" else 1)
+    )
     if precision == "float16":
         np.testing.assert_allclose(found, expected, atol=1e-3)
     elif precision == "int8":
@@ -74,7 +91,10 @@ def test_the_ranges_of_documents_serve_further_ones(untrained_run, tmp_path):
     documents = write_lines(tmp_path / "d.jsonl", [{"text": text} for text in TEXTS])
     one = write_lines(tmp_path / "o.jsonl", [{"text": TEXTS[2]}])
     assert encode(untrained_run, documents, tmp_path / "d.npy", "--precision=int8")[0] == 0
-    assert encode(untrained_run, one, tmp_path / "o.npy", "--precision=int8", "--ranges", tmp_path / "d.ranges.npy")[0] == 0
+    assert (
+        encode(untrained_run, one, tmp_path / "o.npy", "--precision=int8", "--ranges", tmp_path / "d.ranges.npy")[0]
+        == 0
+    )
     assert abs(np.load(tmp_path / "o.npy")[0].astype(int) - np.load(tmp_path / "d.npy")[2]).max() <= 1
     assert not (tmp_path / "o.ranges.npy").exists()
 
@@ -86,14 +106,24 @@ def test_the_ranges_of_documents_serve_further_ones(untrained_run, tmp_path):
         (["--precision=binary", "--ranges=r.npy"], "--ranges is for --precision=int8; with binary leave it out"),
         (["--precision=int8", "--ranges=nowhere.npy"], "nowhere.npy: is no .npy file of ranges"),
         (["--precision=int8", "--ranges=in.jsonl"], "in.jsonl: is no .npy file of ranges"),
-        (["--precision=int8", "--ranges=r.npy"], "r.npy: holds float32 [2, 31], not the least and the largest of 32 numbers"),
-        (["--precision=int8", "--ranges=r.npy", "--dim=31"], "r.npy: holds float32 [2, 31], not the least and the largest of 31 numbers"),  # the largest first
+        (
+            ["--precision=int8", "--ranges=r.npy"],
+            "r.npy: holds float32 [2, 31], not the least and the largest of 32 numbers",
+        ),
+        # the largest first
+        (
+            ["--precision=int8", "--ranges=r.npy", "--dim=31"],
+            "r.npy: holds float32 [2, 31], not the least and the largest of 31 numbers",
+        ),
     ],
 )
 def test_a_mistake_in_precision_or_ranges_gets_one_line(untrained_run, tmp_path, extra, said):
     path = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
     np.save(tmp_path / "r.npy", np.array([[1] * 31, [0] * 31], np.float32))
-    extra = [option.replace("=r", f"={tmp_path}/r").replace("=in", f"={tmp_path}/in", 1) if "--ranges" in option else option for option in extra]
+    extra = [
+        option.replace("=r", f"={tmp_path}/r").replace("=in", f"={tmp_path}/in", 1) if "--ranges" in option else option
+        for option in extra
+    ]
     code, _, err = encode(untrained_run, path, tmp_path / "out.npy", *extra)
     assert code == 2 and said in err and err.count("\n") == 1, err
     assert not list(tmp_path.glob("out*"))
@@ -102,7 +132,9 @@ def test_a_mistake_in_precision_or_ranges_gets_one_line(untrained_run, tmp_path,
 @pytest.mark.parametrize("as_json", [True, False])
 def test_standard_input_is_json_lines_or_a_text_a_line(untrained_run, tmp_path, as_json):
     lines = [json.dumps({"text": text}) if as_json else text for text in TEXTS]
-    code, out, err = encode(untrained_run, "-", tmp_path / "out.npy", given=b"\xef\xbb\xbf" + "\r\n".join(lines).encode())
+    code, out, err = encode(
+        untrained_run, "-", tmp_path / "out.npy", given=b"\xef\xbb\xbf" + "\r\n".join(lines).encode()
+    )
     assert code == 0, err
     np.testing.assert_allclose(np.load(tmp_path / "out.npy"), Encoder.load(untrained_run).encode(TEXTS), atol=1e-5)
 
@@ -113,7 +145,15 @@ def test_a_line_of_text_is_a_record(untrained_run, tmp_path):
     assert code == 0 and len(np.load(tmp_path / "out.npy")) == len(TEXTS), err
 
 
-@pytest.mark.parametrize(("given", "said"), [(b"", "standard input: holds no records"), (b"a\n\xff\n", "standard input: line 2: not UTF-8"), (b'{"text": "a"}\n{', "standard input: line 2: broken JSON"), (b'{"sentence1": "a", "sentence2": "b", "score": 1}', "standard input: holds sentence pairs")])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (b"", "standard input: holds no records"),
+        (b"a\n\xff\n", "standard input: line 2: not UTF-8"),
+        (b'{"text": "a"}\n{', "standard input: line 2: broken JSON"),
+        (b'{"sentence1": "a", "sentence2": "b", "score": 1}', "standard input: holds sentence pairs"),
+    ],
+)
 def test_a_mistake_in_standard_input_gets_one_line(untrained_run, tmp_path, given, said):
     code, _, err = encode(untrained_run, "-", tmp_path / "out.npy", given=given)
     assert code == 2 and said in err and err.count("\n") == 1, err
@@ -168,7 +208,9 @@ def test_a_file_of_before_stays_whole_when_the_new_one_fails(untrained_run, tmp_
 
 def test_another_runs_tokenizer_is_named(untrained_run, tmp_path):
     run = shutil.copytree(untrained_run, tmp_path / "run")
-    lines = write_lines(tmp_path / "t.jsonl", [{"text": "some other text, with words of its own " * 20 + str(i)} for i in range(50)])
+    lines = write_lines(
+        tmp_path / "t.jsonl", [{"text": "some other text, with words of its own " * 20 + str(i)} for i in range(50)]
+    )
     train((text["text"] for text in map(json.loads, lines.read_text().splitlines())), run / "tokenizer.model", 300)
     code, _, err = encode(run, lines, tmp_path / "out.npy")
     assert code == 2 and "was trained with tokenizer" in err and err.count("\n") == 1, err
@@ -179,4 +221,8 @@ def test_a_run_whose_only_checkpoint_is_damaged_is_named(untrained_run, tmp_path
     next(run.glob("checkpoints/*/model-*.safetensors")).write_bytes(b"cut off")
     path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
     code, out, err = encode(run, path, tmp_path / "out.npy")
-    assert code == 2 and "is damaged (model-00000-of-00001.safetensors does not match its checksum)" in out and "no whole checkpoint" in err
+    assert (
+        code == 2
+        and "is damaged (model-00000-of-00001.safetensors does not match its checksum)" in out
+        and "no whole checkpoint" in err
+    )

@@ -24,7 +24,9 @@ def test_true_translations_are_accepted():
     ("What  is a graph ", "What is a graph", "de", "a copy of the source"),
     ("was ist ein Graph", "what is a graph", "ru", "another script"),
     ("что такое граф", "what is a graph", "de", "another script"),
-    ("什么是图论中的最短路径问题以及如何高效地解决这个问题呢请说明", "what is the shortest path problem in graph theory and how is it solved efficiently", "ja", "another script"),
+    ("什么是图论中的最短路径问题以及如何高效地解决这个问题呢请说明",
+     "what is the shortest path problem in graph theory and how is it solved efficiently",
+     "ja", "another script"),
     ("グラフとは何ですか", "what is a graph", "ja", None),
     ("numpy.linalg.norm の使い方", "how to use numpy.linalg.norm", "ja", None),
     ("Ja", "how do I find the shortest path between two nodes of a graph", "de", "too short"),
@@ -37,13 +39,19 @@ def test_what_cannot_be_one(text, source, language, said):
 
 
 def test_the_papers_shares_are_of_26_languages():
-    assert len(languages.PAPER) == 26 and sum(languages.PAPER.values()) == 106 and languages.PAPER.keys() == languages.NAMES.keys()
+    assert (
+        len(languages.PAPER) == 26
+        and sum(languages.PAPER.values()) == 106
+        and languages.PAPER.keys() == languages.NAMES.keys()
+    )
     assert languages.shares("paper")["zh"] == pytest.approx(12 / 106)
 
 
 @pytest.mark.parametrize(("name", "text", "said"), [
-    ("x.toml", "de = 3\nfr = 1\n", None), ("x.json", '{"de": 3, "fr": 1, "ja": 0}', None), ("x.toml", "xx = 1", "'xx' is none of the languages"),
-    ("x.toml", "de = -1", "de is -1; expected a number, 0 or more"), ("x.toml", "de = 0", "no language has a share"), ("x.toml", "de: 1", "cannot read these shares"),
+    ("x.toml", "de = 3\nfr = 1\n", None), ("x.json", '{"de": 3, "fr": 1, "ja": 0}', None),
+    ("x.toml", "xx = 1", "'xx' is none of the languages"),
+    ("x.toml", "de = -1", "de is -1; expected a number, 0 or more"), ("x.toml", "de = 0", "no language has a share"),
+    ("x.toml", "de: 1", "cannot read these shares"),
 ])  # fmt: skip
 def test_shares_of_ones_own(tmp_path, name, text, said):
     (tmp_path / name).write_text(text)

@@ -14,8 +14,23 @@ SUPERVISED = "checkpoints/supervised-*"
 
 def mine(config, run, ranks=1):
     a_gpu_each(ranks)
-    start = [sys.executable] if ranks == 1 else [str(Path(sys.executable).parent / "torchrun"), f"--nproc_per_node={ranks}", "--master_port=0", "--rdzv_backend=c10d", "--rdzv_endpoint=localhost:0"]
-    return subprocess.run([*start, "-m", "conan_engine.mine", str(config), f"--out_dir={run}"], capture_output=True, text=True, timeout=300)
+    start = (
+        [sys.executable]
+        if ranks == 1
+        else [
+            str(Path(sys.executable).parent / "torchrun"),
+            f"--nproc_per_node={ranks}",
+            "--master_port=0",
+            "--rdzv_backend=c10d",
+            "--rdzv_endpoint=localhost:0",
+        ]
+    )
+    return subprocess.run(
+        [*start, "-m", "conan_engine.mine", str(config), f"--out_dir={run}"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
 
 
 def mined(run):
@@ -40,7 +55,11 @@ def test_training_begins_with_what_is_mined(tiny, whole, tmp_path, ranks):
 
 def test_a_run_that_is_not_so_far_is_named(tiny, whole, tmp_path):
     run = tmp_path / "run"
-    for what, said in (("nothing", "is at no checkpoint yet"), ("weak", "is at step"), ("all", "the supervised stage is under way")):
+    for what, said in (
+        ("nothing", "is at no checkpoint yet"),
+        ("weak", "is at step"),
+        ("all", "the supervised stage is under way"),
+    ):
         if what != "nothing":
             shutil.copytree(whole, run, dirs_exist_ok=True)
         if what == "weak":

@@ -13,8 +13,14 @@ COMMAND = [sys.executable, "-m", "conan_engine.prepare"]
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prepare")
-    pairs = [{"query": f"question {i} of a few", "pos": [f"answer {i} of some"], "score": 0.3 + i % 2} for i in range(60)]
-    for name, records in (("text", [{"text": f"question {i} answer {i} of a few"} for i in range(80)]), ("pairs", pairs), ("held", pairs[:20])):
+    pairs = [
+        {"query": f"question {i} of a few", "pos": [f"answer {i} of some"], "score": 0.3 + i % 2} for i in range(60)
+    ]
+    for name, records in (
+        ("text", [{"text": f"question {i} answer {i} of a few"} for i in range(80)]),
+        ("pairs", pairs),
+        ("held", pairs[:20]),
+    ):
         write_lines(folder / f"{name}.jsonl", records)
     with open(folder / "text.jsonl", "a") as file:
         file.write("{broken\n")
@@ -44,7 +50,12 @@ def test_training_takes_what_is_prepared_in_parts(config, tmp_path):
     assert done.returncode == 0, done.stderr
     rows = [line.split("  ") for line in done.stdout.splitlines()]
     assert [[cell for cell in (cell.strip() for cell in row) if cell][:3] for row in rows[1:]] == [
-        [str(config.parent / name), use, count] for name, use, count in (("text.jsonl", "pretrain", "80"), ("pairs.jsonl", "weak", "30"), ("held.jsonl", "weak", "10"))
+        [str(config.parent / name), use, count]
+        for name, use, count in (
+            ("text.jsonl", "pretrain", "80"),
+            ("pairs.jsonl", "weak", "30"),
+            ("held.jsonl", "weak", "10"),
+        )
     ]
     assert rows[1][-1] == "1 broken JSON" and rows[2][-1] == "30 below min_score"
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("run/data/**/*") if path.is_file()}
@@ -54,7 +65,8 @@ def test_training_takes_what_is_prepared_in_parts(config, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
-    (["--part", "3/2"], "--part: got '3/2'; expected I/K with I from 1 to K"), (["--part", "x"], "--part: got 'x'"), (["--workers", "-1"], "--workers: got -1"),
+    (["--part", "3/2"], "--part: got '3/2'; expected I/K with I from 1 to K"), (["--part", "x"], "--part: got 'x'"),
+    (["--workers", "-1"], "--workers: got -1"),
     (["--nonsense=1"], "nonsense"), (["--weak.lrr=1"], "lrr"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(config, arguments, said):
@@ -73,5 +85,12 @@ def test_on_ray(config, tmp_path):
             assert done.returncode == 0, done.stderr
     finally:
         ray.shutdown()
-    here, there = ({path.relative_to(tmp_path / name): path.read_bytes() for path in (tmp_path / name).rglob("*") if path.is_file()} for name in ("here", "there"))
+    here, there = (
+        {
+            path.relative_to(tmp_path / name): path.read_bytes()
+            for path in (tmp_path / name).rglob("*")
+            if path.is_file()
+        }
+        for name in ("here", "there")
+    )
     assert here == there

@@ -13,7 +13,8 @@ def test_the_drawing_is_that_of_the_imports():
 
 def test_imports_of_every_form_are_seen():
     graph = rooms.imports()
-    assert {"conan_engine/run/checkpoint.py", "conan_engine/stages.py"} <= set(graph["conan_engine/train.py"])  # from a package, its module
+    # from a package, its module
+    assert {"conan_engine/run/checkpoint.py", "conan_engine/stages.py"} <= set(graph["conan_engine/train.py"])
     assert "kernels/attention/launch.py" in graph["kernels/attention/api.py"]  # within a function
     assert "csrc/bindings.cpp" in graph["conan_engine/data/shards.py"]
     assert "csrc/shards/reader.h" in graph["csrc/batches/plan.h"]
@@ -24,7 +25,8 @@ def test_what_leads_upwards_and_a_circle_are_named():
     assert list(rooms.mistakes(graph)) == []
     upwards = graph | {"conan_engine/data/units.py": ["conan_engine/model/losses.py"]}
     assert list(rooms.mistakes(upwards)) == [
-        "conan_engine/data/units.py imports conan_engine/model/losses.py, which leads upwards: model stands no lower than data"
+        "conan_engine/data/units.py imports conan_engine/model/losses.py, which leads upwards: model "
+        "stands no lower than data"
     ]
     level = graph | {"conan_engine/negatives/pools.py": ["conan_engine/settings/rules.py"]}
     assert len(list(rooms.mistakes(level))) == 1

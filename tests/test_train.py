@@ -22,8 +22,15 @@ from runs import losses, one_line, start, train, untimed, untrained
 
 
 def test_all_four_stages_run_and_leave_what_a_person_looks_for(whole):
-    assert [(stage, step) for stage, step, _ in losses(whole)] == [(s, i) for s in ("pretrain", "sft", "weak", "supervised") for i in range(6)]
-    for name in ("loss.png", "config.json", "tokenizer.model", "checkpoints/supervised-00000006/model-00000-of-00001.safetensors"):
+    assert [(stage, step) for stage, step, _ in losses(whole)] == [
+        (s, i) for s in ("pretrain", "sft", "weak", "supervised") for i in range(6)
+    ]
+    for name in (
+        "loss.png",
+        "config.json",
+        "tokenizer.model",
+        "checkpoints/supervised-00000006/model-00000-of-00001.safetensors",
+    ):
         assert (whole / name).stat().st_size > 0
     assert losses(whole)[5][2] < losses(whole)[0][2] - 0.1, "pretraining learns"
 
@@ -35,7 +42,9 @@ def test_killed_anywhere_and_started_again_gives_the_same_losses_bit_for_bit(tin
     for _ in range(3):
         wanted = random.randrange(2, 22)
         process = start(tiny, run)
-        while process.poll() is None and not ((run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= wanted):
+        while process.poll() is None and not (
+            (run / "metrics.jsonl").exists() and len((run / "metrics.jsonl").read_text().splitlines()) >= wanted
+        ):
             time.sleep(0.01)
         process.kill()
         process.communicate()
@@ -47,7 +56,12 @@ def test_killed_anywhere_and_started_again_gives_the_same_losses_bit_for_bit(tin
 
 @pytest.mark.slow
 def test_bfloat16_goes_on_bit_for_bit_too(tiny, whole, tmp_path):
-    options = ["--stages=['sft', 'weak']", "--precision=bfloat16", f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}"]
+    options = [
+        "--stages=['sft', 'weak']",
+        "--precision=bfloat16",
+        f"--init_from={whole}",
+        f"--tokenizer.path={whole / 'tokenizer.model'}",
+    ]
     run, stopped = tmp_path / "run", tmp_path / "stopped"
     assert train(tiny, run, *options)[0] == 0
     shutil.copytree(run, stopped)
@@ -82,7 +96,14 @@ def test_the_first_stage_blends_with_what_the_seed_draws(tiny, whole, untrained_
     for blend in (0.5, 1):
         run = tmp_path / str(blend)
         shutil.copytree(whole / "data", run / "data")
-        code, _, err = train(tiny, run, "--stages=['weak']", f"--tokenizer.path={whole / 'tokenizer.model'}", "--weak.steps=2", f"--weak.blend={blend}")
+        code, _, err = train(
+            tiny,
+            run,
+            "--stages=['weak']",
+            f"--tokenizer.path={whole / 'tokenizer.model'}",
+            "--weak.steps=2",
+            f"--weak.blend={blend}",
+        )
         assert code == 0, err
         weights.append(checkpoint.load_model(run)[0].blocks[0].ffn_out.weight)
     drawn, blended, trained = weights
@@ -103,7 +124,11 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whol
     began = time.perf_counter()
     code, out, err = train(tiny, run)
     assert code == 0, err
-    assert 1000 < json.loads((run / "checkpoints/supervised-00000006/state.json").read_text())["seconds"] < 1000 + time.perf_counter() - began
+    assert (
+        1000
+        < json.loads((run / "checkpoints/supervised-00000006/state.json").read_text())["seconds"]
+        < 1000 + time.perf_counter() - began
+    )
     assert "supervised-00000006 is damaged" in out and "supervised-00000004 is damaged" in out
     assert losses(run) == losses(whole)
     assert untimed(run) == untimed(whole), "every column but the times"
@@ -128,13 +153,21 @@ def test_steps_that_are_not_finite_are_skipped_and_end_the_run_with_the_checkpoi
     start_run = untrained(tiny, tmp_path / "start", overflow)
     options = ["--stages=['weak']", f"--init_from={start_run}", f"--weak.steps={steps}", f"--max_skips={skips}"]
     result = train(tiny, tmp_path / "run", *options)
-    one_line(result, "weak step 2: the last 3 steps were not finite, and were skipped; the weights before them are saved. Lower weak.lr (now 0.001)")
+    one_line(
+        result,
+        "weak step 2: the last 3 steps were not finite, and were skipped; the weights before them are saved. "
+        "Lower weak.lr (now 0.001)",
+    )
     assert "step skipped" in result[1] and "done:" not in result[1]
     (saved,) = (tmp_path / "run/checkpoints").glob("weak-*")
     assert all(weight.isfinite().all() for weight in checkpoint.load_model(saved)[0].parameters())
     again = train(tiny, tmp_path / "run", *options)
     if steps == 3:  # the stage is at its end, and is not taken for done
-        one_line(again, "the last 3 steps were not finite", f"delete {tmp_path / 'run'}/checkpoints/weak-* to train the stage again")
+        one_line(
+            again,
+            "the last 3 steps were not finite",
+            f"delete {tmp_path / 'run'}/checkpoints/weak-* to train the stage again",
+        )
     else:
         one_line(again, "weak step 5: the last 3 steps were not finite")
 
@@ -144,11 +177,18 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, whole, tmp_path):
     shutil.copytree(whole, run)
     shutil.rmtree(run / "checkpoints/supervised-00000006")
     before = {path: path.read_bytes() for path in run.glob("checkpoints/*/*")}
-    spoil = "import torch; from conan_engine import command, train; from conan_engine.parallel import sharded_adamw; step = sharded_adamw.ShardedAdamW.step\n"
+    spoil = (
+        "import torch; from conan_engine import command, train; from conan_engine.parallel import sharded_adamw; "
+        "step = sharded_adamw.ShardedAdamW.step\n"
+    )
     spoil += "def bad(self, *a, **k): step(self, *a, **k); self.buckets[0].master.data[3] = float('nan')\n"
     spoil += "sharded_adamw.ShardedAdamW.step = bad; command.run(train.main)"
-    done = subprocess.run([sys.executable, "-c", spoil, str(tiny), f"--out_dir={run}"], capture_output=True, text=True, timeout=120)
-    one_line((done.returncode, done.stdout, done.stderr), "supervised step", "not finite", "Lower supervised.lr (now 0.001)")
+    done = subprocess.run(
+        [sys.executable, "-c", spoil, str(tiny), f"--out_dir={run}"], capture_output=True, text=True, timeout=120
+    )
+    one_line(
+        (done.returncode, done.stdout, done.stderr), "supervised step", "not finite", "Lower supervised.lr (now 0.001)"
+    )
     assert {path: path.read_bytes() for path in run.glob("checkpoints/*/*")} == before
 
 
@@ -162,7 +202,9 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(tiny, whol
         process = start(tiny, run)
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))  # no file may grow beyond it
         out, err = process.communicate()
-        one_line((process.returncode, out, err), "supervised-00000006: cannot write it", "goes on from the checkpoint before")
+        one_line(
+            (process.returncode, out, err), "supervised-00000006: cannot write it", "goes on from the checkpoint before"
+        )
         assert not list(run.glob("checkpoints/.*")) and not (run / "checkpoints/supervised-00000006").exists()
     code, _, err = train(tiny, run)
     assert code == 0, err
@@ -189,7 +231,10 @@ def test_a_source_that_is_missing_broken_or_empty_gets_one_line(tiny, tmp_path):
     one_line(with_source(b'{"text": "a"}\n{"txt": "b"}\n'), "mine.jsonl: line 2", "'txt'")
     one_line(with_source(b""), "mine.jsonl: holds no records")
     one_line(with_source(b'{"text": "a"}\n{"text": "\xff"}\n'), "mine.jsonl: line 2: not UTF-8")
-    one_line(with_source(b'{"text": "too little text for this vocabulary"}\n'), "tokenizer.vocab_size is 600, larger than the text allows")
+    one_line(
+        with_source(b'{"text": "too little text for this vocabulary"}\n'),
+        "tokenizer.vocab_size is 600, larger than the text allows",
+    )
 
 
 def test_a_mistake_in_settings_gets_one_line(tiny, tmp_path):
@@ -209,7 +254,16 @@ def test_a_checkpoint_of_another_shape_is_named(tiny, whole):
 def test_another_tokenizer_is_an_error(tiny, whole, tmp_path):
     code, _, err = train(tiny, tmp_path / "other", PRETRAIN, "--tokenizer.vocab_size=500")
     assert code == 0, err
-    one_line(train(tiny, tmp_path / "run", PRETRAIN, f"--init_from={whole}", f"--tokenizer.path={tmp_path / 'other/tokenizer.model'}"), "was trained with tokenizer")
+    one_line(
+        train(
+            tiny,
+            tmp_path / "run",
+            PRETRAIN,
+            f"--init_from={whole}",
+            f"--tokenizer.path={tmp_path / 'other/tokenizer.model'}",
+        ),
+        "was trained with tokenizer",
+    )
 
 
 def test_a_damaged_shard_is_named(tiny, whole, tmp_path):
@@ -232,7 +286,12 @@ def test_help_lists_every_setting_and_version_says_which(tmp_path, monkeypatch, 
 
     monkeypatch.chdir(tmp_path)
     said = answer(engine, "--help")
-    for line in ("  --weak.temperature=0.02  # [1e-3, 100]; ours: the paper writes none\n", "  --pretrain.batch=256  # [1, 2**31); rows of", "  --negatives.bound=0.7  # [-2, 2]\n", "  --plan_only=false  # print"):
+    for line in (
+        "  --weak.temperature=0.02  # [1e-3, 100]; ours: the paper writes none\n",
+        "  --pretrain.batch=256  # [1, 2**31); rows of",
+        "  --negatives.bound=0.7  # [-2, 2]\n",
+        "  --plan_only=false  # print",
+    ):
         assert line in said
     for command in (engine, evaluate, search, encode):
         assert answer(command, "--version") == f"conan-engine {conan_engine.__version__}\n"
@@ -243,10 +302,14 @@ def test_help_lists_every_setting_and_version_says_which(tmp_path, monkeypatch, 
 
 # (setting, ends of its range that a run must survive): what a stage computes with
 EXTREMES = {
-    "model.norm_eps": (1e-30, 1), "model.rope_theta": (1, 1e15), "model.embedding_scale": (1e-9, 1e9), "weak.size_power": (0, 2), "weak.lr": (0, 1), "weak.warmup": (0, 1),
-    "weak.final_lr": (0, 1), "weak.weight_decay": (0, 10), "weak.clip": (1e-30, 1e9), "weak.blend": (1e-9, 1), "weak.temperature": (1e-3, 100), "weak.margin": (-2, 2),
-    "weak.min_score": (-1e9, 1e9), "supervised.temperature": (1e-3, 100), "supervised.sts_temperature": (1e-3, 100), "supervised.beta": (0, 1000), "negatives.low": (-2, 2),
-    "negatives.max_ratio": (0, 10), "negatives.factor": (0, 1000), "seed": (0, 2**31 - 1), "loader_threads": (1, 256), "weak.batch": (1, 4096), "weak.chunk": (0, 2**31 - 1),
+    "model.norm_eps": (1e-30, 1), "model.rope_theta": (1, 1e15), "model.embedding_scale": (1e-9, 1e9),
+    "weak.size_power": (0, 2), "weak.lr": (0, 1), "weak.warmup": (0, 1),
+    "weak.final_lr": (0, 1), "weak.weight_decay": (0, 10), "weak.clip": (1e-30, 1e9), "weak.blend": (1e-9, 1),
+    "weak.temperature": (1e-3, 100), "weak.margin": (-2, 2),
+    "weak.min_score": (-1e9, 1e9), "supervised.temperature": (1e-3, 100), "supervised.sts_temperature": (1e-3, 100),
+    "supervised.beta": (0, 1000), "negatives.low": (-2, 2),
+    "negatives.max_ratio": (0, 10), "negatives.factor": (0, 1000), "seed": (0, 2**31 - 1), "loader_threads": (1, 256),
+    "weak.batch": (1, 4096), "weak.chunk": (0, 2**31 - 1),
     "validation.every": (1, 2**31 - 1), "keep": (1, 10**6), "max_skips": (1, 10**6),
 }  # fmt: skip
 
@@ -255,10 +318,26 @@ EXTREMES = {
 @pytest.mark.parametrize("end", [0, 1])
 @pytest.mark.parametrize("key", EXTREMES)
 def test_a_run_at_the_ends_of_a_range_computes_or_says_in_a_line_why_not(tiny, whole, tmp_path, key, end):
-    stage = key.partition(".")[0] if key.startswith(("weak", "supervised")) else "supervised" if key.startswith("negatives") else "weak"
-    options = [f"--stages=['{stage}']", f"--{stage}.steps=3", f"--tokenizer.path={whole / 'tokenizer.model'}", f"--{key}={EXTREMES[key][end]}"]
+    stage = (
+        key.partition(".")[0]
+        if key.startswith(("weak", "supervised"))
+        else "supervised"
+        if key.startswith("negatives")
+        else "weak"
+    )
+    options = [
+        f"--stages=['{stage}']",
+        f"--{stage}.steps=3",
+        f"--tokenizer.path={whole / 'tokenizer.model'}",
+        f"--{key}={EXTREMES[key][end]}",
+    ]
     code, out, err = train(tiny, tmp_path / "run", *options)
     if code:
         one_line((code, out, err))
     else:
-        assert all(math.isfinite(value) for row in untimed(tmp_path / "run") for value in row.values() if isinstance(value, float))
+        assert all(
+            math.isfinite(value)
+            for row in untimed(tmp_path / "run")
+            for value in row.values()
+            if isinstance(value, float)
+        )

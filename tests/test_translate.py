@@ -1,4 +1,5 @@
-"""The translator against a real HTTP server on this machine, which answers from installed catalogues and misbehaves as real ones do."""
+"""The translator against a real HTTP server on this machine, which answers from installed catalogues and misbehaves as
+real ones do."""
 
 import json
 import os
@@ -36,18 +37,41 @@ def server(messages):
 @pytest.fixture
 def asked(tmp_path, messages):
     """Records of queries that the server knows."""
-    records = [{"query": english, "pos": [f"document {i}"], "neg": [f"other {i}"]} for i, english in enumerate(random.sample(sorted(messages), 120))]
+    records = [
+        {"query": english, "pos": [f"document {i}"], "neg": [f"other {i}"]}
+        for i, english in enumerate(random.sample(sorted(messages), 120))
+    ]
     write_lines(tmp_path / "queries.jsonl", records)
     (tmp_path / "shares.toml").write_text(SHARES)
     return records
 
 
 def command(folder, server, *more):
-    return [sys.executable, "-m", "conan_engine.translate", f"{folder}/queries.jsonl", f"{folder}/out.jsonl", "--endpoint", server.url, "--model", "mine", "--shares", f"{folder}/shares.toml", *more]
+    return [
+        sys.executable,
+        "-m",
+        "conan_engine.translate",
+        f"{folder}/queries.jsonl",
+        f"{folder}/out.jsonl",
+        "--endpoint",
+        server.url,
+        "--model",
+        "mine",
+        "--shares",
+        f"{folder}/shares.toml",
+        *more,
+    ]
 
 
 def run(folder, server, *more, key="secret-key"):
-    return subprocess.run(command(folder, server, *more), capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OPENAI_API_KEY": key}, timeout=120)
+    return subprocess.run(
+        command(folder, server, *more),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "OPENAI_API_KEY": key},
+        timeout=120,
+    )
 
 
 def chosen(records, seed=1):
@@ -56,7 +80,10 @@ def chosen(records, seed=1):
 
 
 def expected(records, messages):
-    return [{**r, "query": r["query"] if language == "en" else messages[r["query"]][language], "language": language} for r, language in zip(records, chosen(records))]
+    return [
+        {**r, "query": r["query"] if language == "en" else messages[r["query"]][language], "language": language}
+        for r, language in zip(records, chosen(records))
+    ]
 
 
 def test_true_translations_whatever_the_server_does_first(tmp_path, server, asked, messages):
@@ -67,36 +94,66 @@ def test_true_translations_whatever_the_server_does_first(tmp_path, server, aske
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert lines == expected(asked, messages)
-    assert server.asked.keys() == set(foreign) and server.asked.total() == len(foreign) + 20  # all but the polite ones twice
+    # all but the polite ones twice
+    assert server.asked.keys() == set(foreign) and server.asked.total() == len(foreign) + 20
     assert 1 < server.most <= 8 and server.keys == {"Bearer secret-key"}
     for text in (done.stdout, done.stderr, *(path.read_text() for path in tmp_path.iterdir())):
         assert "secret-key" not in text
     assert f"{50 * len(foreign):,} prompt and {7 * len(foreign):,} completion tokens" in done.stdout
     assert {kind for kind, _ in files.read(tmp_path / "out.jsonl")} == {"pairs"}
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["out.jsonl", "out.rejected.jsonl", "queries.jsonl", "shares.toml"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "out.jsonl",
+        "out.rejected.jsonl",
+        "queries.jsonl",
+        "shares.toml",
+    ]
     again = run(tmp_path, server)
-    assert again.returncode == 2 and again.stderr.strip().endswith("out.jsonl: is there already; remove it, or name another")
+    assert again.returncode == 2 and again.stderr.strip().endswith(
+        "out.jsonl: is there already; remove it, or name another"
+    )
 
 
 def test_what_is_no_translation_is_rejected_with_its_reason(tmp_path, server, asked, messages):
-    foreign = [record["query"] for record, language in zip(asked, chosen(asked)) if language != "en" and 20 < len(record["query"]) < 60]
-    ways = {"garbage": "no JSON", "empty": "empty", "copy": "a copy of the source", "script": "another script", "cut off": "cut off", "null": "no JSON", "half": "half a character"}
+    foreign = [
+        record["query"]
+        for record, language in zip(asked, chosen(asked))
+        if language != "en" and 20 < len(record["query"]) < 60
+    ]
+    ways = {
+        "garbage": "no JSON",
+        "empty": "empty",
+        "copy": "a copy of the source",
+        "script": "another script",
+        "cut off": "cut off",
+        "null": "no JSON",
+        "half": "half a character",
+    }
     server.always = dict(zip(foreign, ways))
     done = run(tmp_path, server)
     assert done.returncode == 0, done.stderr
     rejected = [json.loads(line) for line in (tmp_path / "out.rejected.jsonl").read_text().splitlines()]
-    assert {row["query"]: row["reason"] for row in rejected} == {query: ways[way] for query, way in server.always.items()}
-    assert "7 rejected: 1 a copy of the source, 1 another script, 1 cut off, 1 empty, 1 half a character, 2 no JSON" in done.stdout
+    assert {row["query"]: row["reason"] for row in rejected} == {
+        query: ways[way] for query, way in server.always.items()
+    }
+    assert (
+        "7 rejected: 1 a copy of the source, 1 another script, 1 cut off, 1 empty, 1 half a character, 2 no JSON"
+        in done.stdout
+    )
     kept = [one for record, one in zip(asked, expected(asked, messages)) if record["query"] not in server.always]
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == kept
 
 
 def test_queries_to_evaluate_with_are_translated_where_they_stand(tmp_path, server, asked, messages):
-    write_lines(tmp_path / "queries.jsonl", [{"_id": str(i), "text": record["query"], "metadata": {}} for i, record in enumerate(asked)])
+    write_lines(
+        tmp_path / "queries.jsonl",
+        [{"_id": str(i), "text": record["query"], "metadata": {}} for i, record in enumerate(asked)],
+    )
     done = run(tmp_path, server)
     assert done.returncode == 0, done.stderr
     found = retrieval.read_queries(tmp_path / "out.jsonl")
-    assert found == [(str(i), record["query"], record["language"]) for i, record in enumerate(expected(asked, messages))]
+    assert found == [
+        (str(i), record["query"], record["language"]) for i, record in enumerate(expected(asked, messages))
+    ]
 
 
 def test_what_holds_no_queries_is_told(tmp_path, server, messages):
@@ -109,7 +166,9 @@ def test_what_holds_no_queries_is_told(tmp_path, server, messages):
 def test_killed_again_and_again_it_pays_for_nothing_twice(tmp_path, server, asked, messages):
     server.delay, kills = 0.02, 0
     while kills < 2:
-        process = subprocess.Popen(command(tmp_path, server, "--requests=4"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        process = subprocess.Popen(
+            command(tmp_path, server, "--requests=4"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT
+        )
         until = server.answered.total() + random.randint(3, 20)
         while server.answered.total() < until and process.poll() is None:
             time.sleep(0.005)
@@ -126,12 +185,19 @@ def test_killed_again_and_again_it_pays_for_nothing_twice(tmp_path, server, aske
     assert server.asked.total() <= foreign + kills * 4, "only what was under way at a kill is asked for again"
 
 
-@pytest.mark.parametrize(("way", "said"), [("401", "HTTP 401 {\"error\": \"no such key\"}; "), ("500", "2 tries failed; the last: HTTP 500")])
+@pytest.mark.parametrize(
+    ("way", "said"), [("401", 'HTTP 401 {"error": "no such key"}; '), ("500", "2 tries failed; the last: HTTP 500")]
+)
 def test_an_endpoint_that_does_not_answer_ends_it_and_keeps_the_rest(tmp_path, server, asked, messages, way, said):
     foreign = [record["query"] for record, language in zip(asked, chosen(asked)) if language != "en"]
     server.always = {foreign[40]: way}
     done = run(tmp_path, server, "--tries=2", "--requests=2")
-    assert done.returncode == 2 and said in done.stderr.splitlines()[-1] and "queries are answered: the same command goes on" in done.stderr and "Traceback" not in done.stderr
+    assert (
+        done.returncode == 2
+        and said in done.stderr.splitlines()[-1]
+        and "queries are answered: the same command goes on" in done.stderr
+        and "Traceback" not in done.stderr
+    )
     first = server.asked.copy()
     other = run(tmp_path, server, "--seed=2")
     assert other.returncode == 2 and "out.journal: of another command (seed was 1, is 2)" in other.stderr
@@ -146,7 +212,10 @@ def test_nobody_there_is_one_line(tmp_path, asked, messages):
     server.shutdown()
     server.server_close()
     done = run(tmp_path, server, "--tries=1", key="")
-    assert done.returncode == 2 and f"error: {server.url}/chat/completions: 1 tries failed; the last: " in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 2
+        and f"error: {server.url}/chat/completions: 1 tries failed; the last: " in done.stderr.splitlines()[-1]
+    )
 
 
 def test_languages_are_shared_out_by_seed(asked):
@@ -158,7 +227,9 @@ def test_languages_are_shared_out_by_seed(asked):
 
 
 @pytest.mark.parametrize(("answer", "found"), [
-    ('{"translation": "a"}', "a"), ('{"x": {"translation": "b"}}', "b"), ('so { "translation" : "c \\" {d}" } and {"translation": "e"}', 'c " {d}'), ('{"translation": 3}', None), ("", None), ("{{{", None),
+    ('{"translation": "a"}', "a"), ('{"x": {"translation": "b"}}', "b"),
+    ('so { "translation" : "c \\" {d}" } and {"translation": "e"}', 'c " {d}'), ('{"translation": 3}', None),
+    ("", None), ("{{{", None),
 ])  # fmt: skip
 def test_a_translation_is_found_in_what_is_around_it(answer, found):
     assert translate.translation_in(answer) == found

@@ -27,7 +27,11 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.messages, self.lock = messages, threading.Lock()
         self.first, self.always, self.delay = {}, {}, 0.0  # query -> how it misbehaves, once or whenever asked
-        self.asked, self.answered, self.keys, self.now, self.most = collections.Counter(), collections.Counter(), set(), 0, 0
+        self.asked = collections.Counter()
+        self.answered = collections.Counter()
+        self.keys = set()
+        self.now = 0
+        self.most = 0
         threading.Thread(target=self.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server_port}/v1"
 
@@ -76,10 +80,16 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(3)
         said = json.dumps({"translation": self.server.messages[user][language]}, ensure_ascii=random.random() < 0.5)
         content = {
-            "polite": f"Sure! Here is {{your}} translation:\n```json\n{said}\n```\nAnything else?", "garbage": "I cannot translate this.", "empty": '{"translation": " "}',
-            "copy": json.dumps({"translation": user}), "script": json.dumps({"translation": "भाषा बदलें और पुनः प्रयास करें"}), "null": None, "half": json.dumps({"translation": f"{user}ä \ud83d"}),
+            "polite": f"Sure! Here is {{your}} translation:\n```json\n{said}\n```\nAnything else?",
+            "garbage": "I cannot translate this.", "empty": '{"translation": " "}',
+            "copy": json.dumps({"translation": user}),
+            "script": json.dumps({"translation": "भाषा बदलें और पुनः प्रयास करें"}), "null": None,
+            "half": json.dumps({"translation": f"{user}ä \ud83d"}),
         }.get(how, said)  # fmt: skip
-        answer = {"choices": [{"message": {"content": content}, "finish_reason": "length" if how == "cut off" else "stop"}], "usage": {"prompt_tokens": 50, "completion_tokens": 7}}
+        answer = {
+            "choices": [{"message": {"content": content}, "finish_reason": "length" if how == "cut off" else "stop"}],
+            "usage": {"prompt_tokens": 50, "completion_tokens": 7},
+        }
         with self.server.lock:
             self.server.answered[user] += how != "broken"
         self.send(200, json.dumps(answer), cut=20 if how == "broken" else 0)

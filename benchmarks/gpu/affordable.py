@@ -2,7 +2,8 @@
 
     python benchmarks/gpu/affordable.py CONFIG STAGE SECONDS RATES [--section.key=value ...]
 
-RATES: a finetune.json (of ours), or the metrics.jsonl of a short run. Prints the number. Where RATES is not there it is the config's own.
+RATES: a finetune.json (of ours), or the metrics.jsonl of a short run. Prints the number. Where RATES is not there it is
+the config's own.
 """
 
 import json
@@ -20,7 +21,14 @@ def seconds_a_step(path, stage):
         return 0.0
     text = path.read_text(encoding="utf-8")
     if path.suffix == ".json":
-        return next((row["seconds_a_step"] for row in json.loads(text)["rows"] if (row["trainer"], row["question"]) == ("ours", "rate")), 0.0)
+        return next(
+            (
+                row["seconds_a_step"]
+                for row in json.loads(text)["rows"]
+                if (row["trainer"], row["question"]) == ("ours", "rate")
+            ),
+            0.0,
+        )
     found = [row["seconds"] for row in map(json.loads, text.splitlines()) if row["stage"] == stage]
     return statistics.median(found[len(found) // 4 :]) if found else 0.0  # the first ones compile kernels
 

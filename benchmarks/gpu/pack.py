@@ -1,10 +1,11 @@
-"""What a run needs of this machine, for one that has neither the packages with the texts nor a network: parts of at most 60 MB.
+"""What a run needs of this machine, for one that has neither the packages with the texts nor a network: parts of at
+most 60 MB.
 
     python benchmarks/gpu/pack.py CONFIG FOLDER [--section.key=value ...] [--with PATH ...]
     bash benchmarks/gpu/unpack.sh FOLDER          # there, where FOLDER's parts have come together
 
-Packs CONFIG's token shards and tokenizer (made first where they are not there), its init_from where that is a file, the held-out tasks (as
-OUT_DIR/tasks.json.xz) and each PATH, by their names under the repository.
+Packs CONFIG's token shards and tokenizer (made first where they are not there), its init_from where that is a file, the
+held-out tasks (as OUT_DIR/tasks.json.xz) and each PATH, by their names under the repository.
 """
 
 import argparse
@@ -65,7 +66,10 @@ def main():
         raise UserError(f"{arguments.folder}: holds something already; empty it, or name another folder")
     arguments.folder.mkdir(parents=True, exist_ok=True)
     parts = Parts(arguments.folder)
-    with lzma.open(parts, "wb", format=lzma.FORMAT_XZ, filters=FILTERS) as packed, tarfile.open(fileobj=packed, mode="w|", dereference=True) as tar:
+    with (
+        lzma.open(parts, "wb", format=lzma.FORMAT_XZ, filters=FILTERS) as packed,
+        tarfile.open(fileobj=packed, mode="w|", dereference=True) as tar,
+    ):
         for path in paths:
             tar.add(path, path.absolute().relative_to(ROOT))
     parts.close()

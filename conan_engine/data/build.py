@@ -1,5 +1,5 @@
-"""From the sources that a config names to token shards on disk: the tokenizer trained, each source written once, unit by unit, by as
-many processes as there are."""
+"""From the sources that a config names to token shards on disk: the tokenizer trained, each source written once, unit
+by unit, by as many processes as there are."""
 
 import contextlib
 import functools
@@ -24,12 +24,14 @@ from conan_engine.data.units import TAKES, Job
 from conan_engine.errors import UserError
 
 GOLDEN = (5**0.5 - 1) / 2
-# Of a source, the tokenizer is trained on what stands at the heads of at most so many units, so many bytes of files each.
+# Of a source, the tokenizer is trained on what stands at the heads of at most so many units, so many bytes of files
+# each.
 HEADS, HEAD = 64, 8 * 2**20
 
 
 def built_in(source, use):
-    """The kind of records that a built-in source gives a use, or None for a path. Raises UserError where it gives none."""
+    """The kind of records that a built-in source gives a use, or None for a path. Raises UserError where it gives
+    none."""
     kinds = [kind for name, kind in installed.READERS if name == source]
     for kind in TAKES[use] if kinds else ():
         if kind in kinds:
@@ -39,7 +41,8 @@ def built_in(source, use):
 
 
 def fits(source, about, uses, skip=False):
-    """(those of `uses` that take a source's kind of records, its kinds). `skip`: without the records that cannot be used."""
+    """(those of `uses` that take a source's kind of records, its kinds). `skip`: without the records that cannot be
+    used."""
     kinds = [kind for name, kind in installed.READERS if name == source]
     if not kinds:
         kind, _ = next(files.read(source, about.columns, _nothing if skip else None))
@@ -54,7 +57,8 @@ def _nothing(*_):
 def read(source, use, about=None):
     """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
 
-    about: the config's Source. Returns (kind, iterator). Raises UserError if the source is unknown or its records do not fit the use.
+    about: the config's Source. Returns (kind, iterator). Raises UserError if the source is unknown or its records do
+    not fit the use.
     """
     kind = built_in(source, use)
     if kind:
@@ -67,14 +71,18 @@ def read(source, use, about=None):
 
 
 def texts(source, use, about=None, skip=False):
-    """Every text of a source for the tokenizer, or of the heads of some units where there are many; `skip`: without the records that cannot
-    be used."""
+    """Every text of a source for the tokenizer, or of the heads of some units where there are many; `skip`: without the
+    records that cannot be used."""
     for record in _to_learn_from(source, use, about, skip):
         for value in record.values():
             if isinstance(value, str):
                 yield value
             elif isinstance(value, list):
-                yield from (item["content"] if isinstance(item, dict) else item for item in value if not isinstance(item, float | int))
+                yield from (
+                    item["content"] if isinstance(item, dict) else item
+                    for item in value
+                    if not isinstance(item, float | int)
+                )
 
 
 def _to_learn_from(source, use, about, skip):
@@ -84,7 +92,9 @@ def _to_learn_from(source, use, about, skip):
         return
     cut, none = paths.cut(source), True
     for i in range(min(len(cut), HEADS)):
-        reader = files.Reader(cut[i * len(cut) // min(len(cut), HEADS)], about and about.columns, _nothing if skip else None)
+        reader = files.Reader(
+            cut[i * len(cut) // min(len(cut), HEADS)], about and about.columns, _nothing if skip else None
+        )
         for _, record in reader:
             yield record
             none = False
@@ -95,8 +105,8 @@ def _to_learn_from(source, use, about, skip):
 
 
 def make_tokenizer(settings, sources, run, skip=False):
-    """Take `settings.path`, or the tokenizer that stands in the folder `run`, or train one on `sources` (a list of (source, use,
-    Source)), `skip`: without the records that cannot be used; in the end it stands there."""
+    """Take `settings.path`, or the tokenizer that stands in the folder `run`, or train one on `sources` (a list of
+    (source, use, Source)), `skip`: without the records that cannot be used; in the end it stands there."""
     path = Tokenizer.of(run)
     if settings.path:  # a run carries its tokenizer with it
         tokenizer = Tokenizer.load(settings.path)
@@ -108,19 +118,22 @@ def make_tokenizer(settings, sources, run, skip=False):
         return tokenizer
     path = path or Path(run, Tokenizer.FILE)
     if not path.exists():
-        sources = {source: (source, *how, skip) for source, *how in sources}.values()  # one that several uses share is read for one
+        # one that several uses share is read for one
+        sources = {source: (source, *how, skip) for source, *how in sources}.values()
         total = sum(len(text) for source in sources for text in texts(*source))
         if total == 0:
             raise UserError(f"the sources {', '.join(s for s, *_ in sources)} hold no text to train a tokenizer on")
         share = settings.train_bytes / total
         everything = (text for source in sources for text in texts(*source))
-        # steps of the golden ratio: evenly from all of them, and from each field of a record (every third text would be one field's)
+        # steps of the golden ratio: evenly from all of them, and from each field of a record (every third text would be
+        # one field's)
         train((text for i, text in enumerate(everything) if i * GOLDEN % 1 < share), path, settings.vocab_size)
     return Tokenizer.load(path)
 
 
 def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
-    """The units.Job of a source for a use, its shards in a folder of their own under `folder`, and the teacher's scores in another."""
+    """The units.Job of a source for a use, its shards in a folder of their own under `folder`, and the teacher's scores
+    in another."""
     about = getattr(stage, use if use in TABLES else "data").get(source) or Source()
     kind = built_in(source, use)
     reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
@@ -140,11 +153,13 @@ def _key(facts):
 
 
 def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
-    """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are whole.
+    """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are
+    whole.
 
-    processes: so many, 0 for one a core. part: (i, k), to do the i-th of k parts of all work; the others are for other starts.
-    elsewhere(function, items, look, gpu): does them in place of processes here, as Pool.unordered does, with a GPU each where there are. What
-    a start that was stopped has finished is kept. A unit that fails is said at once, the others are finished, and then UserError is raised.
+    processes: so many, 0 for one a core. part: (i, k), to do the i-th of k parts of all work; the others are for other
+    starts. elsewhere(function, items, look, gpu): does them in place of processes here, as Pool.unordered does, with a
+    GPU each where there are. What a start that was stopped has finished is kept. A unit that fails is said at once, the
+    others are finished, and then UserError is raised.
     """
     jobs = list({job.folder: job for job in jobs}.values())
     planned, counts, todo = [], {}, []
@@ -174,13 +189,18 @@ def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
 
 
 def _work(function, given, todo, processes, elsewhere):
-    """function(given, job, number, pieces, report), units.make or units.score, for these units, whatever fails among them; then raise
-    what failed first, in their order."""
+    """function(given, job, number, pieces, report), units.make or units.score, for these units, whatever fails among
+    them; then raise what failed first, in their order."""
     failed, stopped = {}, False
     with Progress(todo, "scoring pairs" if function is units.score else "preparing data") as progress:
         items = [(i, *task) for i, task in enumerate(todo)]
         if elsewhere:
-            results = elsewhere(functools.partial(_attempt, function, given, progress.path), items, progress.look, function is units.score)
+            results = elsewhere(
+                functools.partial(_attempt, function, given, progress.path),
+                items,
+                progress.look,
+                function is units.score,
+            )
         elif len(todo) == 1 or processes == 1:
             if function is units.make:
                 given.threads = processes or -1
@@ -196,7 +216,14 @@ def _work(function, given, todo, processes, elsewhere):
                     if len(todo) > 1:
                         tqdm.write(f"{failed[i]}\n  the others go on", file=sys.stderr)
     if failed:
-        raise UserError(failed[min(failed)] + (f" ({len(failed)} of {len(todo)} units failed; the others are finished)" if len(failed) > 1 and not stopped else ""))
+        raise UserError(
+            failed[min(failed)]
+            + (
+                f" ({len(failed)} of {len(todo)} units failed; the others are finished)"
+                if len(failed) > 1 and not stopped
+                else ""
+            )
+        )
 
 
 def _on_processes(function, given, items, processes, progress):
@@ -237,12 +264,14 @@ def _attempt(function, given, progress, item, look=lambda: None):
 
 
 class Progress:
-    """A bar over the bytes of all units: each has two numbers in a file, what it has read and the tokens that it gave."""
+    """A bar over the bytes of all units: each has two numbers in a file, what it has read and the tokens that it
+    gave."""
 
     def __init__(self, todo, doing):
         self.doing = doing
         self.sizes = [sum(piece.bytes for piece in pieces) for _, _, pieces in todo]
-        self.bar, self.path = None, todo and todo[0][0].folder.parent / f".progress-{socket.gethostname()}-{os.getpid()}"
+        self.bar = None
+        self.path = todo and todo[0][0].folder.parent / f".progress-{socket.gethostname()}-{os.getpid()}"
 
     def look(self):
         numbers = struct.unpack(f"{2 * len(self.sizes)}q", self.path.read_bytes())
@@ -255,7 +284,9 @@ class Progress:
         if self.sizes:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self.path.write_bytes(bytes(16 * len(self.sizes)))
-            self.bar = tqdm(desc=self.doing, total=sum(self.sizes), unit="B", unit_scale=True, leave=False, mininterval=1)
+            self.bar = tqdm(
+                desc=self.doing, total=sum(self.sizes), unit="B", unit_scale=True, leave=False, mininterval=1
+            )
         return self
 
     def __exit__(self, *_):

@@ -1,4 +1,5 @@
-"""Conversations to token ids: by the chat template that a tokenizer brings, or their turns joined as instruction and input are."""
+"""Conversations to token ids: by the chat template that a tokenizer brings, or their turns joined as instruction and
+input are."""
 
 import datetime
 import functools
@@ -12,14 +13,19 @@ from conan_engine.errors import UserError
 
 
 def turns(tokenizer, conversations):
-    """Of each conversation (messages as chats.turns gives them) its turns, [(question, answer), ...] of token ids: what is to be learnt, behind all
-    that stands before it. Raises UserError for a template that cannot be read, or leaves out what it should learn."""
+    """Of each conversation (messages as chats.turns gives them) its turns, [(question, answer), ...] of token ids: what
+    is to be learnt, behind all that stands before it. Raises UserError for a template that cannot be read, or leaves
+    out what it should learn."""
     return (_by_template if tokenizer.template else _joined)(tokenizer, conversations)
 
 
 def _joined(tokenizer, conversations):
     """Each message a line; an answer ends with the end token."""
-    encoded = iter(tokenizer.encode_batch([message["content"] + "\n" * (not message["learn"]) for messages in conversations for message in messages]))
+    encoded = iter(
+        tokenizer.encode_batch(
+            [message["content"] + "\n" * (not message["learn"]) for messages in conversations for message in messages]
+        )
+    )
     for messages in conversations:
         question, found = list(tokenizer.prefix), []
         for message in messages:
@@ -33,8 +39,11 @@ def _joined(tokenizer, conversations):
 
 
 def _by_template(tokenizer, conversations):
-    """The template's text whole, as transformers encodes it; a token that begins before an answer and ends in it is the answer's."""
-    conversations = [messages[: 1 + max(i for i, message in enumerate(messages) if message["learn"])] for messages in conversations]
+    """The template's text whole, as transformers encodes it; a token that begins before an answer and ends in it is the
+    answer's."""
+    conversations = [
+        messages[: 1 + max(i for i, message in enumerate(messages) if message["learn"])] for messages in conversations
+    ]
     rendered = [render(tokenizer, messages) for messages in conversations]
     for messages, text, (ids, places) in zip(conversations, rendered, tokenizer.encode_with_special(rendered)):
         found, at = [], 0
@@ -47,14 +56,17 @@ def _by_template(tokenizer, conversations):
 
 
 def answers(messages, text):
-    """Where in a rendered text what is to be learnt stands, (begin, end) each: what a message says, and what ends it. The last message is one to
-    learn."""
+    """Where in a rendered text what is to be learnt stands, (begin, end) each: what a message says, and what ends it.
+    The last message is one to learn."""
     spans, at = [], 0
     for message in messages:
         content = message["content"].strip()
         begin = text.find(content, at)
         if begin < 0:
-            raise UserError(f"the tokenizer's chat template leaves out what a message says ({content[:60]!r}); take its chat_template out of tokenizer_config.json, or such messages out of the data")
+            raise UserError(
+                f"the tokenizer's chat template leaves out what a message says ({content[:60]!r}); take its "
+                "chat_template out of tokenizer_config.json, or such messages out of the data"
+            )
         at = begin + len(content)
         if message["learn"]:
             spans.append((begin, at))
@@ -64,12 +76,23 @@ def answers(messages, text):
 
 
 def render(tokenizer, messages):
-    """A conversation by the tokenizer's template. Raises UserError with what the template says of one it does not take."""
+    """A conversation by the tokenizer's template. Raises UserError with what the template says of one it does not
+    take."""
     plain = [{key: value for key, value in message.items() if key != "learn"} for message in messages]
     try:
-        return _compiled(tokenizer.template).render(messages=plain, tools=None, documents=None, add_generation_prompt=False, bos_token=tokenizer.begin, eos_token=tokenizer.end)
+        return _compiled(tokenizer.template).render(
+            messages=plain,
+            tools=None,
+            documents=None,
+            add_generation_prompt=False,
+            bos_token=tokenizer.begin,
+            eos_token=tokenizer.end,
+        )
     except jinja2.TemplateError as error:
-        raise UserError(f"the tokenizer's chat template: {' '.join(str(error).split())}; take it out of tokenizer_config.json, or what it does not take out of the data") from None
+        raise UserError(
+            f"the tokenizer's chat template: {' '.join(str(error).split())}; take it out of "
+            "tokenizer_config.json, or what it does not take out of the data"
+        ) from None
 
 
 @functools.lru_cache(8)
@@ -79,9 +102,14 @@ def _compiled(template):
     def raise_exception(message):
         raise jinja2.TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, "jinja2.ext.loopcontrols"]
+    )
     environment.filters["tojson"] = lambda value, indent=None, **_: json.dumps(value, ensure_ascii=False, indent=indent)
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": lambda form: datetime.datetime.now().strftime(form)}
+    environment.globals |= {
+        "raise_exception": raise_exception,
+        "strftime_now": lambda form: datetime.datetime.now().strftime(form),
+    }
     return environment.from_string(template)
 
 

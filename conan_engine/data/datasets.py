@@ -11,12 +11,18 @@ from conan_engine.data import build
 def prepare(config, processes=None, part=(1, 1), elsewhere=None):
     """What a config trains on, written unless it stands there already.
 
-    processes, part, elsewhere: as build.make_shards takes them; None: config.tokenizer.processes. Returns the tokenizer; the shards to
-    train on by (stage, source), where "sts" stands for the supervised stage's scored pairs and
+    processes, part, elsewhere: as build.make_shards takes them; None: config.tokenizer.processes. Returns the
+    tokenizer; the shards to train on by (stage, source), where "sts" stands for the supervised stage's scored pairs and
     "texts" for the weak stage's texts without pairs; and those held out, {stage: {source: Shards}}.
     """
     tokenizer, to_train, held_out = plan(config)
-    shards = build.make_shards(jobs(to_train, held_out), tokenizer, config.tokenizer.processes if processes is None else processes, part, elsewhere)
+    shards = build.make_shards(
+        jobs(to_train, held_out),
+        tokenizer,
+        config.tokenizer.processes if processes is None else processes,
+        part,
+        elsewhere,
+    )
 
     def whole(planned):
         return {key: shards[job.folder] for key, job in planned.items() if job.folder in shards}
@@ -25,21 +31,37 @@ def prepare(config, processes=None, part=(1, 1), elsewhere=None):
 
 
 def plan(config):
-    """The tokenizer, made unless it stands there, and the units.Jobs: to train on by (use, source), held out by stage and source."""
-    uses = [(source, name, getattr(config, name), about) for name in config.stages for source, about in getattr(config, name).data.items()]
+    """The tokenizer, made unless it stands there, and the units.Jobs: to train on by (use, source), held out by stage
+    and source."""
+    uses = [
+        (source, name, getattr(config, name), about)
+        for name in config.stages
+        for source, about in getattr(config, name).data.items()
+    ]
     for name, use in (("weak", "texts"), ("supervised", "sts")):
         if name in config.stages:
-            uses += [(source, use, getattr(config, name), about) for source, about in getattr(getattr(config, name), use).items()]
+            uses += [
+                (source, use, getattr(config, name), about)
+                for source, about in getattr(getattr(config, name), use).items()
+            ]
     sources = [(source, use, about) for source, use, _, about in uses]
     tokenizer = build.make_tokenizer(config.tokenizer, sources, config.out_dir, config.skip_bad_records)
     folder = Path(config.out_dir, "data")
     max_bad_share = config.max_bad_share if config.skip_bad_records else None
-    to_train = {(use, source): build.make_job(source, use, stage, tokenizer, folder, max_bad_share) for source, use, stage, _ in uses}
+    to_train = {
+        (use, source): build.make_job(source, use, stage, tokenizer, folder, max_bad_share)
+        for source, use, stage, _ in uses
+    }
     held_out = {}
     for source, about in config.validation.data.items():
-        uses, kinds = build.fits(source, about, [*config.stages, *["sts"] * ("supervised" in config.stages)], config.skip_bad_records)
+        uses, kinds = build.fits(
+            source, about, [*config.stages, *["sts"] * ("supervised" in config.stages)], config.skip_bad_records
+        )
         if not uses:
-            _say(f"validation.data: {source} holds {' or '.join(kinds)} records, which none of {', '.join(config.stages)} takes: it is passed over")
+            _say(
+                f"validation.data: {source} holds {' or '.join(kinds)} records, which none of "
+                f"{', '.join(config.stages)} takes: it is passed over"
+            )
         for use in uses:
             name = "supervised" if use == "sts" else use
             stage = dataclasses.replace(getattr(config, name), **{"sts" if use == "sts" else "data": {source: about}})

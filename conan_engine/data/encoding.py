@@ -30,7 +30,11 @@ def _size(value):
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
-        return sum(len(item["content"] if isinstance(item, dict) else item) for item in value if not isinstance(item, float | int))
+        return sum(
+            len(item["content"] if isinstance(item, dict) else item)
+            for item in value
+            if not isinstance(item, float | int)
+        )
     return 0
 
 
@@ -54,7 +58,9 @@ def join(instruction, text):
 
 def _group(value):
     """63 bits that stand for a text or class; documents of one group are never each other's negatives."""
-    return int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
+    return (
+        int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
+    )
 
 
 # Each gives, for a batch of a source's records, the fields, the score and the group of each record to write.
@@ -84,8 +90,8 @@ def _encode_instructions(tokenizer, batch, max_tokens):
 
 
 def _encode_conversations(tokenizer, batch, max_tokens):
-    """Question and answer in turn, as many as fit: a question is whole or not there, the last answer may be cut. None of a conversation whose first
-    question leaves no room."""
+    """Question and answer in turn, as many as fit: a question is whole or not there, the last answer may be cut. None
+    of a conversation whose first question leaves no room."""
     for turns in chat_template.turns(tokenizer, [record["messages"] for record in batch]):
         fields, room = [[]], max_tokens
         for question, answer in turns:
@@ -98,19 +104,30 @@ def _encode_conversations(tokenizer, batch, max_tokens):
 
 
 def _encode_alone(tokenizer, batch, max_tokens):
-    """Cut from the end of the output, after the input has been cut to half the room: something is left to learn from."""
-    encoded = tokenizer.encode_batch([text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])])
+    """Cut from the end of the output, after the input has been cut to half the room: something is left to learn
+    from."""
+    encoded = tokenizer.encode_batch(
+        [text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])]
+    )
     for instruction, text, output in zip(encoded[::3], encoded[1::3], encoded[2::3]):
         instruction = tokenizer.prefix + instruction
         instruction = instruction[: max_tokens // 4]
         text = text[: max_tokens // 2 - len(instruction)] if len(text) > max_tokens // 4 else text
-        yield [instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]], math.nan, 0
+        yield (
+            [instruction, text, (output + [tokenizer.eos_id])[: max_tokens - len(instruction) - len(text)]],
+            math.nan,
+            0,
+        )
 
 
 def _encode_pairs(tokenizer, batch, max_tokens):
     """One record a positive; the group is the positive's text (or the class)."""
     flat = [(r, positive) for r in batch for positive in r["pos"]]
-    encoded = iter(tokenizer.encode_texts([t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))], max_tokens))
+    encoded = iter(
+        tokenizer.encode_texts(
+            [t for r, positive in flat for t in (r["query"], positive, *r.get("neg", ()))], max_tokens
+        )
+    )
     for record, positive in flat:
         fields = [next(encoded) for _ in range(2 + len(record.get("neg", ())))]
         yield fields, record.get("score", math.nan), _group(record.get("group", positive))

@@ -1,5 +1,6 @@
-"""A teacher's scores that records bring with them ("pos_scores", "neg_scores"): one for each positive and each given negative, in a file beside the
-shards, as fields follow each other, queries aside; NaN where a record says none. No file where no record says any."""
+"""A teacher's scores that records bring with them ("pos_scores", "neg_scores"): one for each positive and each given
+negative, in a file beside the shards, as fields follow each other, queries aside; NaN where a record says none. No file
+where no record says any."""
 
 import itertools
 import json

@@ -14,8 +14,8 @@ def is_gguf(path):
 
 
 def read(path):
-    """({key: value}, {name: gguf.ReaderTensor}) of a file; the tensors are mapped, not read. Raises UserError for one that is no GGUF
-    file, is cut short or is one of several parts."""
+    """({key: value}, {name: gguf.ReaderTensor}) of a file; the tensors are mapped, not read. Raises UserError for one
+    that is no GGUF file, is cut short or is one of several parts."""
     return _read(str(path), Path(path).stat().st_mtime_ns)
 
 
@@ -30,7 +30,13 @@ def _read(path, _):
         fields = {key: field.contents() for key, field in reader.fields.items()}
         tensors = {tensor.name: tensor for tensor in reader.tensors}
     except (OSError, ValueError, IndexError, KeyError) as error:
-        raise UserError(f"{path}: cannot read it as a GGUF file ({' '.join(str(error).split())}); it may be cut short: fetch it again") from None
+        raise UserError(
+            f"{path}: cannot read it as a GGUF file ({' '.join(str(error).split())}); it may be cut short: "
+            "fetch it again"
+        ) from None
     if fields.get("split.count", 1) > 1:
-        raise UserError(f"{path}: is one of {fields['split.count']} parts; put them together with llama.cpp's `llama-gguf-split --merge`")
+        raise UserError(
+            f"{path}: is one of {fields['split.count']} parts; put them together with llama.cpp's "
+            "`llama-gguf-split --merge`"
+        )
     return fields, tensors

@@ -1,8 +1,8 @@
 """The tokenizer inside a GGUF file, both ways: byte-level BPE ("gpt2") and sentencepiece's BPE ("llama").
 
-A GGUF file has no tokenizer.json. It lists tokens, their types, and merges or scores; how a text is cut into words before the merges
-it says by name alone (`tokenizer.ggml.pre`), and llama.cpp knows what the name stands for. So does this module, for the names of Llama,
-Mistral, Qwen and SmolLM.
+A GGUF file has no tokenizer.json. It lists tokens, their types, and merges or scores; how a text is cut into words
+before the merges it says by name alone (`tokenizer.ggml.pre`), and llama.cpp knows what the name stands for. So does
+this module, for the names of Llama, Mistral, Qwen and SmolLM.
 """
 
 import json
@@ -21,7 +21,10 @@ _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
 _LLAMA3 = rf"{_APOSTROPHE}|{_LETTERS}|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
 _QWEN2 = rf"{_APOSTROPHE}|{_LETTERS}|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*|{_REST}"
-_TEKKEN = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
+_TEKKEN = (
+    rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}|"
+    rf" ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|{_REST}"
+)
 
 
 def _bytes(own_regex):
@@ -33,7 +36,8 @@ def _split(regex):
     return {"type": "Sequence", "pretokenizers": [cut, _bytes(False)]}
 
 
-# tokenizer.ggml.pre -> pre_tokenizer of a tokenizer.json; the first of several names of one kind is the one that export writes
+# tokenizer.ggml.pre -> pre_tokenizer of a tokenizer.json; the first of several names of one kind is the one that export
+# writes
 WORDS = {
     "llama-bpe": _split(_LLAMA3),
     "llama3": _split(_LLAMA3),
@@ -47,7 +51,8 @@ WORDS = {
     "starcoder": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _bytes(True)]},
     "gpt-2": _bytes(True),
 }
-WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")  # a word that is a token stays whole, whatever the merges say ...
+# a word that is a token stays whole, whatever the merges say ...
+WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
 BEGIN = WHOLE_WORDS  # ... and a text begins with the begin token, where the file does not say whether
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # characters are composed first (NFC), which llama.cpp leaves to the user
 
@@ -57,33 +62,64 @@ def load(path):
     fields, _ = gguf_file.read(path)
     kind = fields.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama") or not fields.get("tokenizer.ggml.tokens"):
-        raise UserError(f"{path}: tokenizer.ggml.model is {kind!r}; init_from reads 'gpt2' (byte-level BPE) and 'llama' (sentencepiece BPE): set tokenizer.path to the model's tokenizer.json")
+        raise UserError(
+            f"{path}: tokenizer.ggml.model is {kind!r}; init_from reads 'gpt2' (byte-level BPE) and 'llama' "
+            "(sentencepiece BPE): set tokenizer.path to the model's tokenizer.json"
+        )
     tokens = fields["tokenizer.ggml.tokens"]
     types = fields.get("tokenizer.ggml.token_type") or [NORMAL] * len(tokens)
     if len(set(tokens)) < len(tokens):
-        raise UserError(f"{path}: tokenizer.ggml.tokens names a token twice; set tokenizer.path to the model's tokenizer.json")
+        raise UserError(
+            f"{path}: tokenizer.ggml.tokens names a token twice; set tokenizer.path to the model's tokenizer.json"
+        )
     about = _byte_level(path, fields, tokens) if kind == "gpt2" else _pieces(fields, tokens, types)
     about["added_tokens"] = [
-        {"id": i, "content": tokens[i], "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": types[i] == CONTROL}
+        {
+            "id": i,
+            "content": tokens[i],
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": types[i] == CONTROL,
+        }
         for i in range(len(tokens))
         if types[i] in (CONTROL, USER_DEFINED)
     ]
     end = fields.get("tokenizer.ggml.eos_token_id")
     if end is None or not end < len(tokens):
-        raise UserError(f"{path}: tokenizer.ggml.eos_token_id is {end}; a text needs a token that ends it: set tokenizer.path to the model's tokenizer.json")
+        raise UserError(
+            f"{path}: tokenizer.ggml.eos_token_id is {end}; a text needs a token that ends it: set "
+            "tokenizer.path to the model's tokenizer.json"
+        )
     _add_template(about, fields, tokens, kind)
     begin = fields.get("tokenizer.ggml.bos_token_id", len(tokens))
     model = json.dumps(about, ensure_ascii=False).encode()
-    return JsonTokenizer.checked(path, model, tokens[end], tokens[begin] if begin < len(tokens) else "", fields.get("tokenizer.chat_template"))
+    return JsonTokenizer.checked(
+        path, model, tokens[end], tokens[begin] if begin < len(tokens) else "", fields.get("tokenizer.chat_template")
+    )
 
 
 def _byte_level(path, fields, tokens):
     name = fields.get("tokenizer.ggml.pre", "none")
     if name not in WORDS:
-        raise UserError(f"{path}: tokenizer.ggml.pre is {name!r}; known are {', '.join(WORDS)}: set tokenizer.path to the model's tokenizer.json")
+        raise UserError(
+            f"{path}: tokenizer.ggml.pre is {name!r}; known are {', '.join(WORDS)}: set tokenizer.path to the "
+            "model's tokenizer.json"
+        )
     pairs = [merge.split(" ") for merge in fields.get("tokenizer.ggml.merges", ())]
-    model = {"type": "BPE", "vocab": {token: i for i, token in enumerate(tokens)}, "merges": pairs, "ignore_merges": name in WHOLE_WORDS}
-    return {"model": model, "normalizer": {"type": "NFC"} if name in COMPOSED else None, "pre_tokenizer": WORDS[name], "decoder": _bytes(True)}
+    model = {
+        "type": "BPE",
+        "vocab": {token: i for i, token in enumerate(tokens)},
+        "merges": pairs,
+        "ignore_merges": name in WHOLE_WORDS,
+    }
+    return {
+        "model": model,
+        "normalizer": {"type": "NFC"} if name in COMPOSED else None,
+        "pre_tokenizer": WORDS[name],
+        "decoder": _bytes(True),
+    }
 
 
 def _pieces(fields, tokens, types):
@@ -92,31 +128,54 @@ def _pieces(fields, tokens, types):
     unknown = next((token for token, kind in zip(tokens, types) if kind == UNKNOWN), None)
     vocabulary = {token: i for i, token in enumerate(tokens)}
     spaces = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-    back = [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "ByteFallback"}, {"type": "Fuse"}]
+    back = [
+        {"type": "Replace", "pattern": {"String": SPACE}, "content": " "},
+        {"type": "ByteFallback"},
+        {"type": "Fuse"},
+    ]
     if fields.get("tokenizer.ggml.add_space_prefix", True):
         spaces = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": SPACE}, spaces]}
         back.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
-    model = {"type": "BPE", "vocab": vocabulary, "merges": [list(pair) for pair in pairs], "unk_token": unknown, "byte_fallback": True}
-    return {"model": model, "normalizer": spaces, "pre_tokenizer": None, "decoder": {"type": "Sequence", "decoders": back}}
+    model = {
+        "type": "BPE",
+        "vocab": vocabulary,
+        "merges": [list(pair) for pair in pairs],
+        "unk_token": unknown,
+        "byte_fallback": True,
+    }
+    return {
+        "model": model,
+        "normalizer": spaces,
+        "pre_tokenizer": None,
+        "decoder": {"type": "Sequence", "decoders": back},
+    }
 
 
 def _add_template(about, fields, tokens, kind):
     """What a text begins and ends with."""
     begins = fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or fields.get("tokenizer.ggml.pre") in BEGIN)
     ends = fields.get("tokenizer.ggml.add_eos_token", False)
-    begin, end = (fields.get(f"tokenizer.ggml.{key}_token_id") if wanted else None for key, wanted in (("bos", begins), ("eos", ends)))
+    begin, end = (
+        fields.get(f"tokenizer.ggml.{key}_token_id") if wanted else None
+        for key, wanted in (("bos", begins), ("eos", ends))
+    )
     around = [{"SpecialToken": {"id": tokens[i], "type_id": 0}} for i in (begin, end) if i is not None]
     if not around:
         return
     text = [{"Sequence": {"id": "A", "type_id": 0}}]
     single = [*around[: begin is not None], *text, *around[begin is not None :]]
     special = {tokens[i]: {"id": tokens[i], "ids": [i], "tokens": [tokens[i]]} for i in (begin, end) if i is not None}
-    about["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": special}
+    about["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": special,
+    }
 
 
 def write(writer, tokenizer, rows, where):
-    """Add a JsonTokenizer to a gguf.GGUFWriter; rows: of the token table, which may have more than there are tokens. Raises UserError for
-    one that llama.cpp knows no name for."""
+    """Add a JsonTokenizer to a gguf.GGUFWriter; rows: of the token table, which may have more than there are tokens.
+    Raises UserError for one that llama.cpp knows no name for."""
     about = json.loads(tokenizer.model)
     model, added = about["model"], {token["id"]: token for token in about.get("added_tokens", ())}
     tokens = {i: token for token, i in model["vocab"].items()} | {i: token["content"] for i, token in added.items()}
@@ -129,7 +188,9 @@ def write(writer, tokenizer, rows, where):
     elif model["type"] == "BPE" and model.get("byte_fallback") and about.get("pre_tokenizer") is None:
         scores, prefix = _scores(model, types, tokens), '"Prepend"' in json.dumps(about.get("normalizer"))
         _check_scores(tokenizer, scores, where)
-        types |= {i: BYTE for i, token in tokens.items() if len(token) == 6 and token.startswith("<0x") and i not in types}
+        types |= {
+            i: BYTE for i, token in tokens.items() if len(token) == 6 and token.startswith("<0x") and i not in types
+        }
         types |= {model["vocab"][model["unk_token"]]: UNKNOWN} if model.get("unk_token") else {}
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
@@ -142,7 +203,10 @@ def write(writer, tokenizer, rows, where):
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.eos_id)
     if len(tokenizer.prefix) > 1 or tokenizer.suffix not in ([], [tokenizer.eos_id]):
-        raise UserError(f"{where}: its tokenizer puts {len(tokenizer.prefix)} tokens before and {len(tokenizer.suffix)} behind a text, for which GGUF has no place; take another --format")
+        raise UserError(
+            f"{where}: its tokenizer puts {len(tokenizer.prefix)} tokens before and {len(tokenizer.suffix)} "
+            "behind a text, for which GGUF has no place; take another --format"
+        )
     if tokenizer.prefix:
         writer.add_bos_token_id(tokenizer.prefix[0])
     writer.add_add_bos_token(bool(tokenizer.prefix))
@@ -151,7 +215,8 @@ def write(writer, tokenizer, rows, where):
 
 def _no_name(where):
     return UserError(
-        f"{where}: its tokenizer.json cuts texts into words in a way that llama.cpp has no name for (known: {', '.join(WORDS)}); "
+        f"{where}: its tokenizer.json cuts texts into words in a way that llama.cpp has no name for (known: "
+        f"{', '.join(WORDS)}); "
         "export the sentence-transformers form and give that to llama.cpp's convert_hf_to_gguf.py"
     )
 
@@ -185,14 +250,21 @@ def _scores(model, types, tokens):
     for rank, pair in enumerate(_pairs(model)):
         scores.setdefault("".join(pair), -float(rank))
     apart = {tokens[i] for i in types}
-    return scores | {piece: -float(len(model["merges"]) + 1) for piece in model["vocab"] if piece not in scores and piece not in apart}
+    return scores | {
+        piece: -float(len(model["merges"]) + 1)
+        for piece in model["vocab"]
+        if piece not in scores and piece not in apart
+    }
 
 
 def _check_scores(tokenizer, scores, where):
-    """Raise UserError unless scores, of which sentencepiece makes the merges, give the tokens that these merges give."""
+    """Raise UserError unless scores, of which sentencepiece makes the merges, give the tokens that these merges
+    give."""
     about = json.loads(tokenizer.model)
     single = {token for token in scores if len(token) == 6 and token.startswith("<0x")}
-    about["model"]["merges"] = [list(pair) for pair in merges({piece: score for piece, score in scores.items() if piece not in single})]
+    about["model"]["merges"] = [
+        list(pair) for pair in merges({piece: score for piece, score in scores.items() if piece not in single})
+    ]
     again = JsonTokenizer(json.dumps(about).encode(), tokenizer.end)
     every = tokenizer.decode(range(tokenizer.vocab_size)) + tokenizer.decode(range(tokenizer.vocab_size - 1, -1, -1))
     if again.encode(every) != tokenizer.encode(every):

@@ -9,7 +9,8 @@ from tokenizers import Tokenizer as Library
 
 from conan_engine.errors import UserError
 
-# what ends a text, where no tokenizer_config.json beside it says so: of Llama 3, Qwen and GPT, Llama 2 and Mistral, Gemma
+# what ends a text, where no tokenizer_config.json beside it says so: of Llama 3, Qwen and GPT, Llama 2 and Mistral,
+# Gemma
 ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
 PROBE = " Aa\u0ddf\n\u00e9 \U0001f600  x"
 
@@ -23,14 +24,14 @@ def put(path, content):
 
 
 class JsonTokenizer:
-    """As tokenizer.Tokenizer. A text that spells a special token is a text like others; what the file puts before and after a text
-    (a begin token, say) stands in `prefix` and `suffix`, lists of ids."""
+    """As tokenizer.Tokenizer. A text that spells a special token is a text like others; what the file puts before and
+    after a text (a begin token, say) stands in `prefix` and `suffix`, lists of ids."""
 
     FILE = "tokenizer.json"
 
     def __init__(self, model, end, begin="", template=None):
-        """model: the file's bytes; end: the token, a str, that ends a text; begin: what a chat template calls bos_token; template: of
-        conversations, in Jinja, or None."""
+        """model: the file's bytes; end: the token, a str, that ends a text; begin: what a chat template calls
+        bos_token; template: of conversations, in Jinja, or None."""
         self.model, self.end, self.begin, self.template = model, end, begin, template
         self.library = Library.from_str(model.decode())
         self.library.no_truncation()
@@ -54,11 +55,14 @@ class JsonTokenizer:
             beside = Path(path).with_name("tokenizer_config.json")
             said = json.loads(beside.read_bytes()) if beside.exists() else {}
             end = _token(said, "eos_token") or next((token for token in ENDS if token in known), None)
-            begin, template = _token(said, "bos_token") or "", _template(said, Path(path).with_name("chat_template.jinja"))
+            begin = _token(said, "bos_token") or ""
+            template = _template(said, Path(path).with_name("chat_template.jinja"))
         except Exception as error:  # the library raises no narrower one
             raise _unreadable(path, error) from None
         if end is None:
-            raise UserError(f"{path}: says nowhere which token ends a text; put a tokenizer_config.json with eos_token beside it")
+            raise UserError(
+                f"{path}: says nowhere which token ends a text; put a tokenizer_config.json with eos_token beside it"
+            )
         return cls.checked(path, model, end, begin, template)
 
     @classmethod
@@ -71,17 +75,26 @@ class JsonTokenizer:
         if tokenizer.eos_id is None:
             raise UserError(f"{path}: has no token {tokenizer.end!r}, which tokenizer_config.json says ends a text")
         if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
-            raise UserError(f"{path}: this tokenizer loses text: {PROBE!r} comes back as {tokenizer.decode(tokenizer.encode(PROBE))!r}; take one that keeps case, spaces and every character")
+            raise UserError(
+                f"{path}: this tokenizer loses text: {PROBE!r} comes back as "
+                f"{tokenizer.decode(tokenizer.encode(PROBE))!r}; take one that keeps case, spaces and every "
+                "character"
+            )
         return tokenizer
 
     def save(self, folder):
         """tokenizer.json as it was, and beside it the rest."""
-        about = {"eos_token": self.end} | ({"bos_token": self.begin} if self.begin else {}) | ({"chat_template": self.template} if self.template else {})
+        about = (
+            {"eos_token": self.end}
+            | ({"bos_token": self.begin} if self.begin else {})
+            | ({"chat_template": self.template} if self.template else {})
+        )
         put(Path(folder, "tokenizer_config.json"), json.dumps(about).encode())
         put(Path(folder, self.FILE), self.model)
 
     def __reduce__(self):
-        return type(self), (self.model, self.end, self.begin, self.template)  # the library's own pickle forgets that special tokens are none
+        # the library's own pickle forgets that special tokens are none
+        return type(self), (self.model, self.end, self.begin, self.template)
 
     def encode(self, text):
         """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
@@ -92,9 +105,12 @@ class JsonTokenizer:
         return [found.ids for found in self.library.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_with_special(self, texts):
-        """(ids, [(begin, end) in the text, ...]) of each, special tokens as they are spelled, for what a chat template wrote."""
+        """(ids, [(begin, end) in the text, ...]) of each, special tokens as they are spelled, for what a chat template
+        wrote."""
         self.library.encode_special_tokens = False
-        found = self.library.encode_batch([re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts], add_special_tokens=False)
+        found = self.library.encode_batch(
+            [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts], add_special_tokens=False
+        )
         self.library.encode_special_tokens = True
         return [(one.ids, one.offsets) for one in found]
 
@@ -118,7 +134,9 @@ def _template(said, beside):
     if beside.exists():
         return beside.read_text(encoding="utf-8")
     found = said.get("chat_template")
-    return next((one["template"] for one in found if one["name"] == "default"), None) if isinstance(found, list) else found
+    return (
+        next((one["template"] for one in found if one["name"] == "default"), None) if isinstance(found, list) else found
+    )
 
 
 def _unreadable(path, error):

@@ -1,7 +1,7 @@
 """Which documents are right for a query beside its own record's positive, so that none of them counts as its negative.
 
-A query is known by its tokens, as the model reads it. Right for it are the groups of all its records' positives, of every
-document that reads like one of these, and of every document that reads like the query itself.
+A query is known by its tokens, as the model reads it. Right for it are the groups of all its records' positives, of
+every document that reads like one of these, and of every document that reads like the query itself.
 """
 
 import os
@@ -16,9 +16,9 @@ FILE = "known.npz"
 class Known:
     """Of a source's pairs, by record number.
 
-    records [S] (ascending) and lists [S]: the records whose query has more than one group, and the number of their list,
-    which those of one query share; starts [L+1] and groups [I]: list l is groups[starts[l] : starts[l+1]]. negatives [G]:
-    the group of each given negative, record by record, or -1 where it is nobody's positive. All int64.
+    records [S] (ascending) and lists [S]: the records whose query has more than one group, and the number of their
+    list, which those of one query share; starts [L+1] and groups [I]: list l is groups[starts[l] : starts[l+1]].
+    negatives [G]: the group of each given negative, record by record, or -1 where it is nobody's positive. All int64.
     """
 
     def __init__(self, records, lists, starts, groups, negatives):
@@ -32,8 +32,9 @@ class Known:
         return self.groups[slice(*self.starts[self.lists[place] : self.lists[place] + 2])]
 
     def among(self, records, groups):
-        """For a batch's queries, by record int64 [N], and all documents in it, by group int64 [M]: what conan_kernels.Known
-        takes, (first [N], last [N], ids [I]), of the groups in the batch; None where no query has another than its own."""
+        """For a batch's queries, by record int64 [N], and all documents in it, by group int64 [M]: what
+        conan_kernels.Known takes, (first [N], last [N], ids [I]), of the groups in the batch; None where no query has
+        another than its own."""
         if not len(self.records):
             return None
         place = np.searchsorted(self.records, records).clip(max=len(self.records) - 1)
@@ -60,7 +61,8 @@ def ranges(first, last):
 
 
 def find(queries, documents, groups, negatives):
-    """Known, of records by their queries', positives' and given negatives' hashes and their groups: int64 [R], [G] the last."""
+    """Known, of records by their queries', positives' and given negatives' hashes and their groups: int64 [R], [G] the
+    last."""
     # every (document, group) once, by document
     table = _distinct(documents, groups)
     known = [_joined(queries, key, *table) for key in (documents, queries)]
@@ -72,13 +74,17 @@ def find(queries, documents, groups, negatives):
     starts = np.concatenate(([0], np.cumsum((last - first)[several])))
     found, lists = _find(query[first[several]], queries)
     among_positives, entry = _find(table[0], negatives)
-    return Known(np.flatnonzero(found), lists[found], starts, group[number], np.where(among_positives, table[1][entry], -1))
+    return Known(
+        np.flatnonzero(found), lists[found], starts, group[number], np.where(among_positives, table[1][entry], -1)
+    )
 
 
 def _find(ascending, wanted):
     """Whether and where each of `wanted` stands in `ascending`, for the first time."""
     place = np.searchsorted(ascending, wanted)
-    return np.append(ascending, 0)[place] == np.where(place < len(ascending), wanted, 1), np.minimum(place, len(ascending) - 1)
+    return np.append(ascending, 0)[place] == np.where(place < len(ascending), wanted, 1), np.minimum(
+        place, len(ascending) - 1
+    )
 
 
 def _fresh(x):
@@ -101,15 +107,17 @@ def _joined(queries, key, documents, groups):
 
 
 def make(shards):
-    """Work out what is right for whom in a finished folder of pairs, and keep it there, unless it stands there already. Raises
-    UserError where it cannot be written."""
+    """Work out what is right for whom in a finished folder of pairs, and keep it there, unless it stands there already.
+    Raises UserError where it cannot be written."""
     path = shards.directory / FILE
     if path.exists():
         return
     records = np.arange(len(shards), dtype=np.int64)
     given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
     record, field = ranges(np.full(len(records), 2), 2 + given)
-    known = find(shards.hashes(records, 0), shards.hashes(records, 1), shards.groups(records), shards.hashes(record, field))
+    known = find(
+        shards.hashes(records, 0), shards.hashes(records, 1), shards.groups(records), shards.hashes(record, field)
+    )
     partial = path.with_name(f"{FILE}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
@@ -118,7 +126,9 @@ def make(shards):
             os.fsync(file.fileno())
         partial.rename(path)
     except OSError as error:
-        raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+        raise UserError(
+            f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again"
+        ) from None
 
 
 def of(shards):

@@ -1,4 +1,5 @@
-"""Batches for a stage, planned, packed and read by threads of C++ (csrc/batches/loader.h) while the step before them computes.
+"""Batches for a stage, planned, packed and read by threads of C++ (csrc/batches/loader.h) while the step before them
+computes.
 
 What a step holds depends on the seed, the sources and the step alone: not on ranks, threads or where a run was stopped.
 Every step draws from one source, so that in-batch negatives are of one kind and hard; steps are shared out in exact
@@ -17,16 +18,17 @@ from conan_engine.data.unpack import Unpacker
 
 
 class Batch(NamedTuple):
-    """One rank's part of a step, T tokens in B sequences end to end. On the rank's device are tokens, cu_seqlens, positions,
-    targets and mask; the rest is on the CPU. Where a record is a sequence (text, instruction) its fields follow each other
-    in it; else field f of record r is sequence f * n + r."""
+    """One rank's part of a step, T tokens in B sequences end to end. On the rank's device are tokens, cu_seqlens,
+    positions, targets and mask; the rest is on the CPU. Where a record is a sequence (text, instruction) its fields
+    follow each other in it; else field f of record r is sequence f * n + r."""
 
     source: str
     tokens: torch.Tensor  # int32 [T]
     cu_seqlens: torch.Tensor  # int32 [B+1]
     positions: torch.Tensor  # int32 [T], of each token in its sequence
     fields: torch.Tensor  # int32 [F+1], each field's first token, then T
-    targets: torch.Tensor | None  # int32 [T], the token that follows, -100 where there is none to learn; text, instruction
+    # int32 [T], the token that follows, -100 where there is none to learn; text, instruction
+    targets: torch.Tensor | None
     mask: torch.Tensor | None  # bool [T], whether targets has one
     rows: torch.Tensor | None  # int32 [R+1], each packed row's first sequence, then B
     records: np.ndarray  # int64 [n], by number in the source
@@ -37,25 +39,43 @@ class Batch(NamedTuple):
 class Loader:
     """An endless stream of batches; `next` hands out one a step.
 
-    shards: name -> Shards, all of `kind` (a key of shards.FIELDS). weights: name -> float; a source's share of the steps is
-    in proportion to weight * records ** size_power. shape and batch (over all ranks): "rows", so many rows of max_tokens
-    tokens, records packed into them by best fit and split where longer (text); "records", so many records; "tokens", as
-    many records as so many tokens hold, a multiple of the ranks. max_tokens: fields are cut there (pairs, sts). fields: the
-    first so many of a record. skip_bad_records: what is damaged is left out (pairs, sts: replaced by another of the batch),
-    said on stderr and counted in `skipped`.
+    shards: name -> Shards, all of `kind` (a key of shards.FIELDS). weights: name -> float; a source's share of the
+    steps is in proportion to weight * records ** size_power. shape and batch (over all ranks): "rows", so many rows of
+    max_tokens tokens, records packed into them by best fit and split where longer (text); "records", so many records;
+    "tokens", as many records as so many tokens hold, a multiple of the ranks. max_tokens: fields are cut there (pairs,
+    sts). fields: the first so many of a record. skip_bad_records: what is damaged is left out (pairs, sts: replaced by
+    another of the batch), said on stderr and counted in `skipped`.
 
     state: int64 array; where the stream stands after the batch handed out last. Set before the first `next`, it goes on
     from there, on any number of ranks. Raises UserError, naming shard and record, for what is damaged or does not fit.
     """
 
-    def __init__(self, shards, weights, *, kind, shape, batch, seed, group, threads, max_tokens=0, fields=2, size_power=0.0, skip_bad_records=False):
+    def __init__(
+        self,
+        shards,
+        weights,
+        *,
+        kind,
+        shape,
+        batch,
+        seed,
+        group,
+        threads,
+        max_tokens=0,
+        fields=2,
+        size_power=0.0,
+        skip_bad_records=False,
+    ):
         self.names, self.shards, self.batch, self.seed = list(weights), shards, batch, seed
         self.weights = [weight * len(shards[name]) ** size_power for name, weight in weights.items()]
         self.options = {
-            "kind": kind, "shape": getattr(_loader.Shape, shape), "batch": batch, "max_tokens": max_tokens, "fields": fields, "multiple": group.world,
-            "seed": seed % 2**64, "rank": group.rank, "world": group.world, "skip_bad_records": skip_bad_records, "threads": threads, "ahead": threads + 2,
+            "kind": kind, "shape": getattr(_loader.Shape, shape), "batch": batch, "max_tokens": max_tokens,
+            "fields": fields, "multiple": group.world,
+            "seed": seed % 2**64, "rank": group.rank, "world": group.world, "skip_bad_records": skip_bad_records,
+            "threads": threads, "ahead": threads + 2,
         }  # fmt: skip
-        # To a GPU the ids go as they are stored, where the extension was built with nvcc; else, and where not all is learnt, they are widened on the CPU.
+        # To a GPU the ids go as they are stored, where the extension was built with nvcc; else, and where not all is
+        # learnt, they are widened on the CPU.
         narrow = group.device.type == "cuda" and _loader.has_cuda and kind != "instruction"
         self.unpacker = Unpacker(group.device) if narrow else None
         self.options["raw"] = self.unpacker is not None
@@ -75,8 +95,13 @@ class Loader:
         if self.unpacker:
             packed |= self.unpacker.upload(*(batch[name] for name in ("ids", "width", "cu_seqlens", "follow")))
         else:
-            packed |= {name: torch.from_numpy(batch[name]).to(self.device) for name in packed if batch[name] is not None}
-        rest = {name: None if batch[name] is None else torch.from_numpy(batch[name]) for name in ("fields", "rows", "groups", "scores")}
+            packed |= {
+                name: torch.from_numpy(batch[name]).to(self.device) for name in packed if batch[name] is not None
+            }
+        rest = {
+            name: None if batch[name] is None else torch.from_numpy(batch[name])
+            for name in ("fields", "rows", "groups", "scores")
+        }
         return Batch(self.names[batch["source"]], records=batch["records"], **packed, **rest)
 
     def close(self):

@@ -4,8 +4,8 @@ from conan_engine.errors import UserError
 
 
 def unordered(address, function, items, look, gpu):
-    """As processes.Pool.unordered, on the cluster at `address` ("auto": the one that this machine is in); gpu: each item has one for itself, if
-    there are any. Raises UserError where Ray is not installed or does not answer."""
+    """As processes.Pool.unordered, on the cluster at `address` ("auto": the one that this machine is in); gpu: each
+    item has one for itself, if there are any. Raises UserError where Ray is not installed or does not answer."""
     try:
         import ray
     except ImportError:
@@ -13,7 +13,9 @@ def unordered(address, function, items, look, gpu):
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise UserError(f"--ray: no cluster at {address!r} ({' '.join(str(error).split())}); start one with `ray start --head`") from None
+        raise UserError(
+            f"--ray: no cluster at {address!r} ({' '.join(str(error).split())}); start one with `ray start --head`"
+        ) from None
     try:
         shared = ray.put(function)
         call = ray.remote(_call).options(max_retries=3, num_gpus=1 if gpu and ray.cluster_resources().get("GPU") else 0)

@@ -6,7 +6,8 @@ import json
 from conan_engine.errors import UserError
 
 NAME = "rejected.jsonl"
-ENOUGH = 10_000  # records of a source's first unit after which the share of bad ones is known well enough to stop at once
+# records of a source's first unit after which the share of bad ones is known well enough to stop at once
+ENOUGH = 10_000
 
 
 class TooMany(UserError):
@@ -14,10 +15,12 @@ class TooMany(UserError):
 
 
 class Rejects:
-    """What is left out of a unit of a source for a use, in a file: a JSON object a record, of use, source where the file is not all of it, file,
-    line (or row) and reason. Call it with the path, the place and the Bad of each record that is left out.
+    """What is left out of a unit of a source for a use, in a file: a JSON object a record, of use, source where the
+    file is not all of it, file, line (or row) and reason. Call it with the path, the place and the Bad of each record
+    that is left out.
 
-    max_share: of a source's first unit, to stop at as soon as there are ENOUGH records (TooMany is raised); None: never.
+    max_share: of a source's first unit, to stop at as soon as there are ENOUGH records (TooMany is raised); None:
+    never.
     """
 
     def __init__(self, path, source, use, max_share):
@@ -29,7 +32,9 @@ class Rejects:
         self.reasons[bad.reason] += 1
         kind, _, number = place.partition(" ")
         where = {"file": self.source} if str(path) == self.source else {"source": self.source, "file": str(path)}
-        self._file.write(json.dumps({"use": self.use, **where, kind: int(number), "reason": str(bad)}, ensure_ascii=False) + "\n")
+        self._file.write(
+            json.dumps({"use": self.use, **where, kind: int(number), "reason": str(bad)}, ensure_ascii=False) + "\n"
+        )
         if self.max_share is not None and self.kept + self.reasons.total() >= ENOUGH:
             self._file.flush()
             judge(self.source, self.kept, self.reasons, self.max_share, self._file.name)
@@ -49,10 +54,13 @@ def judge(source, kept, reasons, max_share, listed):
     bad, read = reasons.total(), kept + reasons.total()
     if bad > max_share * read:
         raise TooMany(
-            f"{source}: {bad} of the first {read} records cannot be used ({by_reason(reasons)}), more than max_bad_share = {max_share:g}; "
+            f"{source}: {bad} of the first {read} records cannot be used ({by_reason(reasons)}), more than "
+            f"max_bad_share = {max_share:g}; "
             f"{listed} lists them: mend the file, or raise max_bad_share"
         )
 
 
 def by_reason(reasons):
-    return ", ".join(f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0])))
+    return ", ".join(
+        f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
+    )

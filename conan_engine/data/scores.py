@@ -1,5 +1,5 @@
-"""What weak.teacher gives a unit's pairs, kept in a file: scores that stand there are not asked for again, whatever min_score is now, and those of a
-process that was killed are no loss."""
+"""What weak.teacher gives a unit's pairs, kept in a file: scores that stand there are not asked for again, whatever
+min_score is now, and those of a process that was killed are no loss."""
 
 import numpy as np
 
@@ -23,7 +23,13 @@ class Scores:
                 scores, have = have[: len(batch)], have[len(batch) :]
                 if len(scores) < len(batch):
                     asked = batch[len(scores) :]
-                    given = teachers.scores("weak.teacher", self.teacher, [r["query"] for r in asked], [r["pos"][0] for r in asked], self.device)
+                    given = teachers.scores(
+                        "weak.teacher",
+                        self.teacher,
+                        [r["query"] for r in asked],
+                        [r["pos"][0] for r in asked],
+                        self.device,
+                    )
                     file.write(given.tobytes())
                     file.flush()
                     scores = np.concatenate((scores, given))

@@ -37,18 +37,24 @@ class Records(NamedTuple):
         """All but the first so many."""
         fields = self.record_fields[:records].sum(dtype=np.int64)
         tokens = self.field_tokens[:fields].sum(dtype=np.int64)
-        return Records(self.tokens[tokens:], self.field_tokens[fields:], self.record_fields[records:], self.scores[records:], self.groups[records:])
+        return Records(
+            self.tokens[tokens:],
+            self.field_tokens[fields:],
+            self.record_fields[records:],
+            self.scores[records:],
+            self.groups[records:],
+        )
 
 
 class ShardWriter:
     """Writes a folder of shards; `close`, or the end of a `with` block, makes it whole. After an exception it stays
     unfinished: there is no manifest, and Shards refuses it.
 
-    directory: made if missing; leftovers of an unfinished writer in it are deleted. may_be_empty: close writes a manifest without a
-    shard where no record was added, for `join`; Shards refuses it.
-    kind: a key of FIELDS. tokenizer_hash: SHA-256 of the tokenizer's file, in hex. vocab_size: 1 to 2^24.
-    shard_bytes: a file grows to at most this size, unless a single record is larger.
-    Raises ValueError for bad arguments, UserError if the folder is finished already or cannot be written.
+    directory: made if missing; leftovers of an unfinished writer in it are deleted. may_be_empty: close writes a
+    manifest without a shard where no record was added, for `join`; Shards refuses it. kind: a key of FIELDS.
+    tokenizer_hash: SHA-256 of the tokenizer's file, in hex. vocab_size: 1 to 2^24. shard_bytes: a file grows to at most
+    this size, unless a single record is larger. Raises ValueError for bad arguments, UserError if the folder is
+    finished already or cannot be written.
     """
 
     def __init__(self, directory, *, kind, tokenizer_hash, vocab_size, shard_bytes=256 * 2**20, may_be_empty=False):
@@ -71,15 +77,24 @@ class ShardWriter:
     def add(self, fields, score=float("nan"), group=0):
         """Append a record.
 
-        fields: at most 65,535 sequences of token ids, 0 <= id < vocab_size; lists of int or integer arrays, may be empty.
-        score: kept as float32, NaN when there is none. group: int64. Raises ValueError.
+        fields: at most 65,535 sequences of token ids, 0 <= id < vocab_size; lists of int or integer arrays, may be
+        empty. score: kept as float32, NaN when there is none. group: int64. Raises ValueError.
         """
         arrays = [_ids(field) for field in fields]
         tokens = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
-        self.add_records(Records(tokens, np.array([len(array) for array in arrays], np.int64), np.array([len(arrays)]), np.array([score], np.float32), np.array([group])))
+        self.add_records(
+            Records(
+                tokens,
+                np.array([len(array) for array in arrays], np.int64),
+                np.array([len(arrays)]),
+                np.array([score], np.float32),
+                np.array([group]),
+            )
+        )
 
     def add_records(self, records):
-        """Append Records; the numbers as `add` takes them. Raises ValueError: those before the bad record are written."""
+        """Append Records; the numbers as `add` takes them. Raises ValueError: those before the bad record are
+        written."""
         while len(records.groups):
             written = self._shard.add(*records, self.shard_bytes)
             records = records.after(written)
@@ -98,7 +113,12 @@ class ShardWriter:
         else:
             raise UserError(f"{self.directory}: the source gave no records, nothing was written; check the source")
         self._shard = None
-        about = {"version": FORMAT_VERSION, "kind": self.kind, "tokenizer": self._tokenizer.hex(), "vocab_size": self.vocab_size}
+        about = {
+            "version": FORMAT_VERSION,
+            "kind": self.kind,
+            "tokenizer": self._tokenizer.hex(),
+            "vocab_size": self.vocab_size,
+        }
         _write_manifest(self.directory, about, self._finished)
 
     def __enter__(self):
@@ -110,23 +130,30 @@ class ShardWriter:
         self._shard = None  # closes the file
 
     def _open(self):
-        return _loader.ShardWriter(str(self.directory / _name(len(self._finished))), self.kind, self._tokenizer, self.vocab_size)
+        return _loader.ShardWriter(
+            str(self.directory / _name(len(self._finished))), self.kind, self._tokenizer, self.vocab_size
+        )
 
     def _finish(self):
         bytes_, records, tokens = self._shard.bytes_with(0, 0, 0), self._shard.records, self._shard.tokens
         crc = self._shard.finish()
-        self._finished.append({"name": _name(len(self._finished)), "bytes": bytes_, "records": records, "tokens": tokens, "crc32c": crc})
+        self._finished.append(
+            {"name": _name(len(self._finished)), "bytes": bytes_, "records": records, "tokens": tokens, "crc32c": crc}
+        )
 
 
 def join(directory, parts, **facts):
-    """Make a folder of finished folders in it, of one kind and tokenizer, the data set of their shards one after another. parts: their
-    names. facts: further ones for the manifest, by which the fingerprint differs. Returns how many records it has; with none there is no manifest. Raises UserError where it cannot be written."""
+    """Make a folder of finished folders in it, of one kind and tokenizer, the data set of their shards one after
+    another. parts: their names. facts: further ones for the manifest, by which the fingerprint differs. Returns how
+    many records it has; with none there is no manifest. Raises UserError where it cannot be written."""
     directory, shards = Path(directory), []
     for part in parts:
         about = json.loads((directory / part / MANIFEST).read_text(encoding="utf-8"))
         shards += [{**shard, "name": f"{part}/{shard['name']}"} for shard in about["shards"]]
     if shards:
-        _write_manifest(directory, {key: about[key] for key in ("version", "kind", "tokenizer", "vocab_size")} | facts, shards)
+        _write_manifest(
+            directory, {key: about[key] for key in ("version", "kind", "tokenizer", "vocab_size")} | facts, shards
+        )
     return sum(shard["records"] for shard in shards)
 
 
@@ -136,7 +163,8 @@ def _write_manifest(directory, about, shards):
 
 
 def write_json(path, content):
-    """Beside and renamed; the names in its folder are on disk first, and then its own. Raises UserError where it cannot be written."""
+    """Beside and renamed; the names in its folder are on disk first, and then its own. Raises UserError where it cannot
+    be written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -147,17 +175,21 @@ def write_json(path, content):
         partial.rename(path)
         _sync(path.parent)
     except OSError as error:
-        raise UserError(f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again") from None
+        raise UserError(
+            f"{partial}: cannot write it: {error.strerror}; make room or choose another folder, then run again"
+        ) from None
 
 
 class Shards:
     """The records of a finished folder, mapped; len() is their number. Any thread may call any method.
 
-    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on), fingerprint (a hash, in
-    hex, of all they hold). tokenizer_hash: the tokenizer that the caller will read the ids with; None accepts any.
+    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on), fingerprint (a
+    hash, in hex, of all they hold). tokenizer_hash: the tokenizer that the caller will read the ids with; None accepts
+    any.
 
-    Sizes, headers and footers are checked here, a file's index when it is first asked, each 16 KiB block of tokens when it
-    is first touched. Whatever is damaged, unfinished, of another tokenizer, or changed while it is in use raises UserError.
+    Sizes, headers and footers are checked here, a file's index when it is first asked, each 16 KiB block of tokens when
+    it is first touched. Whatever is damaged, unfinished, of another tokenizer, or changed while it is in use raises
+    UserError.
     """
 
     def __init__(self, directory, tokenizer_hash=None):
@@ -165,7 +197,8 @@ class Shards:
         manifest = self._manifest()
         if tokenizer_hash is not None and manifest["tokenizer"] != tokenizer_hash.lower():
             raise UserError(
-                f"{self.directory}: written with tokenizer {manifest['tokenizer'][:12]}, but the one in use is {tokenizer_hash[:12].lower()}; "
+                f"{self.directory}: written with tokenizer {manifest['tokenizer'][:12]}, but the one in use "
+                f"is {tokenizer_hash[:12].lower()}; "
                 "use that tokenizer, or delete the folder and run again: it is rebuilt from the source"
             )
         self.mapped = _loader.ShardSet([str(self.directory / shard["name"]) for shard in manifest["shards"]])
@@ -206,14 +239,22 @@ class Shards:
         return self.mapped.groups(records)
 
     def _manifest(self):
-        """The manifest as written, its keys and names as they have to be but its facts not yet held against the shards."""
+        """The manifest as written, its keys and names as they have to be but its facts not yet held against the
+        shards."""
         path = self.directory / MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
             if manifest["version"] != FORMAT_VERSION:
-                self._rebuild(path, f"is of format version {manifest['version']!r}, this program reads {FORMAT_VERSION}")
+                self._rebuild(
+                    path, f"is of format version {manifest['version']!r}, this program reads {FORMAT_VERSION}"
+                )
             names = [shard["name"] for shard in manifest["shards"]]
-            if manifest["kind"] not in FIELDS or not isinstance(manifest["tokenizer"], str) or names != sorted(set(names)) or not all(map(NAME.fullmatch, names)):
+            if (
+                manifest["kind"] not in FIELDS
+                or not isinstance(manifest["tokenizer"], str)
+                or names != sorted(set(names))
+                or not all(map(NAME.fullmatch, names))
+            ):
                 raise ValueError
         except FileNotFoundError:
             self._rebuild(path, "is missing, so the shards are unfinished")
@@ -226,19 +267,28 @@ class Shards:
     def _compare(self, manifest, shards):
         """Every fact in the manifest is said by the shards too; shards of two data sets are not mixed."""
         for listed, shard in zip(manifest["shards"], shards):
-            shared = {"kind": shard.pop("kind").decode("latin-1"), "tokenizer": shard.pop("tokenizer").hex(), "vocab_size": shard.pop("vocab_size")}
-            if {**shard, "name": listed["name"]} != listed or any(manifest.get(key) != value for key, value in shared.items()):
+            shared = {
+                "kind": shard.pop("kind").decode("latin-1"),
+                "tokenizer": shard.pop("tokenizer").hex(),
+                "vocab_size": shard.pop("vocab_size"),
+            }
+            if {**shard, "name": listed["name"]} != listed or any(
+                manifest.get(key) != value for key, value in shared.items()
+            ):
                 self._rebuild(self.directory / listed["name"], f"is not the shard that {MANIFEST} describes")
         totals = {key: sum(shard[key] for shard in shards) for key in ("records", "tokens")}
         if not shards or any(manifest.get(key) != value for key, value in totals.items()):
             self._rebuild(self.directory / MANIFEST, "is damaged: its totals are not those of its shards")
 
     def _rebuild(self, path, what):
-        raise UserError(f"{path}: {what}; delete {self.directory} and run again: it is rebuilt from the source") from None
+        raise UserError(
+            f"{path}: {what}; delete {self.directory} and run again: it is rebuilt from the source"
+        ) from None
 
 
 def order(seed, epoch, count, positions):
-    """Where a seeded permutation of [0, count) takes these positions, computed one by one: no array of `count` is built.
+    """Where a seeded permutation of [0, count) takes these positions, computed one by one: no array of `count` is
+    built.
 
     seed, epoch: any int. count: 1 to 2^62. positions: int64 [n], each in [0, count). Returns int64 [n].
     Raises IndexError for a position outside, ValueError for such a count.

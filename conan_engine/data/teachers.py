@@ -1,9 +1,9 @@
-"""Teachers: callables that score (queries, documents), two lists of text, and give a number each; some have vectors too, as methods queries(texts)
-and documents(texts) that give an array [n, D].
+"""Teachers: callables that score (queries, documents), two lists of text, and give a number each; some have vectors
+too, as methods queries(texts) and documents(texts) that give an array [n, D].
 
-`weak.teacher` and `supervised.teacher` name one: "module:function" for your own; "sentence-transformers:FOLDER" or "cross-encoder:FOLDER" for a model
-on disk. What is kept of them are their answers (data/scores-..., negatives/..., texts/...), by name: a teacher that has changed under its name is asked anew
-where these are deleted.
+`weak.teacher` and `supervised.teacher` name one: "module:function" for your own; "sentence-transformers:FOLDER" or
+"cross-encoder:FOLDER" for a model on disk. What is kept of them are their answers (data/scores-..., negatives/...,
+texts/...), by name: a teacher that has changed under its name is asked anew where these are deleted.
 """
 
 import fcntl
@@ -45,8 +45,8 @@ def gpus():
 
 
 def own_device(name, processes):
-    """For one of several processes that score: a GPU that no other has, by locks on files beside `name`, held until the process ends; or
-    its share of the cores."""
+    """For one of several processes that score: a GPU that no other has, by locks on files beside `name`, held until the
+    process ends; or its share of the cores."""
     import torch
 
     for i in range(torch.cuda.device_count()):
@@ -64,8 +64,8 @@ _held = []
 
 
 def load(setting, name, device=None):
-    """The teacher of this name, which stands in this setting; device: where a model computes (None: wherever it likes). Raises UserError if
-    there is none."""
+    """The teacher of this name, which stands in this setting; device: where a model computes (None: wherever it likes).
+    Raises UserError if there is none."""
     module, _, rest = name.partition(":")
     try:
         if module not in MODELS:
@@ -74,17 +74,27 @@ def load(setting, name, device=None):
             raise UserError(f"{setting}: {rest}: no such folder; give the path of a model that is on disk")
         return _model(module, rest, device)
     except (ImportError, AttributeError, ValueError) as error:
-        wanted = f"pip install sentence-transformers, or check {rest}" if module in MODELS else "expected \"module:function\""
+        wanted = (
+            f"pip install sentence-transformers, or check {rest}" if module in MODELS else 'expected "module:function"'
+        )
         raise UserError(f"{setting}: cannot load {name!r} ({' '.join(str(error).split())}); {wanted}") from None
 
 
 def scores(setting, name, queries, documents, device=None):
-    """What the teacher of this name gives pairs of texts: float64 [n]. Raises UserError where that is no finite number for each."""
+    """What the teacher of this name gives pairs of texts: float64 [n]. Raises UserError where that is no finite number
+    for each."""
     given = np.asarray(load(setting, name, device)(queries, documents), np.float64)
     if given.shape != (len(queries),):
-        raise UserError(f"{setting}: {name} gave {given.shape[0] if given.ndim == 1 else f'an array of shape {list(given.shape)}'} scores for {len(queries)} pairs; it must score each")
+        raise UserError(
+            f"{setting}: {name} gave "
+            f"{given.shape[0] if given.ndim == 1 else f'an array of shape {list(given.shape)}'} scores for "
+            f"{len(queries)} pairs; it must score each"
+        )
     if not np.isfinite(given).all():
-        raise UserError(f"{setting}: {name} gave {given[~np.isfinite(given)][0]} for the query {queries[int(np.argmin(np.isfinite(given)))][:60]!r}; scores are finite numbers")
+        raise UserError(
+            f"{setting}: {name} gave {given[~np.isfinite(given)][0]} for the query "
+            f"{queries[int(np.argmin(np.isfinite(given)))][:60]!r}; scores are finite numbers"
+        )
     return given
 
 
@@ -93,13 +103,19 @@ def has_vectors(setting, name, device=None):
 
 
 def vectors(setting, name, texts, device=None, kind="documents"):
-    """The teacher's vectors of texts, as "queries" or "documents", at unit length: float32 [n, D]. Raises UserError for a teacher that gives none,
-    or gives other than one for each."""
+    """The teacher's vectors of texts, as "queries" or "documents", at unit length: float32 [n, D]. Raises UserError for
+    a teacher that gives none, or gives other than one for each."""
     if not has_vectors(setting, name, device):
-        raise UserError(f"{setting}: {name} gives scores alone, and vectors are wanted; expected \"sentence-transformers:FOLDER\", or an object with queries(texts) and documents(texts)")
+        raise UserError(
+            f"{setting}: {name} gives scores alone, and vectors are wanted; expected "
+            '"sentence-transformers:FOLDER", or an object with queries(texts) and documents(texts)'
+        )
     given = np.asarray(getattr(load(setting, name, device), kind)(texts), np.float32)
     if given.ndim != 2 or len(given) != len(texts) or not np.isfinite(given).all():
-        raise UserError(f"{setting}: {name} gave an array of shape {list(given.shape)} for {len(texts)} texts; expected a finite vector for each")
+        raise UserError(
+            f"{setting}: {name} gave an array of shape {list(given.shape)} for {len(texts)} texts; expected a "
+            "finite vector for each"
+        )
     return given / np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12)
 
 
@@ -125,7 +141,9 @@ class _Cosines:
         return self.model.encode_query(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
 
     def documents(self, texts):
-        return self.model.encode_document(texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False)
+        return self.model.encode_document(
+            texts, normalize_embeddings=True, convert_to_numpy=True, show_progress_bar=False
+        )
 
     def __call__(self, queries, documents):
         return np.einsum("nd,nd->n", self.queries(queries), self.documents(documents), dtype=np.float64)

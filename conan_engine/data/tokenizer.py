@@ -22,8 +22,8 @@ LINE = 4000  # characters a training sentence at most: sentencepiece drops longe
 
 
 class Tokenizer:
-    """model (the file's bytes); hash (its SHA-256 in hex: goes into every shard and checkpoint); vocab_size; eos_id ends a text; threads
-    (that encode a batch; -1: one a core). A text is read without a prefix or suffix."""
+    """model (the file's bytes); hash (its SHA-256 in hex: goes into every shard and checkpoint); vocab_size; eos_id
+    ends a text; threads (that encode a batch; -1: one a core). A text is read without a prefix or suffix."""
 
     FILE, prefix, suffix, template = "tokenizer.model", [], [], None
 
@@ -38,7 +38,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path):
-        """This, or a JsonTokenizer of a .json or .gguf file. Raises UserError if `path` is missing or not a tokenizer that `train` wrote."""
+        """This, or a JsonTokenizer of a .json or .gguf file. Raises UserError if `path` is missing or not a tokenizer
+        that `train` wrote."""
         if Path(path).suffix == ".json":
             return JsonTokenizer.load(path)
         if gguf_file.is_gguf(path):
@@ -46,9 +47,14 @@ class Tokenizer:
         try:
             tokenizer = cls(Path(path).read_bytes())
         except (OSError, RuntimeError) as error:
-            raise UserError(f"{path}: cannot load this tokenizer ({error}); name a sentencepiece .model file, or a tokenizer.json") from None
+            raise UserError(
+                f"{path}: cannot load this tokenizer ({error}); name a sentencepiece .model file, or a tokenizer.json"
+            ) from None
         if tokenizer.eos_id < 0 or tokenizer.decode(tokenizer.encode(" \u2581\u0ddf\n")) != " \u2581\u0ddf\n":
-            raise UserError(f"{path}: this sentencepiece model loses text (it needs byte fallback, no normalisation and an end id); train one here")
+            raise UserError(
+                f"{path}: this sentencepiece model loses text (it needs byte fallback, no normalisation and an "
+                "end id); train one here"
+            )
         return tokenizer
 
     @staticmethod
@@ -80,16 +86,19 @@ class Tokenizer:
 
 
 def escape(text):
-    if SPACE in text or "\x1a" in text or "\x00" in text:  # a search for one character is many times faster than an expression's
+    # a search for one character is many times faster than an expression's
+    if SPACE in text or "\x1a" in text or "\x00" in text:
         text = re.sub("[\x1a\u2581\x00]", lambda match: ESCAPES[match.group()], text)
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def train(texts, path, vocab_size):
-    """Train a tokenizer on an iterator of texts and write it to `path`, beside and renamed. Raises UserError if the texts
-    cannot fill `vocab_size`."""
+    """Train a tokenizer on an iterator of texts and write it to `path`, beside and renamed. Raises UserError if the
+    texts cannot fill `vocab_size`."""
     model = io.BytesIO()
-    lines = (line[i : i + LINE] for text in texts for line in escape(text).split("\n") for i in range(0, len(line), LINE))
+    lines = (
+        line[i : i + LINE] for text in texts for line in escape(text).split("\n") for i in range(0, len(line), LINE)
+    )
     try:
         sentencepiece.SentencePieceTrainer.train(
             sentence_iterator=lines,
@@ -119,7 +128,8 @@ def train(texts, path, vocab_size):
         advice = (
             f"larger than the text allows; set it to at most {most.group(1)}, or give more text" if most
             else f"too small for the text's characters and the 256 bytes; set it to at least {least.group(1)}" if least
-            else f"not one that a tokenizer of this text can have ({re.sub(LIBRARY, '', reason)}); give more text, or another number"
+            else f"not one that a tokenizer of this text can have ({re.sub(LIBRARY, '', reason)}); give more "
+                "text, or another number"
         )  # fmt: skip
         raise UserError(f"tokenizer.vocab_size is {vocab_size}, {advice}") from None
     put(path, model.getvalue())

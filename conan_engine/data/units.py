@@ -1,5 +1,5 @@
-"""A source for a use, unit by unit: each is read, filtered, encoded and written by itself, by whatever process; all of them together are
-the source's shards. What a unit holds depends on nothing but its files and the settings."""
+"""A source for a use, unit by unit: each is read, filtered, encoded and written by itself, by whatever process; all of
+them together are the source's shards. What a unit holds depends on nothing but its files and the settings."""
 
 import collections
 import contextlib
@@ -24,15 +24,17 @@ REPORT = "report.json"
 
 # What a stage trains on, and the kinds of record that can be turned into it.
 TAKES = {
-    "pretrain": ("text", "instruction", "chat"), "sft": ("instruction", "chat"), "weak": ("pairs", "instruction", "chat"),
+    "pretrain": ("text", "instruction", "chat"), "sft": ("instruction", "chat"),
+    "weak": ("pairs", "instruction", "chat"),
     "supervised": ("pairs", "label", "instruction", "chat"), "sts": ("sts",), "texts": ("pairs", "instruction", "text"),
 }  # fmt: skip
 
 
 class Job(NamedTuple):
-    """source: a built-in name, or a path. use: a key of TAKES. stage: that stage's settings. about: the source's. folder: of its shards.
-    scores: the folder of the teacher's. reads: the path that is read, the source's or where a built-in one is written out, whose records are of
-    a kind. max_bad_share: records that cannot be used are left out, up to this share; None: the first of them raises UserError."""
+    """source: a built-in name, or a path. use: a key of TAKES. stage: that stage's settings. about: the source's.
+    folder: of its shards. scores: the folder of the teacher's. reads: the path that is read, the source's or where a
+    built-in one is written out, whose records are of a kind. max_bad_share: records that cannot be used are left out,
+    up to this share; None: the first of them raises UserError."""
 
     source: str
     use: str
@@ -57,7 +59,8 @@ class Job(NamedTuple):
         return self.folder / name(number)
 
     def units(self):
-        """The pieces of files in each of its units; of one that is whole, how many there are is known from its folder."""
+        """The pieces of files in each of its units; of one that is whole, how many there are is known from its
+        folder."""
         if self.finished():
             return [[]] * len(list(self.folder.glob("unit-*")))
         if self.reads != self.source:
@@ -87,18 +90,24 @@ def name(number):
 def make(tokenizer, job, number, pieces, report):
     """Write a unit, unless it stands there; another process that is at it is waited for.
 
-    pieces: the Pieces of files in it. report: called now and then with the bytes read and tokens written so far. Raises UserError, naming file
-    and line.
+    pieces: the Pieces of files in it. report: called now and then with the bytes read and tokens written so far. Raises
+    UserError, naming file and line.
     """
     folder = job.unit(number)
     with _alone(job.folder, number):
         if job.finished(number):
             return
         folder.mkdir(parents=True, exist_ok=True)
-        rejects = None if job.max_bad_share is None else Rejects(folder / NAME, job.source, job.use, job.max_bad_share if number == 0 else None)
+        rejects = (
+            None
+            if job.max_bad_share is None
+            else Rejects(folder / NAME, job.source, job.use, job.max_bad_share if number == 0 else None)
+        )
         reader = files.Reader(pieces, job.about.columns, rejects)
         about = {"kind": "", "file": str(pieces[0].path), "read": 0, "below_min_score": 0, "too_long": 0}
-        with ShardWriter(folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True) as writer:
+        with ShardWriter(
+            folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True
+        ) as writer:
             tokens, records = 0, _counted(_records(job, reader, about), rejects, about)
             if job.use == "weak":
                 records = _kept(records, job, about, Scores(job, name(number)) if job.teacher else None)
@@ -177,7 +186,11 @@ def _instruction_pairs(records, reader):
         if query.strip() and record["output"].strip():
             yield {"query": query, "pos": [record["output"]]}
             continue
-        bad = Bad("empty text", f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed in it: leave it out")
+        bad = Bad(
+            "empty text",
+            f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed "
+            "in it: leave it out",
+        )
         path, place = reader.where
         if not reader.reject:
             raise UserError(f"{path}: {place}: {bad}")
@@ -199,7 +212,9 @@ def _texts(records):
 
 def _kept(records, job, about, scored):
     """Without the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays."""
-    for record, value in scored(records) if scored else ((record, record.get("score", job.stage.min_score)) for record in records):
+    for record, value in (
+        scored(records) if scored else ((record, record.get("score", job.stage.min_score)) for record in records)
+    ):
         if value >= job.stage.min_score:
             yield {**record, "score": value}
         else:
@@ -211,7 +226,9 @@ def score(device, job, number, pieces, report):
     if job.finished(number):
         return
     with _alone(job.scores, number):
-        reader = files.Reader(pieces, job.about.columns, (lambda *what: None) if job.max_bad_share is not None else None)
+        reader = files.Reader(
+            pieces, job.about.columns, (lambda *what: None) if job.max_bad_share is not None else None
+        )
         records = _records(job, reader, {"kind": ""})
         for done, _ in enumerate(Scores(job, name(number), device)(records)):
             if done % 256 == 0:
@@ -219,8 +236,8 @@ def score(device, job, number, pieces, report):
 
 
 def _label_pairs(records):
-    """Classification as InfoNCE: a text's positive is its label's text, or every other time the class's last text in the unit; its
-    group is the class, so that no other member counts as a negative."""
+    """Classification as InfoNCE: a text's positive is its label's text, or every other time the class's last text in
+    the unit; its group is the class, so that no other member counts as a negative."""
     last = {}
     for i, record in enumerate(records):
         text, label = record["text"], record["label"]
@@ -229,22 +246,32 @@ def _label_pairs(records):
 
 
 def finish(job, count):
-    """Make the shards of a job whole, of its `count` units, all of which are; returns them. Raises UserError where they are not of one kind,
-    too much was left out, or nothing is there."""
+    """Make the shards of a job whole, of its `count` units, all of which are; returns them. Raises UserError where they
+    are not of one kind, too much was left out, or nothing is there."""
     if not job.finished():
         units = [name(number) for number in range(count)]
         report = _joined(job, [json.loads((job.folder / unit / REPORT).read_text(encoding="utf-8")) for unit in units])
         if report["left_out"]:
             if job.max_bad_share is None:
                 first = json.loads(next(line for path in rejected(job) for line in path.open(encoding="utf-8")))
-                line = next(f"{key} {value}" for key, value in first.items() if key not in ("use", "source", "file", "reason"))
+                line = next(
+                    f"{key} {value}" for key, value in first.items() if key not in ("use", "source", "file", "reason")
+                )
                 raise UserError(f"{first['file']}: {line}: {first['reason']}")
             listed = job.folder.parent / NAME
             judge(job.source, report["read"], report["left_out"], job.max_bad_share, listed)
             bad = sum(report["left_out"].values())
-            print(f"{job.source}: left out {bad} of {report['read'] + bad} records for {job.use}: {by_reason(report['left_out'])}; see {listed}", file=sys.stderr, flush=True)
+            print(
+                f"{job.source}: left out {bad} of {report['read'] + bad} records for {job.use}: "
+                f"{by_reason(report['left_out'])}; see {listed}",
+                file=sys.stderr,
+                flush=True,
+            )
         if report["too_long"]:
-            long = f"{report['too_long']:,} of {report['read']:,} conversations have a first question longer than {job.use}.max_tokens = {job.stage.max_tokens}"
+            long = (
+                f"{report['too_long']:,} of {report['read']:,} conversations have a first question longer "
+                f"than {job.use}.max_tokens = {job.stage.max_tokens}"
+            )
             if report["too_long"] == report["read"]:
                 raise UserError(f"{job.source}: {long}: there is nothing to learn; raise it")
             print(f"{job.source}: {long} and are left out", file=sys.stderr, flush=True)
@@ -252,8 +279,11 @@ def finish(job, count):
         scores = field_scores.join(job.folder, units)
         if not join(job.folder, units, **({} if scores is None else {"field_scores": scores})):
             if report["below_min_score"]:
-                judged = f"weak.teacher {job.teacher!r}" if job.teacher else "its own \"score\""
-                raise UserError(f"{job.source}: {judged} puts every pair below weak.min_score = {job.stage.min_score}; lower it, or give other data")
+                judged = f"weak.teacher {job.teacher!r}" if job.teacher else 'its own "score"'
+                raise UserError(
+                    f"{job.source}: {judged} puts every pair below weak.min_score = {job.stage.min_score}; "
+                    "lower it, or give other data"
+                )
             raise files.nothing_in(job.source)
     found = Shards(job.folder)
     if found.kind == "pairs" and job.use != "texts":
@@ -271,6 +301,12 @@ def _joined(job, reports):
     found = [report for report in reports if report["kind"]]
     for report in found:
         if report["kind"] != found[0]["kind"]:
-            raise UserError(f"{report['file']}: holds {report['kind']} records, and {found[0]['file']} {found[0]['kind']} records; make each kind a source of its own")
+            raise UserError(
+                f"{report['file']}: holds {report['kind']} records, and {found[0]['file']} {found[0]['kind']} "
+                "records; make each kind a source of its own"
+            )
     left_out = sum((collections.Counter(report["left_out"]) for report in reports), collections.Counter())
-    return {**{key: sum(report.get(key, 0) for report in reports) for key in ("read", "below_min_score", "too_long")}, "left_out": left_out}
+    return {
+        **{key: sum(report.get(key, 0) for report in reports) for key in ("read", "below_min_score", "too_long")},
+        "left_out": left_out,
+    }

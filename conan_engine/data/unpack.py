@@ -9,8 +9,8 @@ from conan_engine.errors import UserError
 class Unpacker:
     """Hands over batches of narrow token ids as CUDA tensors, through pinned memory and a stream of its own.
 
-    device: a torch.device of type cuda. slots: batches on the device at a time. Raises UserError where the extension was
-    built without nvcc, RuntimeError with what CUDA says where there is no such device.
+    device: a torch.device of type cuda. slots: batches on the device at a time. Raises UserError where the extension
+    was built without nvcc, RuntimeError with what CUDA says where there is no such device.
     """
 
     def __init__(self, device, slots=4):
@@ -20,13 +20,14 @@ class Unpacker:
         self._ring = _loader.Unpacker(self.device.index or 0, slots)
 
     def upload(self, ids, width, cu_seqlens, follow=None):
-        """ids: uint8 [T * width], little-endian, width 2 or 3; cu_seqlens: int32 [B+1]; for targets also follow: int32 [B], the
-        target of each sequence's last token or -100. All NumPy, and free again when this returns.
+        """ids: uint8 [T * width], little-endian, width 2 or 3; cu_seqlens: int32 [B+1]; for targets also follow: int32
+        [B], the target of each sequence's last token or -100. All NumPy, and free again when this returns.
 
-        Returns {"tokens": int32 [T], "cu_seqlens": int32 [B+1], "positions": int32 [T]} and with follow {"targets": int32
-        [T], "mask": bool [T]}, which share memory with the ring. The current stream waits for them, the caller does not.
-        Their slot is free again when the last of them is gone: another stream that used them must have been joined to
-        the current one by then. Raises ValueError for arrays that do not fit together, RuntimeError if all slots are held.
+        Returns {"tokens": int32 [T], "cu_seqlens": int32 [B+1], "positions": int32 [T]} and with follow {"targets":
+        int32 [T], "mask": bool [T]}, which share memory with the ring. The current stream waits for them, the caller
+        does not. Their slot is free again when the last of them is gone: another stream that used them must have been
+        joined to the current one by then. Raises ValueError for arrays that do not fit together, RuntimeError if all
+        slots are held.
         """
         stream = torch.cuda.current_stream(self.device).cuda_stream
         arrays = self._ring.upload(ids, width, cu_seqlens, follow, stream)

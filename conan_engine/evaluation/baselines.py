@@ -18,9 +18,13 @@ class RandomProjection:
 
     def encode(self, texts):
         """Unit vectors float32 [len(texts), width]; zero for an empty text."""
-        counted = [np.unique(np.asarray(ids, np.int64), return_counts=True) for ids in self.tokenizer.encode_batch(list(texts))]
+        counted = [
+            np.unique(np.asarray(ids, np.int64), return_counts=True) for ids in self.tokenizer.encode_batch(list(texts))
+        ]
         ids, counts = (np.concatenate(part) for part in zip(*counted))
         weights = torch.from_numpy((1 + np.log(counts)) * self.idf[ids]).float()
         starts = torch.from_numpy(np.cumsum([0, *(len(of) for of, _ in counted[:-1])]))
-        bags = torch.nn.functional.embedding_bag(torch.from_numpy(ids), self.table, starts, mode="sum", per_sample_weights=weights)
+        bags = torch.nn.functional.embedding_bag(
+            torch.from_numpy(ids), self.table, starts, mode="sum", per_sample_weights=weights
+        )
         return torch.nn.functional.normalize(bags, dim=1).numpy()

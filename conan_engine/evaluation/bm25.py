@@ -1,4 +1,5 @@
-"""BM25, with which a model's search is compared: by bm25s, and by characters and their pairs where a text has no spaces."""
+"""BM25, with which a model's search is compared: by bm25s, and by characters and their pairs where a text has no
+spaces."""
 
 import os
 import re
@@ -8,18 +9,23 @@ import numpy as np
 
 from conan_engine.evaluation.metrics import ranks
 
-os.environ.setdefault("JAX_PLATFORMS", "cpu")  # bm25s computes something with JAX, where there is one, as it is imported: three quarters of a GPU's memory
+# bm25s computes something with JAX, where there is one, as it is imported: three quarters of a GPU's memory
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import bm25s
 from bm25s.stopwords import STOPWORDS_EN
 
 # Chinese, Japanese and Korean, as Lucene's CJK analyser has them; and Thai, Lao, Burmese and Khmer
-_SPACELESS = "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+_SPACELESS = (
+    "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
+)
 _RUN = re.compile(rf"([{_SPACELESS}]+)|((?:(?![{_SPACELESS}])\w){{2,}})")
 _STOP = frozenset(STOPWORDS_EN)
 
 
 def bm25_scores(queries, documents):
-    """Of each query, what BM25 gives all documents (bm25s with its defaults): [M], one query after another; 0 without a common word."""
+    """Of each query, what BM25 gives all documents (bm25s with its defaults): [M], one query after another; 0 without a
+    common word."""
     index, of_documents = bm25s.BM25(), [words(text) for text in documents]
     if any(of_documents):  # it cannot be of nothing
         index.index(of_documents, show_progress=False)
@@ -37,8 +43,8 @@ def bm25_ranks(search):
 
 
 def words(text):
-    """In order, lower case, without English words that say little: of two characters at least where there are spaces, else each
-    character, with the marks that belong to it, and each two that are neighbours."""
+    """In order, lower case, without English words that say little: of two characters at least where there are spaces,
+    else each character, with the marks that belong to it, and each two that are neighbours."""
     found = []
     for run, word in _RUN.findall(text.lower()):
         if run:

@@ -12,11 +12,11 @@ BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, li
 
 @torch.no_grad()
 def embed_sequences(model, tokens, cu_seqlens, group=None, alpha=1.0, mask="column"):
-    """Unit vectors float32 [B, C] of packed sequences (numpy: tokens int32 [T], cu_seqlens int32 [B+1]); bidirectional, unless
-    alpha and mask say otherwise.
+    """Unit vectors float32 [B, C] of packed sequences (numpy: tokens int32 [T], cu_seqlens int32 [B+1]); bidirectional,
+    unless alpha and mask say otherwise.
 
-    With a `group` the passes are shared out over its ranks and every rank gets all vectors; which sequences share a pass
-    does not depend on the number of ranks, so neither do the vectors.
+    With a `group` the passes are shared out over its ranks and every rank gets all vectors; which sequences share a
+    pass does not depend on the number of ranks, so neither do the vectors.
     """
     device = model.embedding.device
     rank, world = (group.rank, group.world) if group else (0, 1)
@@ -31,7 +31,9 @@ def passes(cu_seqlens):
     """The sequences, by number, of each forward pass: those of like length share one, of about BATCH_TOKENS."""
     lengths = np.diff(cu_seqlens)
     by_length = np.argsort(lengths, kind="stable")
-    return np.split(by_length, np.flatnonzero(np.diff(np.cumsum(lengths[by_length], dtype=np.int64) // BATCH_TOKENS)) + 1)
+    return np.split(
+        by_length, np.flatnonzero(np.diff(np.cumsum(lengths[by_length], dtype=np.int64) // BATCH_TOKENS)) + 1
+    )
 
 
 def pick(values, cu_seqlens, rows, device):
@@ -42,16 +44,21 @@ def pick(values, cu_seqlens, rows, device):
 
 
 class Encoder:
-    """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was trained to be truncated
-    to; alpha is how far the soft mask is open, from causal (0) to bidirectional (1)."""
+    """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was
+    trained to be truncated to; alpha is how far the soft mask is open, from causal (0) to bidirectional (1)."""
 
     def __init__(self, model, tokenizer, max_tokens, dims, alpha=1.0):
-        self.model, self.tokenizer, self.max_tokens, self.dims, self.alpha = model.eval(), tokenizer, max_tokens, dims, alpha
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.dims = dims
+        self.alpha = alpha
 
     @classmethod
     def load(cls, run):
-        """The newest weights of a run's last stage. On a CPU the products are float32 even where it multiplies bfloat16 faster: texts
-        are compared with vectors that were made elsewhere. Raises UserError if there are none or they do not fit."""
+        """The newest weights of a run's last stage. On a CPU the products are float32 even where it multiplies bfloat16
+        faster: texts are compared with vectors that were made elsewhere. Raises UserError if there are none or they do
+        not fit."""
         settle_memory()
         model, *rest = checkpoint.load_model(run, choose())
         if model.embedding.device.type == "cpu":

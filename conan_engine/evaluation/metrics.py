@@ -4,8 +4,9 @@ import numpy as np
 
 
 def ranks(scores, answer):
-    """Where each query's answer comes: 1 is first. A document that ties with it counts as before it, and so does one whose score
-    is no number, so that a search that finds nothing (all scores 0) earns nothing. scores [N, M], answer int [N] -> int [N]."""
+    """Where each query's answer comes: 1 is first. A document that ties with it counts as before it, and so does one
+    whose score is no number, so that a search that finds nothing (all scores 0) earns nothing. scores [N, M], answer
+    int [N] -> int [N]."""
     own = scores[np.arange(len(answer)), answer]
     return (~(scores < own[:, None])).sum(axis=1)
 
@@ -25,8 +26,8 @@ def recall(rank, at=20):
 
 
 def search(scores, right):
-    """Mean nDCG@10 and Recall@20 of the queries for which something is right, be it one document or several. scores, right (bool):
-    [N, M]."""
+    """Mean nDCG@10 and Recall@20 of the queries for which something is right, be it one document or several. scores,
+    right (bool): [N, M]."""
     some = right.any(axis=1)
     scores, right = scores[some], right[some]
     if not len(right):

@@ -1,8 +1,8 @@
 """A run as `mteb` takes it:
 
-    import mteb
-    from conan_engine.mteb_adapter import Model
-    print(mteb.evaluate(Model("runs/demo", dim=256), mteb.get_tasks(tasks=["STS22.v2"])))
+import mteb
+from conan_engine.mteb_adapter import Model
+print(mteb.evaluate(Model("runs/demo", dim=256), mteb.get_tasks(tasks=["STS22.v2"])))
 """
 
 from pathlib import Path
@@ -21,9 +21,9 @@ from conan_engine.run import checkpoint
 class Model(AbsEncoder):
     """mteb's encoder over the newest weights of a run; every text to one unit vector, so similarity is cosine.
 
-    dim: Matryoshka, only the first `dim` numbers (None: all). instructions: whether a query comes behind its task's instruction, as in
-    training; documents never do, nor what is neither (sentence pairs, texts to classify). Give False if no query was trained so.
-    Raises UserError if there is no run, or no such dim.
+    dim: Matryoshka, only the first `dim` numbers (None: all). instructions: whether a query comes behind its task's
+    instruction, as in training; documents never do, nor what is neither (sentence pairs, texts to classify). Give False
+    if no query was trained so. Raises UserError if there is no run, or no such dim.
     """
 
     def __init__(self, run, dim=None, instructions=True):
@@ -45,5 +45,9 @@ class Model(AbsEncoder):
 
     def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):
         """inputs: mteb's batches, dicts whose "text" lists the texts -> float32 [texts, dim]."""
-        instruction = self.get_instruction(task_metadata, prompt_type) if self.instructions and prompt_type == PromptType.query else ""
+        instruction = (
+            self.get_instruction(task_metadata, prompt_type)
+            if self.instructions and prompt_type == PromptType.query
+            else ""
+        )
         return self.encoder.encode([join(instruction, text) for batch in inputs for text in batch["text"]], self.dim)

@@ -1,4 +1,5 @@
-"""Vectors in fewer bytes, as sentence-transformers' `quantize_embeddings` makes them: documents are kept so, queries stay float32."""
+"""Vectors in fewer bytes, as sentence-transformers' `quantize_embeddings` makes them: documents are kept so, queries
+stay float32."""
 
 import numpy as np
 
@@ -11,8 +12,9 @@ def ranges_of(vectors):
 
 
 def quantize(vectors, precision, ranges=None):
-    """float32 [N, E] in a precision of BITS: float16 [N, E]; int8 [N, E], of 256 even steps from ranges[0] to ranges[1], float32 [2, E]; binary:
-    int8 [N, ceil(E / 8)], a bit a number that says whether it is positive, the first in the highest bit, less 128."""
+    """float32 [N, E] in a precision of BITS: float16 [N, E]; int8 [N, E], of 256 even steps from ranges[0] to
+    ranges[1], float32 [2, E]; binary: int8 [N, ceil(E / 8)], a bit a number that says whether it is positive, the first
+    in the highest bit, less 128."""
     if precision == "int8":
         step = _step(ranges)
         return (np.clip(np.floor((vectors - ranges[0]) / step), 0, 255) - 128).astype(np.int8)

@@ -1,7 +1,8 @@
 """Search as it is evaluated: queries, of one language or many, in one corpus, by nDCG@10, Recall@20 and Recall@100.
 
-Files are BEIR's (arXiv 2104.08663), each also as .gz: queries.jsonl {"_id", "text"}, and ours, {"language"}; corpus.jsonl {"_id", "text"} and where it
-has one {"title"}; qrels a line a right document, query-id, corpus-id and score, or TREC's four columns. The numbers are trec_eval's.
+Files are BEIR's (arXiv 2104.08663), each also as .gz: queries.jsonl {"_id", "text"}, and ours, {"language"};
+corpus.jsonl {"_id", "text"} and where it has one {"title"}; qrels a line a right document, query-id, corpus-id and
+score, or TREC's four columns. The numbers are trec_eval's.
 """
 
 import itertools
@@ -34,14 +35,20 @@ class Query(NamedTuple):
 def read_queries(path):
     """The Queries of a file. Raises UserError, naming file and line, for what is none."""
     seen = set()
-    return [Query(_new(_id(row, path, place), seen, path, place), _text(row, path, place), _language(row)) for place, row in files.rows(path)]
+    return [
+        Query(_new(_id(row, path, place), seen, path, place), _text(row, path, place), _language(row))
+        for place, row in files.rows(path)
+    ]
 
 
 def read_corpus(path):
     """(id, text) of each document, streaming; a title is a line of its own before the text. Raises as read_queries."""
     seen = set()
     for place, row in files.rows(path):
-        yield _new(_id(row, path, place), seen, path, place), join(str(row.get("title") or "").strip(), _text(row, path, place))
+        yield (
+            _new(_id(row, path, place), seen, path, place),
+            join(str(row.get("title") or "").strip(), _text(row, path, place)),
+        )
 
 
 def _id(row, path, place):
@@ -53,7 +60,9 @@ def _id(row, path, place):
 
 def _new(name, seen, path, place):
     if name in seen:
-        raise UserError(f"{path}: {place}: _id {name!r} has come before; leave one of them out, or give it another name")
+        raise UserError(
+            f"{path}: {place}: _id {name!r} has come before; leave one of them out, or give it another name"
+        )
     seen.add(name)
     return name
 
@@ -70,8 +79,8 @@ def _language(row):
 
 
 def read_qrels(path):
-    """{query id: {document id: score}} of the scores above 0. BEIR's three columns or TREC's four, between tabs or blanks; a first line whose score
-    is no number is a header. Raises as read_queries."""
+    """{query id: {document id: score}} of the scores above 0. BEIR's three columns or TREC's four, between tabs or
+    blanks; a first line whose score is no number is a header. Raises as read_queries."""
     found = {}
     for place, row in files.rows(path, ".txt"):
         line = row["text"].strip()
@@ -86,19 +95,28 @@ def read_qrels(path):
         except ValueError:
             if place == "line 1" and len(cells) in (3, 4) and not re.match(r"[-+.\d]", cells[-1]):
                 continue
-            raise UserError(f"{path}: {place}: found {line[:80]!r}; expected query-id, corpus-id and a score, or TREC's query-id, 0, corpus-id and score") from None
+            raise UserError(
+                f"{path}: {place}: found {line[:80]!r}; expected query-id, corpus-id and a score, or TREC's "
+                "query-id, 0, corpus-id and score"
+            ) from None
         if score > 0:
             found.setdefault(query.strip(), {})[document.strip()] = int(score) if score == int(score) else score
     if not found:
-        raise UserError(f"{path}: no document is right for any query; expected lines of query-id, corpus-id and a score above 0")
+        raise UserError(
+            f"{path}: no document is right for any query; expected lines of query-id, corpus-id and a score above 0"
+        )
     return found
 
 
 def search(vectors, blocks, device="cpu"):
-    """The DEPTH + 1 nearest documents of each query, best first, a list of (id, score) each: one may be the query itself; of those of one score the id that sorts last
-    comes first, as in trec_eval. vectors: float32 [N, E]; blocks: (ids, float32 [M, E]) each, of which one at a time is held."""
+    """The DEPTH + 1 nearest documents of each query, best first, a list of (id, score) each: one may be the query
+    itself; of those of one score the id that sorts last comes first, as in trec_eval. vectors: float32 [N, E]; blocks:
+    (ids, float32 [M, E]) each, of which one at a time is held."""
     vectors, ids = torch.from_numpy(vectors).to(device), []
-    best = [(torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device)) for part in vectors.split(QUERIES)]
+    best = [
+        (torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
+        for part in vectors.split(QUERIES)
+    ]
     for of_block, documents in blocks:
         documents = torch.from_numpy(documents).to(device)
         for i, part in enumerate(vectors.split(QUERIES)):
@@ -108,7 +126,10 @@ def search(vectors, blocks, device="cpu"):
             scores, kept = scores.topk(min(DEPTH + 1, scores.shape[1]))
             best[i] = scores, places.gather(1, kept)
         ids += of_block
-    found = zip(itertools.chain.from_iterable(scores.tolist() for scores, _ in best), itertools.chain.from_iterable(places.tolist() for _, places in best))
+    found = zip(
+        itertools.chain.from_iterable(scores.tolist() for scores, _ in best),
+        itertools.chain.from_iterable(places.tolist() for _, places in best),
+    )
     return [_in_order((ids[place], score) for place, score in zip(places, scores)) for scores, places in found]
 
 
@@ -127,35 +148,53 @@ def _in_order(found):
 
 
 def measure(found, right):
-    """{metric: score} of one query: found, documents as `search` gives them; right: {document id: score above 0}. Recall is of the right
-    documents; a document gains its score, discounted by log2(1 + rank)."""
+    """{metric: score} of one query: found, documents as `search` gives them; right: {document id: score above 0}.
+    Recall is of the right documents; a document gains its score, discounted by log2(1 + rank)."""
     discount = gain(np.arange(1, 11))
     gains = np.array([right.get(document, 0) for document, _ in found[:10]], float)
     ideal = np.sort(np.array(list(right.values()), float))[::-1][:10]
     hits = np.array([document in right for document, _ in found], bool)
-    return dict(zip(METRICS, ((gains @ discount[: len(gains)]) / (ideal @ discount[: len(ideal)]), hits[:20].sum() / len(right), hits[:100].sum() / len(right))))
+    return dict(
+        zip(
+            METRICS,
+            (
+                (gains @ discount[: len(gains)]) / (ideal @ discount[: len(ideal)]),
+                hits[:20].sum() / len(right),
+                hits[:100].sum() / len(right),
+            ),
+        )
+    )
 
 
 def by_language(queries, found, qrels):
-    """{"de": {metric: mean}, ...}, and under "average" the mean of the languages; queries for which nothing is right count nowhere."""
+    """{"de": {metric: mean}, ...}, and under "average" the mean of the languages; queries for which nothing is right
+    count nowhere."""
     each = {}
     for query, documents in zip(queries, found):
         if query.id in qrels:
             each.setdefault(query.language, []).append(measure(documents, qrels[query.id]))
-    results = {language: {metric: float(np.mean([one[metric] for one in ones])) for metric in METRICS} for language, ones in sorted(each.items())}
-    return results | {"average": {metric: float(np.mean([of[metric] for of in results.values()])) for metric in METRICS}}
+    results = {
+        language: {metric: float(np.mean([one[metric] for one in ones])) for metric in METRICS}
+        for language, ones in sorted(each.items())
+    }
+    return results | {
+        "average": {metric: float(np.mean([of[metric] for of in results.values()])) for metric in METRICS}
+    }
 
 
 def evaluate(encoder, queries_path, corpus_path, qrels_path=None, dim=None, instruction="", ignore_identical_ids=None):
-    """{"queries": so many, "documents": so many, "ndcg@10": the mean of the languages, ..., "bm25.ndcg@10", "de.ndcg@10", "de.bm25.ndcg@10", ...} of an
-    Encoder, and of what does not belong together "missing_documents" and "missing_queries". qrels_path: where none is given, qrels/test.tsv beside the
-    corpus. ignore_identical_ids: whether a query finds no document of its own id (BEIR's rule); None: only where that one is not right for it. Prints
-    a line on whatever a person would want to know. Raises UserError for what cannot be read or does not belong together."""
+    """{"queries": so many, "documents": so many, "ndcg@10": the mean of the languages, ..., "bm25.ndcg@10",
+    "de.ndcg@10", "de.bm25.ndcg@10", ...} of an Encoder, and of what does not belong together "missing_documents" and
+    "missing_queries". qrels_path: where none is given, qrels/test.tsv beside the corpus. ignore_identical_ids: whether
+    a query finds no document of its own id (BEIR's rule); None: only where that one is not right for it. Prints a line
+    on whatever a person would want to know. Raises UserError for what cannot be read or does not belong together."""
     qrels_path = qrels_path or Path(corpus_path).parent / "qrels" / "test.tsv"
     qrels, queries = read_qrels(qrels_path), read_queries(queries_path)
     asked = [query for query in queries if query.id in qrels]
     if not asked:
-        raise UserError(f"{qrels_path}: names none of the {len(queries):,} queries of {queries_path}; do they belong together?")
+        raise UserError(
+            f"{qrels_path}: names none of the {len(queries):,} queries of {queries_path}; do they belong together?"
+        )
     known = set()
 
     def blocks():
@@ -169,19 +208,33 @@ def evaluate(encoder, queries_path, corpus_path, qrels_path=None, dim=None, inst
     found = search(vectors, blocks(), encoder.model.embedding.device)
     right = {document for query in asked for document in qrels[query.id]}
     if not right & known:
-        raise UserError(f"{qrels_path}: names none of the {len(known):,} documents of {corpus_path}; do they belong together?")
+        raise UserError(
+            f"{qrels_path}: names none of the {len(known):,} documents of {corpus_path}; do they belong together?"
+        )
     names = {query.id for query in queries}
     results = {"queries": len(asked), "documents": len(known)}
-    for what, missing, of, path in (("documents", right - known, right, corpus_path), ("queries", qrels.keys() - names, qrels.keys(), queries_path)):
+    for what, missing, of, path in (
+        ("documents", right - known, right, corpus_path),
+        ("queries", qrels.keys() - names, qrels.keys(), queries_path),
+    ):
         results[f"missing_{what}"] = len(missing)
         if missing:
-            print(f"{qrels_path}: {len(missing):,} of the {len(of):,} {what} that it judges are not in {path}, such as {min(missing)!r}" + "; they count as not found" * (what == "documents"))
+            print(
+                f"{qrels_path}: {len(missing):,} of the {len(of):,} {what} that it judges are not in {path}, "
+                f"such as {min(missing)!r}" + "; they count as not found" * (what == "documents")
+            )
     left_out = _identical(asked, known, qrels, ignore_identical_ids)
     of_bm25 = bm25([query.text for query in asked], read_corpus(corpus_path))
     for name, documents in (("", found), ("bm25.", of_bm25)):
-        documents = [[one for one in best if one[0] != query.id or query.id not in left_out][:DEPTH] for query, best in zip(asked, documents)]
+        documents = [
+            [one for one in best if one[0] != query.id or query.id not in left_out][:DEPTH]
+            for query, best in zip(asked, documents)
+        ]
         for language, scores in by_language(asked, documents, qrels).items():
-            results |= {f"{'' if language == 'average' else f'{language}.'}{name}{metric}": score for metric, score in scores.items()}
+            results |= {
+                f"{'' if language == 'average' else f'{language}.'}{name}{metric}": score
+                for metric, score in scores.items()
+            }
     return results
 
 
@@ -192,15 +245,23 @@ def _identical(asked, known, qrels, ignore):
         return shared if ignore else set()
     left_out = {name for name in shared if name not in qrels[name]}
     if left_out:
-        print(f"{len(left_out):,} queries have the id of a document, such as {min(left_out)!r}: it is left out for them, as BEIR does; --ignore_identical_ids=false counts it")
+        print(
+            f"{len(left_out):,} queries have the id of a document, such as {min(left_out)!r}: it is left out "
+            "for them, as BEIR does; --ignore_identical_ids=false counts it"
+        )
     return left_out
 
 
 def table(results):
     """The results as text: a line a language."""
-    languages = [key.removesuffix(METRICS[0]).rstrip(".") for key in results if key.endswith(METRICS[0]) and "bm25" not in key]
+    languages = [
+        key.removesuffix(METRICS[0]).rstrip(".") for key in results if key.endswith(METRICS[0]) and "bm25" not in key
+    ]
     lines = [f"{'':12}" + "".join(f"{metric:>12}{'BM25':>8}" for metric in METRICS)]
     for language in sorted(languages, key=lambda language: (not language, language)):  # the average last
         prefix = f"{language}." if language else ""
-        lines.append(f"{language or 'average':12}" + "".join(f"{results[prefix + metric]:12.3f}{results[f'{prefix}bm25.{metric}']:8.3f}" for metric in METRICS))
+        lines.append(
+            f"{language or 'average':12}"
+            + "".join(f"{results[prefix + metric]:12.3f}{results[f'{prefix}bm25.{metric}']:8.3f}" for metric in METRICS)
+        )
     return "\n".join(lines)

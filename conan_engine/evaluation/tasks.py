@@ -1,8 +1,9 @@
-"""What a run is measured on: text that no stage has seen, of networkx and sympy, and the held-out messages of four projects.
+"""What a run is measured on: text that no stage has seen, of networkx and sympy, and the held-out messages of four
+projects.
 
-docs: the summary of a docstring finds its text among all texts. cross_lingual: a message in a foreign language finds its English
-original among all English messages. sts: pairs graded by structure, as those that the supervised stage learns from. classification:
-which part of its package a summary is from.
+docs: the summary of a docstring finds its text among all texts. cross_lingual: a message in a foreign language finds
+its English original among all English messages. sts: pairs graded by structure, as those that the supervised stage
+learns from. classification: which part of its package a summary is from.
 """
 
 import functools
@@ -55,7 +56,8 @@ class Similarity(NamedTuple):
 
 
 class Classification(NamedTuple):
-    """Accuracy of a logistic regression on the vectors, as in MTEB (arXiv 2210.07316): it learns from SHOWN texts of each class."""
+    """Accuracy of a logistic regression on the vectors, as in MTEB (arXiv 2210.07316): it learns from SHOWN texts of
+    each class."""
 
     shown: list
     shown_labels: list
@@ -70,20 +72,30 @@ class Classification(NamedTuple):
             from sklearn.linear_model import LogisticRegression
         except ImportError:
             raise UserError("the evaluation needs scikit-learn; pip install -e .[demo]") from None
-        return float(LogisticRegression(max_iter=1000).fit(of(self.shown), self.shown_labels).score(of(self.asked), self.asked_labels))
+        return float(
+            LogisticRegression(max_iter=1000)
+            .fit(of(self.shown), self.shown_labels)
+            .score(of(self.asked), self.asked_labels)
+        )
 
 
 def load(path=None):
-    """{key of results.json: task}, from the packages installed here or from a file that `save` wrote. Raises UserError where it cannot be read."""
+    """{key of results.json: task}, from the packages installed here or from a file that `save` wrote. Raises UserError
+    where it cannot be read."""
     if path:
         return _saved(path)
     docs = held_out_docs()
     messages = list(catalogues.read(CATALOGUES))
     return {
         "docs.ndcg@10": docs_search(docs),
-        **{f"cross_lingual.{language}.recall@20": search for language, search in cross_lingual_searches(messages).items()},
+        **{
+            f"cross_lingual.{language}.recall@20": search
+            for language, search in cross_lingual_searches(messages).items()
+        },
         "sts.docs.spearman": _similarity(installed.doc_sts(docs)),
-        "sts.messages.spearman": _similarity(installed.message_sts([m for m in messages if catalogues.held_out(m.english) and m.language in LANGUAGES])),
+        "sts.messages.spearman": _similarity(
+            installed.message_sts([m for m in messages if catalogues.held_out(m.english) and m.language in LANGUAGES])
+        ),
         "classification.accuracy": classification(docs),
     }
 
@@ -93,7 +105,10 @@ KINDS = {kind.__name__: kind for kind in (Search, Similarity, Classification)}
 
 def save(given, path):
     """Tasks as a file (xz), for a machine that lacks the packages."""
-    content = {key: {"kind": type(task).__name__, **{name: _plain(value) for name, value in task._asdict().items()}} for key, task in given.items()}
+    content = {
+        key: {"kind": type(task).__name__, **{name: _plain(value) for name, value in task._asdict().items()}}
+        for key, task in given.items()
+    }
     Path(path).write_bytes(lzma.compress(json.dumps(content, ensure_ascii=False).encode()))
 
 
@@ -138,7 +153,9 @@ def cross_lingual_searches(messages):
         if message.language in foreign and catalogues.held_out(message.english):
             foreign[message.language].setdefault(message.foreign, message.english)
     return {
-        language: Search(list(pairs), list(english), np.array([english[text] for text in pairs.values()]), metrics.recall)
+        language: Search(
+            list(pairs), list(english), np.array([english[text] for text in pairs.values()]), metrics.recall
+        )
         for language, pairs in foreign.items()
     }
 
@@ -149,7 +166,8 @@ def _similarity(records):
 
 
 def classification(docs):
-    """The classes are sub-packages, those of networkx.algorithms one level further down, of at least SMALLEST summaries."""
+    """The classes are sub-packages, those of networkx.algorithms one level further down, of at least SMALLEST
+    summaries."""
     classes = {}
     for doc in docs:
         parts = doc.module.split(".")
@@ -164,7 +182,8 @@ def classification(docs):
 
 
 class Embedded:
-    """Vectors of texts, each encoded once, to look up by text: `encode` takes texts to unit vectors float32 [len(texts), C]."""
+    """Vectors of texts, each encoded once, to look up by text: `encode` takes texts to unit vectors float32
+    [len(texts), C]."""
 
     def __init__(self, encode, tasks):
         texts = dict.fromkeys(itertools.chain.from_iterable(task.texts() for task in tasks.values()))

@@ -1,6 +1,7 @@
 """Held-out records while training: the stage's loss, search among the set's own documents, similarity of scored pairs.
 
-The same records every time, whatever the ranks; no random number is drawn. Every rank embeds, rank 0 alone gets the numbers.
+The same records every time, whatever the ranks; no random number is drawn. Every rank embeds, rank 0 alone gets the
+numbers.
 """
 
 import math
@@ -25,7 +26,10 @@ class Validation:
         """shards: {source: Shards} of each of the validation's sources that the stage can take; "sts" sources too."""
         self.settings, self.mesh = config.validation, mesh
         self.weights = {source: config.validation.data[source].weight for source in shards}
-        self.sets = {source: _OF_KIND[s.kind](s, _some(len(s), config.validation.records), getattr(config, name), config) for source, s in shards.items()}
+        self.sets = {
+            source: _OF_KIND[s.kind](s, _some(len(s), config.validation.records), getattr(config, name), config)
+            for source, s in shards.items()
+        }
         offered = {metric for one in self.sets.values() for metric in one.metrics}
         self.metric = next(metric for metric in (config.validation.metric, "loss", "spearman") if metric in offered)
 
@@ -33,8 +37,9 @@ class Validation:
         return (step + 1) % self.settings.every == 0 or step + 1 == steps
 
     def measure(self, model, alpha, mask):
-        """{"validation/loss": ...}, on rank 0; elsewhere {}. Each number is the mean over the sources that give it, by weight;
-        where those are several it stands there for each of them too. alpha, mask: how the stage attends in this step. Collective."""
+        """{"validation/loss": ...}, on rank 0; elsewhere {}. Each number is the mean over the sources that give it, by
+        weight; where those are several it stands there for each of them too. alpha, mask: how the stage attends in this
+        step. Collective."""
         started = time.perf_counter()
         with torch.no_grad():
             found = {source: one.measure(model, alpha, mask, self.mesh.data) for source, one in self.sets.items()}
@@ -43,14 +48,20 @@ class Validation:
         row = {}
         for key in dict.fromkeys(key for numbers in found.values() for key in numbers):
             having = {source: numbers[key] for source, numbers in found.items() if key in numbers}
-            row[f"validation/{key}"] = float(np.average(list(having.values()), weights=[self.weights[source] for source in having]))
+            row[f"validation/{key}"] = float(
+                np.average(list(having.values()), weights=[self.weights[source] for source in having])
+            )
             row |= {f"validation/{source}/{key}": value for source, value in having.items() if len(having) > 1}
         return {**row, "validation/seconds": time.perf_counter() - started}
 
     def is_best(self, row, step, counters):
         """Whether the weights after `step` are the stage's best so far, as counters["best"] then says. Collective."""
         best, value = counters.get("best"), row.get(f"validation/{self.metric}", math.nan)
-        better = best is None or best["metric"] != self.metric or (value < best["value"] if self.metric == "loss" else value > best["value"])
+        better = (
+            best is None
+            or best["metric"] != self.metric
+            or (value < best["value"] if self.metric == "loss" else value > best["value"])
+        )
         if not self.mesh.any(self.mesh.rank == 0 and math.isfinite(value) and better):
             return False
         counters["best"] = {"step": step + 1, "metric": self.metric, "value": value}
@@ -71,7 +82,10 @@ class Texts:
         ends = np.minimum(bounds[edges[1:]], starts + settings.max_tokens)
         # a token is learnt from the one before it; of an instruction the output is, and further answers
         answers = (field >= 2) & (field % 2 == 0) if shards.kind == "instruction" else np.ones(len(field), bool)
-        begin, end = (np.clip(edge[answers], (starts + 1)[record[answers]], np.maximum(starts + 1, ends)[record[answers]]) for edge in (bounds[:-1], bounds[1:]))
+        begin, end = (
+            np.clip(edge[answers], (starts + 1)[record[answers]], np.maximum(starts + 1, ends)[record[answers]])
+            for edge in (bounds[:-1], bounds[1:])
+        )
         _, learnt = ranges(begin, end)
         targets = np.full(len(tokens), -100, np.int64)
         targets[learnt - 1] = tokens[learnt]
@@ -82,7 +96,8 @@ class Texts:
     def measure(self, model, alpha, mask, group):
         shared = passes(self.cu_seqlens)
         device = model.embedding.device
-        summed = torch.zeros(len(shared), dtype=torch.float64, device=device)  # each by one rank: the total does not depend on how many
+        # each by one rank: the total does not depend on how many
+        summed = torch.zeros(len(shared), dtype=torch.float64, device=device)
         for i in range(group.rank, len(shared), group.world):
             tokens, cu_seqlens = pick(self.tokens, self.cu_seqlens, shared[i], device)
             targets, _ = pick(self.targets, self.cu_seqlens, shared[i], device)
@@ -91,8 +106,8 @@ class Texts:
 
 
 class Pairs:
-    """Weak and supervised: InfoNCE with the other positives of a batch as negatives, and how each distinct query finds what is
-    right for it among all the documents, the positives and given negatives of these records."""
+    """Weak and supervised: InfoNCE with the other positives of a batch as negatives, and how each distinct query finds
+    what is right for it among all the documents, the positives and given negatives of these records."""
 
     metrics = ("loss", "ndcg@10", "recall@20")
 
@@ -104,14 +119,19 @@ class Pairs:
         flat = np.concatenate(([0], np.cumsum(given)))[records[i]] + field - 2
         record, field = np.concatenate((records, records[i])), np.concatenate((np.ones(len(records), np.int64), field))
         group = np.concatenate((self.groups, self.known.negatives[flat]))
-        text, first = np.unique(shards.hashes(record, field), return_index=True)  # a document that stands there twice is one
+        # a document that stands there twice is one
+        text, first = np.unique(shards.hashes(record, field), return_index=True)
         self.positive = np.searchsorted(text, shards.hashes(records, 1))  # of each record, among the documents
         queries = shards.hashes(records, 0)
         self.asked = np.sort(np.unique(queries, return_index=True)[1])
         right = [np.isin(group[first], self.known.of(records[q], self.groups[q])) for q in self.asked]
         self.itself = queries[self.asked, None] == text  # finding the query's own text is no find
         self.right = np.stack(right) & ~self.itself
-        self.tokens = shards.gather(np.concatenate((records, record[first])), np.concatenate((np.zeros(len(records), np.int64), field[first])), settings.max_tokens)
+        self.tokens = shards.gather(
+            np.concatenate((records, record[first])),
+            np.concatenate((np.zeros(len(records), np.int64), field[first])),
+            settings.max_tokens,
+        )
 
     def measure(self, model, alpha, mask, group):
         vectors = embed_sequences(model, *self.tokens, group=group, alpha=alpha, mask=mask)
@@ -121,7 +141,9 @@ class Pairs:
         found = {"loss": self._loss(queries, documents, model.embedding.device)}
         for suffix, dim in self.dims.items():
             scores = truncate(queries[self.asked], dim) @ truncate(documents, dim).T
-            found[f"ndcg@10{suffix}"], found[f"recall@20{suffix}"] = search(np.where(self.itself, -np.inf, scores), self.right)
+            found[f"ndcg@10{suffix}"], found[f"recall@20{suffix}"] = search(
+                np.where(self.itself, -np.inf, scores), self.right
+            )
         return found
 
     def _loss(self, queries, documents, device):
@@ -131,9 +153,24 @@ class Pairs:
             rows = slice(start, start + size)
             known = self.known.among(self.records[rows], self.groups[rows])
             known = known and conan_kernels.Known(*(torch.from_numpy(x).to(device) for x in known))
-            q, d, g = (torch.from_numpy(x).to(device) for x in (queries[rows], documents[self.positive[rows]], self.groups[rows]))
+            q, d, g = (
+                torch.from_numpy(x).to(device)
+                for x in (queries[rows], documents[self.positive[rows]], self.groups[rows])
+            )
             dims = self.settings.dims or None
-            found.append(conan_kernels.info_nce(q, d, torch.arange(size, device=device), self.settings.temperature, dims, query_group=g, document_group=g, known=known, margin=losses.margin_of(self.settings)).loss.item())
+            found.append(
+                conan_kernels.info_nce(
+                    q,
+                    d,
+                    torch.arange(size, device=device),
+                    self.settings.temperature,
+                    dims,
+                    query_group=g,
+                    document_group=g,
+                    known=known,
+                    margin=losses.margin_of(self.settings),
+                ).loss.item()
+            )
         return float(np.mean(found))
 
 
@@ -148,7 +185,10 @@ class Scored:
 
     def measure(self, model, alpha, mask, group):
         first, second = np.split(embed_sequences(model, *self.tokens, group=group, alpha=alpha, mask=mask), 2)
-        cosines = {suffix: np.einsum("ne,ne->n", truncate(first, dim), truncate(second, dim)) for suffix, dim in self.dims.items()}
+        cosines = {
+            suffix: np.einsum("ne,ne->n", truncate(first, dim), truncate(second, dim))
+            for suffix, dim in self.dims.items()
+        }
         return {f"spearman{suffix}": spearman(cosine, self.scores) for suffix, cosine in cosines.items()}
 
 

@@ -1,4 +1,5 @@
-"""One file for llama.cpp (`llama-embedding`, `llama-server --embedding`): its Llama, bidirectional, with pooling and tokenizer."""
+"""One file for llama.cpp (`llama-embedding`, `llama-server --embedding`): its Llama, bidirectional, with pooling and
+tokenizer."""
 
 import dataclasses
 
@@ -27,7 +28,10 @@ def write(folder, run, encoder, dtype):
     kind, file_type, ending = DTYPES[dtype]
     shape, tokenizer = encoder.model.config, encoder.tokenizer
     if shape.qk_norm and shape.rope_scaling.factor != 1:
-        raise UserError(f"{run}: has both model.rope_scaling and model.qk_norm; llama.cpp's Qwen3 knows no scaling of this kind: take another --format")
+        raise UserError(
+            f"{run}: has both model.rope_scaling and model.qk_norm; llama.cpp's Qwen3 knows no scaling of this "
+            "kind: take another --format"
+        )
     name = checkpoint.newest(run)[0].parent.parent.resolve().name
     writer = GGUFWriter(folder / f"{name}-{ending}.gguf", "qwen3" if shape.qk_norm else "llama-embed")
     writer.add_name(name)
@@ -57,8 +61,18 @@ def write(folder, run, encoder, dtype):
         array = tensor.numpy()
         if ("q_proj" in full or "k_proj" in full) and not shape.qk_norm:  # its Qwen3 turns what ours does
             array = neighbours(array, shape.head)
-        *layer, part = full.removesuffix(".weight").split(".", 2) if full.startswith("layers.") else (full.removesuffix(".weight"),)
-        own = GGMLQuantizationType.F32 if array.ndim == 1 else GGMLQuantizationType.F16 if kind == GGMLQuantizationType.Q8_0 and array.shape[1] % BLOCK else kind
+        *layer, part = (
+            full.removesuffix(".weight").split(".", 2)
+            if full.startswith("layers.")
+            else (full.removesuffix(".weight"),)
+        )
+        own = (
+            GGMLQuantizationType.F32
+            if array.ndim == 1
+            else GGMLQuantizationType.F16
+            if kind == GGMLQuantizationType.Q8_0 and array.shape[1] % BLOCK
+            else kind
+        )
         prefix = f"blk.{layer[1]}." if layer else ""
         writer.add_tensor(f"{prefix}{NAMES[part]}.weight", quants.quantize(array, own), raw_dtype=own)
     writer.write_header_to_file()
@@ -68,16 +82,28 @@ def write(folder, run, encoder, dtype):
 
 
 def _add_tokenizer(writer, tokenizer, rows):
-    """llama.cpp's "llama" tokenizer is sentencepiece's BPE. It does not know our escapes: a text's own U+2581, U+001A or NUL gets
-    other tokens."""
+    """llama.cpp's "llama" tokenizer is sentencepiece's BPE. It does not know our escapes: a text's own U+2581, U+001A
+    or NUL gets other tokens."""
     processor, ids = tokenizer.processor, range(tokenizer.vocab_size)
-    kinds = ((processor.is_unknown, TokenType.UNKNOWN), (processor.is_control, TokenType.CONTROL), (processor.is_unused, TokenType.UNUSED), (processor.is_byte, TokenType.BYTE))
+    kinds = (
+        (processor.is_unknown, TokenType.UNKNOWN),
+        (processor.is_control, TokenType.CONTROL),
+        (processor.is_unused, TokenType.UNUSED),
+        (processor.is_byte, TokenType.BYTE),
+    )
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
     unused = range(rows - len(ids))  # the token table may have more rows than there are tokens
-    writer.add_token_list([*(processor.id_to_piece(i).encode() for i in ids), *(f"[unused {i}]".encode() for i in unused)])
+    writer.add_token_list(
+        [*(processor.id_to_piece(i).encode() for i in ids), *(f"[unused {i}]".encode() for i in unused)]
+    )
     writer.add_token_scores([*(processor.get_score(i) for i in ids), *(-1e4 for _ in unused)])
-    writer.add_token_types([*(next((kind for is_kind, kind in kinds if is_kind(i)), TokenType.NORMAL) for i in ids), *(TokenType.UNUSED for _ in unused)])
+    writer.add_token_types(
+        [
+            *(next((kind for is_kind, kind in kinds if is_kind(i)), TokenType.NORMAL) for i in ids),
+            *(TokenType.UNUSED for _ in unused),
+        ]
+    )
     writer.add_eos_token_id(tokenizer.eos_id)
     writer.add_pad_token_id(tokenizer.eos_id)
     writer.add_unk_token_id(processor.unk_id())

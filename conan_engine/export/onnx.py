@@ -1,4 +1,5 @@
-"""One ONNX graph from ids and mask to unit vectors, for any number of texts of any length, and the tokenizer beside it."""
+"""One ONNX graph from ids and mask to unit vectors, for any number of texts of any length, and the tokenizer beside
+it."""
 
 import logging
 import warnings
@@ -48,7 +49,8 @@ class Padded(nn.Module):
 
 
 def write(folder, run, encoder, dtype):
-    """model.onnx (inputs input_ids and attention_mask, output sentence_embedding) and the tokenizer, into `folder`, which exists."""
+    """model.onnx (inputs input_ids and attention_mask, output sentence_embedding) and the tokenizer, into `folder`,
+    which exists."""
     model = Padded(encoder.model.cpu()).eval()
     example = torch.arange(10).view(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}

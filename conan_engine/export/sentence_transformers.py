@@ -15,7 +15,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def write(folder, run, encoder, dtype, instruction=""):
-    """Into `folder`, which exists; run: where results.json may be; dtype: a key of DTYPES; instruction: what comes before queries."""
+    """Into `folder`, which exists; run: where results.json may be; dtype: a key of DTYPES; instruction: what comes
+    before queries."""
     model, dtype = encoder.model, DTYPES[dtype]
     _json(folder / "config.json", _config(encoder, dtype))
     tensors = {name: tensor.to(dtype) for name, tensor in llama.tensors(model).items()}
@@ -23,21 +24,33 @@ def write(folder, run, encoder, dtype, instruction=""):
     write_tokenizer(folder, encoder)
     # by the names that sentence-transformers 5 and 6 both know
     parts = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
-    modules = [{"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(parts)]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(parts)
+    ]
     _json(folder / "modules.json", modules)
-    pooling = {key: key == POOLING[model.config.pooling] for key in ("pooling_mode_cls_token", "pooling_mode_max_tokens", *POOLING.values())}
-    for part, content in (("1_Pooling", {"word_embedding_dimension": model.config.width, **pooling}), ("2_Normalize", {})):
+    pooling = {
+        key: key == POOLING[model.config.pooling]
+        for key in ("pooling_mode_cls_token", "pooling_mode_max_tokens", *POOLING.values())
+    }
+    for part, content in (
+        ("1_Pooling", {"word_embedding_dimension": model.config.width, **pooling}),
+        ("2_Normalize", {}),
+    ):
         (folder / part).mkdir()
         _json(folder / part / "config.json", content)
     _json(folder / "sentence_bert_config.json", {"max_seq_length": encoder.max_tokens, "do_lower_case": False})
     prompts = {"query": f"{instruction}\n", "document": ""} if instruction else {}
-    _json(folder / "config_sentence_transformers.json", {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"})
+    _json(
+        folder / "config_sentence_transformers.json",
+        {"prompts": prompts, "default_prompt_name": None, "similarity_fn_name": "cosine"},
+    )
     (folder / "README.md").write_text(card.text(run, encoder, instruction), encoding="utf-8")
 
 
 def _config(encoder, dtype):
-    """Of a Llama, or of a Qwen3 if it has norms for queries and keys; is_causal = false makes transformers (5.2 or newer) and llama.cpp run
-    them bidirectionally."""
+    """Of a Llama, or of a Qwen3 if it has norms for queries and keys; is_causal = false makes transformers (5.2 or
+    newer) and llama.cpp run them bidirectionally."""
     shape, tokenizer = encoder.model.config, encoder.tokenizer
     rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
     if shape.rope_scaling.factor != 1:
@@ -73,7 +86,8 @@ def _config(encoder, dtype):
 
 
 def write_tokenizer(folder, encoder):
-    """tokenizer.json, and what transformers wants to know beside it. A text that spells an end token is a text like others."""
+    """tokenizer.json, and what transformers wants to know beside it. A text that spells an end token is a text like
+    others."""
     tokenizer = encoder.tokenizer
     if isinstance(tokenizer, JsonTokenizer):
         tokenizer.save(folder)

@@ -1,4 +1,5 @@
-"""Attention over a packed batch, by the fastest way the device has: the Triton kernel on CUDA, bucketed SDPA on a CPU."""
+"""Attention over a packed batch, by the fastest way the device has: the Triton kernel on CUDA, bucketed SDPA on a
+CPU."""
 
 import torch
 import torch.nn.functional as F
@@ -6,7 +7,8 @@ from torch.utils.checkpoint import checkpoint
 
 import conan_kernels
 
-BIAS_BYTES = 1 << 28  # of a bucket's bias, L x L a sequence, on a CPU; where it would take more, each block of queries has its own,
+# of a bucket's bias, L x L a sequence, on a CPU; where it would take more, each block of queries has its own,
+BIAS_BYTES = 1 << 28
 LATER = object()  # ... made when it is needed
 
 
@@ -14,7 +16,8 @@ class Attention:
     """How every layer of one forward pass attends: made once a batch, called once a layer.
 
     cu_seqlens: int32 [B+1] on the device. alpha in [0, 1] opens the future: 0 is causal, 1 bidirectional; between, the
-    weights of future tokens are multiplied by M_ij of `mask` ("column", "row", "uniform"; arXiv 2509.12892 section 3.2).
+    weights of future tokens are multiplied by M_ij of `mask` ("column", "row", "uniform"; arXiv 2509.12892 section
+    3.2).
     """
 
     def __init__(self, cu_seqlens, alpha, mask="column"):
@@ -35,7 +38,8 @@ class Attention:
         k, v = (x.repeat_interleave(repeat, dim=1) if repeat > 1 else x for x in (k, v))
         outputs = []
         for rows, own, lengths, bias in self.buckets:
-            heads = [x.index_select(0, rows).view(*own.shape, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]  # [b, H, L, D]
+            # [b, H, L, D]
+            heads = [x.index_select(0, rows).view(*own.shape, *x.shape[1:]).transpose(1, 2) for x in (q, k, v)]
             if bias is LATER:
                 out = self._by_block(*heads, lengths, own)
             else:
@@ -48,15 +52,24 @@ class Attention:
         """As one SDPA, without ever having the whole bias: the backward makes each block's anew."""
 
         def attend(q, k, v, first):
-            return F.scaled_dot_product_attention(q, k, v, attn_mask=self._bias(lengths, own, first, first + q.shape[2]).to(q.dtype))
+            return F.scaled_dot_product_attention(
+                q, k, v, attn_mask=self._bias(lengths, own, first, first + q.shape[2]).to(q.dtype)
+            )
 
         size = max(1, BIAS_BYTES // (4 * own.numel()))
         blocks = enumerate(q.split(size, dim=2))
-        return torch.cat([checkpoint(attend, block, k, v, i * size, use_reentrant=False, preserve_rng_state=False) for i, block in blocks], dim=2)
+        return torch.cat(
+            [
+                checkpoint(attend, block, k, v, i * size, use_reentrant=False, preserve_rng_state=False)
+                for i, block in blocks
+            ],
+            dim=2,
+        )
 
     def _buckets(self):
         """Sequences of like length share one padded SDPA call, so that little of it is padding: up to 8 tokens, then up
-        to 1.5 times the shorter bucket. A bucket is (rows int64 [b*L] of the packed batch, own bool [b, L], lengths [b], bias)."""
+        to 1.5 times the shorter bucket. A bucket is (rows int64 [b*L] of the packed batch, own bool [b, L], lengths
+        [b], bias)."""
         starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
         order = lengths.argsort(stable=True)
         order = order[lengths[order] > 0]
@@ -80,12 +93,14 @@ class Attention:
 
     def _whole_bias(self, length, own):
         """`_bias` of all queries; None where no bias says the same; LATER where it is too large."""
-        if self.alpha == 0 or (self.alpha == 1 and own.all()):  # padding stands after every query: being causal hides it too
+        # padding stands after every query: being causal hides it too
+        if self.alpha == 0 or (self.alpha == 1 and own.all()):
             return None
         return LATER if 4 * own.numel() * own.shape[1] > BIAS_BYTES else self._bias(length, own, 0, own.shape[1])
 
     def _bias(self, length, own, first, last):
-        """log M of the queries from `first` to before `last`, float [b, 1, last - first, L], -inf where one may not look."""
+        """log M of the queries from `first` to before `last`, float [b, 1, last - first, L], -inf where one may not
+        look."""
         i, j = torch.arange(first + 1, last + 1)[:, None], torch.arange(1, own.shape[1] + 1)
         lengths = length[:, None, None]
         axis = {"column": j, "row": i, "uniform": lengths}[self.mask]

@@ -1,4 +1,5 @@
-"""A GGUF file as a model to start from: the shape and the weights of a Llama or Qwen3, dequantised by the `gguf` package."""
+"""A GGUF file as a model to start from: the shape and the weights of a Llama or Qwen3, dequantised by the `gguf`
+package."""
 
 import math
 
@@ -38,7 +39,8 @@ CANNOT = {  # a key behind the architecture: what it means, unless it is absent 
 
 
 def shape(path):
-    """(the keys of config.Model as the file says them, None: it knows no Matryoshka dims). Raises UserError for what we cannot do."""
+    """(the keys of config.Model as the file says them, None: it knows no Matryoshka dims). Raises UserError for what we
+    cannot do."""
     fields, tensors = gguf_file.read(path)
     kind = fields.get("general.architecture")
     if kind not in ARCHITECTURES:
@@ -49,7 +51,9 @@ def shape(path):
 
     for key, (what, allowed) in CANNOT.items():
         if of(key) not in (None, *allowed):
-            raise UserError(f"{path}: {kind}.{key} is {of(key)!r}: {what}, which this engine does not have; take a model without")
+            raise UserError(
+                f"{path}: {kind}.{key} is {of(key)!r}: {what}, which this engine does not have; take a model without"
+            )
     for key in ("embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
         if not isinstance(of(key), int):
             raise UserError(f"{path}: {kind}.{key} is {of(key)!r}; expected a whole number, the same for every block")
@@ -57,9 +61,14 @@ def shape(path):
     kv_heads, head = of("attention.head_count_kv", heads), of("attention.key_length", width // heads)
     for key in ("attention.value_length", "rope.dimension_count"):
         if of(key, head) != head:
-            raise UserError(f"{path}: {kind}.{key} is {of(key)}; expected the size of a head, {head}: this engine has one size, all of it turned")
+            raise UserError(
+                f"{path}: {kind}.{key} is {of(key)}; expected the size of a head, {head}: this engine has one "
+                "size, all of it turned"
+            )
     if not isinstance(kv_heads, int):
-        raise UserError(f"{path}: {kind}.attention.head_count_kv is {kv_heads!r}; expected a whole number, the same for every block")
+        raise UserError(
+            f"{path}: {kind}.attention.head_count_kv is {kv_heads!r}; expected a whole number, the same for every block"
+        )
     if "token_embd.weight" not in tensors:
         raise UserError(f"{path}: holds no token_embd.weight; take a file with a whole model")
     context, window = of("context_length", 2048), of("attention.sliding_window") or math.inf
@@ -72,7 +81,8 @@ def shape(path):
         "kv_heads": kv_heads,
         "context": min(context, window),  # up to there a window has no effect
         "head_dim": head if head * heads != width else 0,
-        "norm_eps": float(f"{of('attention.layer_norm_rms_epsilon', 1e-6):.6g}"),  # as it was before it became a float32
+        # as it was before it became a float32
+        "norm_eps": float(f"{of('attention.layer_norm_rms_epsilon', 1e-6):.6g}"),
         "qk_norm": kind == "qwen3",
         "rope_theta": theta,
         "rope_scaling": _scaling(path, tensors[SLOWER], theta, head) if SLOWER in tensors else {},
@@ -82,14 +92,18 @@ def shape(path):
     }
     pooling = of("pooling_type", 0)
     if pooling and pooling not in POOLING:
-        raise UserError(f"{path}: {kind}.pooling_type is {pooling}; this engine has {' and '.join(f'{n} ({name})' for n, name in POOLING.items())}: take a file that says one of these, or none")
+        raise UserError(
+            f"{path}: {kind}.pooling_type is {pooling}; this engine has "
+            f"{' and '.join(f'{n} ({name})' for n, name in POOLING.items())}: take a file that says one of "
+            "these, or none"
+        )
     return found | ({"pooling": POOLING[pooling]} if pooling else {}), None
 
 
 def _scaling(path, tensor, theta, head):
-    """config.RopeScaling's keys from the factors by which pairs turn slower. Between those that are left and those that are slowed by the
-    whole factor the share of the change is a straight line over the rounds within the original context; low_freq_factor is taken as 1, as
-    only its ratio to the others counts."""
+    """config.RopeScaling's keys from the factors by which pairs turn slower. Between those that are left and those that
+    are slowed by the whole factor the share of the change is a straight line over the rounds within the original
+    context; low_freq_factor is taken as 1, as only its ratio to the others counts."""
     slower = np.float64(_values(path, tensor))
     factor = slower.max()
     turns = theta ** (-np.arange(0, head, 2) / head) / (2 * math.pi)  # rounds a token
@@ -98,7 +112,12 @@ def _scaling(path, tensor, theta, head):
         kept = (1 / slower[between] - 1 / factor) / (1 - 1 / factor)
         slope, start = np.polyfit(turns[between], kept, 1)
         high, original = 1 - 1 / start, -slope / start
-        found = {"factor": _round(factor), "low_freq_factor": 1.0, "high_freq_factor": _round(high), "original_context": round(original)}
+        found = {
+            "factor": _round(factor),
+            "low_freq_factor": 1.0,
+            "high_freq_factor": _round(high),
+            "original_context": round(original),
+        }
         rounds = found["original_context"] * turns
         kept = ((rounds - 1) / (found["high_freq_factor"] - 1)).clip(0, 1)
         if np.allclose(1 / (kept + (1 - kept) / found["factor"]), slower, rtol=1e-4):
@@ -117,7 +136,10 @@ def _values(path, tensor):
     try:
         return quants.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError:
-        raise UserError(f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot undo; take a file in Q8_0, Q4_K, F16 or the like") from None
+        raise UserError(
+            f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot "
+            "undo; take a file in Q8_0, Q4_K, F16 or the like"
+        ) from None
 
 
 def tensors(path):
@@ -146,8 +168,8 @@ def tensors(path):
 
 
 def neighbours(weight, head):
-    """Rows of a projection so that RoPE's pairs, (d, d + D/2) of each head, are neighbours: llama.cpp turns (2d, 2d + 1) of a Llama.
-    weight [H * D, C]; head: D."""
+    """Rows of a projection so that RoPE's pairs, (d, d + D/2) of each head, are neighbours: llama.cpp turns (2d, 2d +
+    1) of a Llama. weight [H * D, C]; head: D."""
     return np.ascontiguousarray(weight.reshape(-1, 2, head // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape))
 
 

@@ -1,9 +1,9 @@
 """What the token table knows before any training: how a token is spelled, and how rare it is.
 
-A random vector for each token tells every token from every other, and that is worth keeping: words never seen in training still
-match themselves. Here tokens spelled alike start alike besides (character n-grams, as fastText has them, arXiv 1607.04606), and a
-token weighs in the mean as much as it is rare (as in SIF, ICLR 2017, openreview SyK00v5xx). Both are numbers among the weights,
-trained like any others: the model stays an ordinary Llama.
+A random vector for each token tells every token from every other, and that is worth keeping: words never seen in
+training still match themselves. Here tokens spelled alike start alike besides (character n-grams, as fastText has them,
+arXiv 1607.04606), and a token weighs in the mean as much as it is rare (as in SIF, ICLR 2017, openreview SyK00v5xx).
+Both are numbers among the weights, trained like any others: the model stays an ordinary Llama.
 """
 
 from collections import Counter
@@ -19,12 +19,13 @@ SHARED = 0.7  # length of what a token shares with others, beside 1 of what its 
 COLUMNS = 64  # of the table are made at a time
 RECORDS, TOKENS = 100_000, 512  # of a source, and of a text, at most, in which tokens are counted
 AT_ONCE = 4096  # records
-RAREST, LEAST = 1e-5, 0.02  # a token in a smaller share of texts than the first weighs 1; the most frequent one the second
+# a token in a smaller share of texts than the first weighs 1; the most frequent one the second
+RAREST, LEAST = 1e-5, 0.02
 
 
 def start(model, tokenizer, shards, config):
-    """Give a new model's token table the start that config.token_vectors and config.token_weights ask for. shards: what it will be
-    trained on, an iterable of Shards. Any rank computes the whole and keeps its part."""
+    """Give a new model's token table the start that config.token_vectors and config.token_weights ask for. shards: what
+    it will be trained on, an iterable of Shards. Any rank computes the whole and keeps its part."""
     table, group, size = model.embedding, model.tensor.group, tokenizer.vocab_size
     with torch.no_grad():
         if config.token_vectors == "spelling":
@@ -39,8 +40,9 @@ def start(model, tokenizer, shards, config):
 
 
 def weigh(model, weights):
-    """Let token t have a share weights[t], in (0, 1], of the length that it would have in the mean: the last column of the table takes the
-    rest of what the RMSNorm keeps constant, and the last norm leaves that column out. weights [V]."""
+    """Let token t have a share weights[t], in (0, 1], of the length that it would have in the mean: the last column of
+    the table takes the rest of what the RMSNorm keeps constant, and the last norm leaves that column out. weights [V].
+    """
     table = model.embedding
     table[:, -1] = 0
     table[:, -1] = table.norm(dim=1) * (weights**-2 - 1).sqrt()
@@ -54,8 +56,9 @@ def token_texts(tokenizer):
 
 
 def spelled(texts, width, seed):
-    """Random vectors of root mean square 1, float32 [V, C]: the same for the same text; alike for texts that share character n-grams, the
-    more the fewer share these; any two others are about orthogonal. Where a text is empty, one of its own."""
+    """Random vectors of root mean square 1, float32 [V, C]: the same for the same text; alike for texts that share
+    character n-grams, the more the fewer share these; any two others are about orthogonal. Where a text is empty, one
+    of its own."""
     words = dict.fromkeys(filter(None, texts))
     grams = {word: _ngrams(word) for word in words}
     have = Counter(gram for of_word in grams.values() for gram in of_word)
@@ -81,8 +84,8 @@ def _ngrams(word):
 
 
 def rarity(shards, vocab_size):
-    """Each token's weight by the share of texts that have it, where that is largest of the sources: its logarithm, from LEAST to 1,
-    float32 [V]."""
+    """Each token's weight by the share of texts that have it, where that is largest of the sources: its logarithm, from
+    LEAST to 1, float32 [V]."""
     share = np.full(vocab_size, RAREST)
     for source in shards:
         texts, have = 0, np.zeros(vocab_size, np.int64)

@@ -1,5 +1,5 @@
-"""Our parameters under the names that transformers gives those of a Llama, both ways: its block is ours (pre-RMSNorm, RoPE, SwiGLU,
-grouped-query attention, no biases). Qwen3's has an RMSNorm for each head's queries and keys besides."""
+"""Our parameters under the names that transformers gives those of a Llama, both ways: its block is ours (pre-RMSNorm,
+RoPE, SwiGLU, grouped-query attention, no biases). Qwen3's has an RMSNorm for each head's queries and keys besides."""
 
 import json
 from pathlib import Path
@@ -34,8 +34,8 @@ def theirs(name):
 
 
 def tensors(model):
-    """{their name: float32 tensor} of a whole model's parameters, without the LM head. What enters the first block is the token's vector
-    times embedding_scale: here the vectors are multiplied."""
+    """{their name: float32 tensor} of a whole model's parameters, without the LM head. What enters the first block is
+    the token's vector times embedding_scale: here the vectors are multiplied."""
     found = {}
     for name, p in model.named_parameters():
         if name != "lm_head":
@@ -48,9 +48,9 @@ def tensors(model):
 
 
 def load_weights(start, model, layers=None):
-    """Copy the weights of a transformers folder or a GGUF file into `model`, in place: each rank what it has of them. layers: the numbers of
-    the file's blocks that become the model's, in order; None: all. Raises UserError for what is missing, damaged, of another shape, or has
-    no place."""
+    """Copy the weights of a transformers folder or a GGUF file into `model`, in place: each rank what it has of them.
+    layers: the numbers of the file's blocks that become the model's, in order; None: all. Raises UserError for what is
+    missing, damaged, of another shape, or has no place."""
     there = gguf_model.tensors(start) if gguf_file.is_gguf(start) else _tensors(start)
     read = set()
     try:
@@ -59,18 +59,33 @@ def load_weights(start, model, layers=None):
                 names = theirs(pretrained.source(name, layers))
                 missing = [other for other in names if other not in there]
                 if missing:
-                    raise UserError(f"{start}: holds no {missing[0]}, which its {'metadata promises' if gguf_file.is_gguf(start) else 'config.json promises'}")
+                    raise UserError(
+                        f"{start}: holds no {missing[0]}, which its "
+                        f"{'metadata promises' if gguf_file.is_gguf(start) else 'config.json promises'}"
+                    )
                 whole = torch.cat([there[other]() for other in names])
                 read.update(names)
                 split = getattr(p, "split_by", None)
-                expected = [sum(split.sections) if split and dim == split.dim else size for dim, size in enumerate(p.shape)]
+                expected = [
+                    sum(split.sections) if split and dim == split.dim else size for dim, size in enumerate(p.shape)
+                ]
                 if list(whole.shape) != expected:
-                    raise UserError(f"{start}: {' and '.join(names)} have shape {list(whole.shape)}, its {'metadata says' if gguf_file.is_gguf(start) else 'config.json says'} {expected}")
+                    raise UserError(
+                        f"{start}: {' and '.join(names)} have shape {list(whole.shape)}, its "
+                        f"{'metadata says' if gguf_file.is_gguf(start) else 'config.json says'} {expected}"
+                    )
                 p.copy_(split.cut(whole, model.tensor.group) if split else whole)
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{start}: cannot read its weights ({error}); fetch it again") from None
     dropped = tuple(f"layers.{i}." for i in range(_blocks(there)) if layers is not None and i not in layers)
-    left = sorted(name for name in there if name not in read and not name.startswith(dropped) and not name.endswith("rotary_emb.inv_freq") and name != "lm_head.weight")
+    left = sorted(
+        name
+        for name in there
+        if name not in read
+        and not name.startswith(dropped)
+        and not name.endswith("rotary_emb.inv_freq")
+        and name != "lm_head.weight"
+    )
     if left:
         raise UserError(f"{start}: holds {left[0]}, which this engine's model has no place for")
 
@@ -79,9 +94,17 @@ def _tensors(folder):
     """{their name: function that gives its float32 tensor} of a transformers folder."""
     index = Path(folder, "model.safetensors.index.json")
     try:
-        files = sorted(set(json.loads(index.read_bytes())["weight_map"].values())) if index.exists() else ["model.safetensors"]
+        files = (
+            sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
+            if index.exists()
+            else ["model.safetensors"]
+        )
         opened = [safe_open(Path(folder, file), "pt") for file in files]
-        return {name.removeprefix("model."): lambda file=file, name=name: file.get_tensor(name).float() for file in opened for name in file.keys()}
+        return {
+            name.removeprefix("model."): lambda file=file, name=name: file.get_tensor(name).float()
+            for file in opened
+            for name in file.keys()
+        }
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise UserError(f"{folder}: cannot read its weights ({error}); init_from takes safetensors files") from None
 

@@ -1,4 +1,5 @@
-"""The LM head and its cross entropy, which at V = 150,000 would fill memory with logits: a chunk of tokens at a time."""
+"""The LM head and its cross entropy, which at V = 150,000 would fill memory with logits: a chunk of tokens at a
+time."""
 
 import torch
 from torch import Tensor
@@ -7,7 +8,8 @@ from conan_engine.parallel.mesh import Group
 from conan_engine.parallel.tensor_parallel import own
 from conan_kernels import pointwise
 
-# At V = 150,000: on a CPU 224 tokens, 128 MiB in fp32; on a GPU, whose products want many rows, 3,579 tokens, 1 GiB in bf16
+# At V = 150,000: on a CPU 224 tokens, 128 MiB in fp32; on a GPU, whose products want many rows, 3,579 tokens, 1 GiB in
+# bf16
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 29}
 
 
@@ -16,25 +18,32 @@ def linear_cross_entropy(hidden, weight, targets, ignore_index=-100, group=None)
 
     hidden [T, C], weight [V, C] (cast to hidden's dtype for the products), targets int64 [T] in 0..V-1 or ignore_index.
     Returns (fp32 sum, int64 count), both scalars; a gradient flows from the sum to hidden and weight, in their dtypes,
-    in one backward a forward. T x V is never in memory. Raises ValueError for shapes or targets that do not fit (targets
-    are looked at on the CPU only: on CUDA that would synchronise, and an assertion of the device stops the run).
+    in one backward a forward. T x V is never in memory. Raises ValueError for shapes or targets that do not fit
+    (targets are looked at on the CPU only: on CUDA that would synchronise, and an assertion of the device stops the
+    run).
 
-    group: the ranks that share the vocabulary (tensor parallelism). Each brings the same hidden and targets, and its own
-    V / N rows of weight; the loss is the same on all, and hidden's gradient on each a summand of the whole. Of a token they
-    exchange the largest logit, the sum of the exponentials and the target's logit; nobody sees the others' logits.
+    group: the ranks that share the vocabulary (tensor parallelism). Each brings the same hidden and targets, and its
+    own V / N rows of weight; the loss is the same on all, and hidden's gradient on each a summand of the whole. Of a
+    token they exchange the largest logit, the sum of the exponentials and the target's logit; nobody sees the others'
+    logits.
     """
     group = group or Group()
     if not torch.is_grad_enabled():
         hidden, weight = hidden.detach(), weight.detach()  # or the gradients would be made, for nobody
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         shapes = [list(x.shape) for x in (hidden, weight, targets)]
-        raise ValueError(f"hidden [T, C], weight [V, C] and targets [T] expected, got {shapes[0]}, {shapes[1]} and {shapes[2]}")
-    rows = (targets != ignore_index).nonzero()[:, 0]  # in fine-tuning most targets do not count: their logits are never made
+        raise ValueError(
+            f"hidden [T, C], weight [V, C] and targets [T] expected, got {shapes[0]}, {shapes[1]} and {shapes[2]}"
+        )
+    # in fine-tuning most targets do not count: their logits are never made
+    rows = (targets != ignore_index).nonzero()[:, 0]
     targets = targets[rows]
     V = len(weight) * group.world
     if not targets.is_cuda and len(targets) and not 0 <= targets.min() <= targets.max() < V:
         raise ValueError(f"targets in 0..{V - 1} expected, got {targets.min()}..{targets.max()}")
-    return _LinearCrossEntropy.apply(hidden[rows], weight, targets, group), torch.tensor(len(rows), device=hidden.device)
+    return _LinearCrossEntropy.apply(hidden[rows], weight, targets, group), torch.tensor(
+        len(rows), device=hidden.device
+    )
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -84,7 +93,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _plain(logits, index, here, group):
-    """logits [n, V], index int64 and here bool [n, 1] as of `own` -> (their summed loss, its gradient to them, in their dtype)."""
+    """logits [n, V], index int64 and here bool [n, 1] as of `own` -> (their summed loss, its gradient to them, in their
+    dtype)."""
     dtype, logits = logits.dtype, logits.float()
     logits -= group.max(logits.amax(1, keepdim=True))
     of_target = logits.gather(1, index) * here

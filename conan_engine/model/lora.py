@@ -1,5 +1,5 @@
-"""LoRA (arXiv 2106.09685): the weights stand still, and beside a matrix W two narrow ones are trained, A [rank, inputs] and B [outputs, rank]:
-y = x W' + (alpha / rank) x A' B'."""
+"""LoRA (arXiv 2106.09685): the weights stand still, and beside a matrix W two narrow ones are trained, A [rank, inputs]
+and B [outputs, rank]: y = x W' + (alpha / rank) x A' B'."""
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +9,16 @@ from conan_engine.parallel.tensor_parallel import Split
 
 
 class Adapted(nn.Module):
-    """A linear layer of tensor_parallel.py with its weight frozen. Of a layer that is cut by columns, `up` is cut alike and every rank has all
-    of `down`; of one that is cut by rows it is the other way round. So the ranks' results are summands where they were before."""
+    """A linear layer of tensor_parallel.py with its weight frozen. Of a layer that is cut by columns, `up` is cut alike
+    and every rank has all of `down`; of one that is cut by rows it is the other way round. So the ranks' results are
+    summands where they were before."""
 
     def __init__(self, linear, rank, alpha, group):
         super().__init__()
         self.weight, self.scale = linear.weight, alpha / rank
         split, (outputs, inputs) = linear.weight.split_by, linear.weight.shape
-        self.down, self.up = nn.Parameter(linear.weight.new_empty(rank, inputs)), nn.Parameter(linear.weight.new_zeros(outputs, rank))
+        self.down = nn.Parameter(linear.weight.new_empty(rank, inputs))
+        self.up = nn.Parameter(linear.weight.new_zeros(outputs, rank))
         if split.dim == 0:
             self.up.split_by = split
         else:
@@ -24,7 +26,8 @@ class Adapted(nn.Module):
         self.group = group
 
     def init_weights(self, generator):
-        """A as torch draws a linear layer's weights, the same numbers however many ranks share them; B zero: at first nothing changes."""
+        """A as torch draws a linear layer's weights, the same numbers however many ranks share them; B zero: at first
+        nothing changes."""
         split = getattr(self.down, "split_by", None)
         whole = self.down.new_empty(len(self.down), split.sections[0] if split else self.down.shape[1])
         nn.init.kaiming_uniform_(whole, 5**0.5, generator=generator)

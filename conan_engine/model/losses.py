@@ -1,6 +1,6 @@
-"""What the stages of pairs minimise. InfoNCE comes fused from the kernels; here is how the engine calls it, across ranks, and
-CoSENT. Ranks may bring different numbers of queries, documents and pairs, or none: each takes part in the others' collectives, forward and
-backward, and a query counts the same wherever it is."""
+"""What the stages of pairs minimise. InfoNCE comes fused from the kernels; here is how the engine calls it, across
+ranks, and CoSENT. Ranks may bring different numbers of queries, documents and pairs, or none: each takes part in the
+others' collectives, forward and backward, and a query counts the same wherever it is."""
 
 import torch
 
@@ -14,17 +14,30 @@ def margin_of(settings):
     return conan_kernels.Margin(settings.margin) if settings.margin < 2 else None
 
 
-def info_nce(queries, documents, query_group, document_group, temperature, group, dims=None, known=None, margin=None, symmetric=False, same_side=False):
+def info_nce(
+    queries,
+    documents,
+    query_group,
+    document_group,
+    temperature,
+    group,
+    dims=None,
+    known=None,
+    margin=None,
+    symmetric=False,
+    same_side=False,
+):
     """InfoNCE over the whole global batch, with the documents of every rank as in-batch negatives.
 
     queries [n, E] and documents [m, E] are this rank's; the positive of queries[i] is documents[i]. query_group [n] and
-    document_group [m], int64: a document of a query's own group never counts as its negative, nor one of a group that `known`
-    (a conan_kernels.Known of this rank's queries) names, nor, with a margin (a
-    conan_kernels.Margin), one that is nearer than the positive by more than that. symmetric: each positive also finds its query, the mean of both
-    ways; negatives of a document are the queries whose it is. same_side: the other queries are negatives of a query, too, and, with symmetric, the
-    other documents of a document; a query counts as its positive, and what is right for a query is no negative of its positive (arXiv 2308.03281
-    has all four in one sum; here they are two to two). Returns this rank's summands (loss, accuracy) of the means over all queries;
-    the sum of every rank's gradients is the gradient of the mean.
+    document_group [m], int64: a document of a query's own group never counts as its negative, nor one of a group that
+    `known` (a conan_kernels.Known of this rank's queries) names, nor, with a margin (a conan_kernels.Margin), one that
+    is nearer than the positive by more than that. symmetric: each positive also finds its query, the mean of both ways;
+    negatives of a document are the queries whose it is. same_side: the other queries are negatives of a query, too,
+    and, with symmetric, the other documents of a document; a query counts as its positive, and what is right for a
+    query is no negative of its positive (arXiv 2308.03281 has all four in one sum; here they are two to two). Returns
+    this rank's summands (loss, accuracy) of the means over all queries; the sum of every rank's gradients is the
+    gradient of the mean.
     """
     counts, dims = group.counts(len(documents)), dims or [queries.shape[1]]
     everyones, groups = group.gather_with_gradient(documents, counts), group.gather(document_group, counts)
@@ -36,10 +49,14 @@ def info_nce(queries, documents, query_group, document_group, temperature, group
         of_candidates = torch.cat((groups, group.gather(query_group, of_queries)))
         if symmetric:
             rest = (0, len(documents) - len(queries))
-            of_positives = known and conan_kernels.Known(*(torch.nn.functional.pad(x, rest) for x in known[:2]), known.ids)
+            of_positives = known and conan_kernels.Known(
+                *(torch.nn.functional.pad(x, rest) for x in known[:2]), known.ids
+            )
             beside = NOTHING + 0.0 * everyones.sum().expand(len(dims), len(everyones))
             if len(documents):
-                beside = conan_kernels.log_sum_exp_of_documents(documents, everyones, target, temperature, dims, document_group, groups, of_positives)
+                beside = conan_kernels.log_sum_exp_of_documents(
+                    documents, everyones, target, temperature, dims, document_group, groups, of_positives
+                )
             beside = _over_ranks(beside, group)
 
     def combine(columns):
@@ -48,12 +65,17 @@ def info_nce(queries, documents, query_group, document_group, temperature, group
 
     def of_mine():
         return conan_kernels.info_nce(
-            queries, candidates, target[: len(queries)], temperature, dims=dims, query_group=query_group, document_group=of_candidates, known=known,
+            queries, candidates, target[: len(queries)], temperature, dims=dims, query_group=query_group,
+            document_group=of_candidates, known=known,
             margin=margin, symmetric=symmetric, combine=combine,
         )  # fmt: skip
 
     def of_nothing():
-        return combine(NOTHING + 0.0 * candidates.sum().expand(len(dims), len(candidates))).sum() if symmetric else candidates.sum()
+        return (
+            combine(NOTHING + 0.0 * candidates.sum().expand(len(dims), len(candidates))).sum()
+            if symmetric
+            else candidates.sum()
+        )
 
     return _summands(of_mine, queries, group, of_nothing)
 
@@ -67,20 +89,31 @@ def _over_ranks(columns, group):
 
 
 def info_nce_of_own(queries, documents, hard, temperature, group, dims=None, margin=None):
-    """InfoNCE of each query over its positive, documents[i] [n, E], and its own negatives, hard[i] [n, K, E], alone. Returns as
-    `info_nce`."""
-    nobody = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)  # of one group, no document is a negative
+    """InfoNCE of each query over its positive, documents[i] [n, E], and its own negatives, hard[i] [n, K, E], alone.
+    Returns as `info_nce`."""
+    # of one group, no document is a negative
+    nobody = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     target = torch.arange(len(queries), device=queries.device)
 
     def of_mine():
-        return conan_kernels.info_nce(queries, documents, target, temperature, dims=dims, hard=hard, query_group=nobody, document_group=nobody, margin=margin)
+        return conan_kernels.info_nce(
+            queries,
+            documents,
+            target,
+            temperature,
+            dims=dims,
+            hard=hard,
+            query_group=nobody,
+            document_group=nobody,
+            margin=margin,
+        )
 
     return _summands(of_mine, queries, group, documents.sum)
 
 
 def _summands(of_mine, queries, group, of_nothing):
-    """Of the mean loss and accuracy over all ranks' queries, what this rank's give. of_mine(): their own mean; of_nothing(): a number that takes
-    part in the same collectives, forward and backward."""
+    """Of the mean loss and accuracy over all ranks' queries, what this rank's give. of_mine(): their own mean;
+    of_nothing(): a number that takes part in the same collectives, forward and backward."""
     everyone = sum(group.counts(len(queries)))
     if not len(queries):  # a mean of nothing; yet the others wait for this rank
         return 0.0 * (queries.sum() + of_nothing()), torch.zeros((), device=queries.device)
@@ -89,12 +122,14 @@ def _summands(of_mine, queries, group, of_nothing):
 
 
 def distil(queries, documents, targets, kind, temperature, scale, group, dims=None):
-    """How far the model's cosines of each query with its documents are from a teacher's scores, averaged over all ranks' queries and the dims.
+    """How far the model's cosines of each query with its documents are from a teacher's scores, averaged over all
+    ranks' queries and the dims.
 
-    queries [n, E]; documents [n, 1+K, E]: the positive, then its own negatives; targets float32 [n, 1+K], on the CPU: what the teacher says of
-    them, NaN for nothing. A score over `scale` stands for what a cosine over `temperature` is to be. kind: "kl", from the teacher's softmax to the
-    model's, of what it has scored; or "margin_mse" (arXiv 2010.02666), the squared difference of the positive's lead over a negative, as
-    cosines, averaged over the query's negatives. A query without a score of its positive and a negative adds nothing. Returns this rank's summand.
+    queries [n, E]; documents [n, 1+K, E]: the positive, then its own negatives; targets float32 [n, 1+K], on the CPU:
+    what the teacher says of them, NaN for nothing. A score over `scale` stands for what a cosine over `temperature` is
+    to be. kind: "kl", from the teacher's softmax to the model's, of what it has scored; or "margin_mse" (arXiv
+    2010.02666), the squared difference of the positive's lead over a negative, as cosines, averaged over the query's
+    negatives. A query without a score of its positive and a negative adds nothing. Returns this rank's summand.
     """
     everyone = max(1, sum(group.counts(len(queries))))
     said = ~targets.isnan()
@@ -116,7 +151,8 @@ def distil(queries, documents, targets, kind, temperature, scale, group, dims=No
 
 
 def toward(vectors, targets, group):
-    """1 - cosine of the first numbers of each vector [n, E] with a teacher's [n, D], averaged over all ranks' texts; this rank's summand."""
+    """1 - cosine of the first numbers of each vector [n, E] with a teacher's [n, D], averaged over all ranks' texts;
+    this rank's summand."""
     cosine = torch.nn.functional.cosine_similarity(vectors[:, : targets.shape[1]].float(), targets, dim=-1)
     return (1 - cosine).sum() / max(1, sum(group.counts(len(vectors))))
 
@@ -124,8 +160,8 @@ def toward(vectors, targets, group):
 def cosent(first, second, score, temperature, group, dims=None):
     """CoSENT: log(1 + sum over pairs scored higher of exp((cos(lower) - cos(higher)) / T)), averaged over the dims.
 
-    first, second [m, E] and score [m] are this rank's pairs; all ranks' pairs are compared with one another. Returns the
-    loss divided by the number of ranks, so that the ranks' gradients add up to the gradient of the whole.
+    first, second [m, E] and score [m] are this rank's pairs; all ranks' pairs are compared with one another. Returns
+    the loss divided by the number of ranks, so that the ranks' gradients add up to the gradient of the whole.
     """
     counts = group.counts(len(score))
     score = group.gather(score, counts)

@@ -1,5 +1,6 @@
-"""What a model that one has tells of itself, so that a run can start from it: a folder of transformers (Llama, Mistral or Qwen3, with
-or without an LM head, or what conan_engine.export wrote), a GGUF file (Llama or Qwen3) or another run."""
+"""What a model that one has tells of itself, so that a run can start from it: a folder of transformers (Llama, Mistral
+or Qwen3, with or without an LM head, or what conan_engine.export wrote), a GGUF file (Llama or Qwen3) or another run.
+"""
 
 import json
 from pathlib import Path
@@ -10,7 +11,9 @@ from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 from conan_engine.model import gguf_model
 
-ARCHITECTURES = {f"{family}{kind}": family for family in ("Llama", "Mistral", "Qwen3") for kind in ("ForCausalLM", "Model")}
+ARCHITECTURES = {
+    f"{family}{kind}": family for family in ("Llama", "Mistral", "Qwen3") for kind in ("ForCausalLM", "Model")
+}
 CANNOT = {  # key of config.json: what it means, unless it is one of these values
     "attention_bias": ("biases in attention", (None, False)),
     "mlp_bias": ("biases in the FFN", (None, False)),
@@ -24,16 +27,29 @@ CANNOT = {  # key of config.json: what it means, unless it is one of these value
 
 
 def adopt(config, given, where):
-    """Take over the [model] of init_from into `config`: a transformers folder's or GGUF file's, with its tokenizer, or a run's. given: the
-    dotted keys that the user set. Of these pooling, embedding_scale and a shorter context stand; raises UserError for another one that
-    differs, and for init_layers that the model does not have."""
-    start = config.init_from if Path(config.init_from).exists() else config.out_dir  # that started from it when it was there
-    found, dims = gguf_model.shape(start) if gguf_file.is_gguf(start) else of_transformers(start) if is_transformers(start) else _of_run(start)
+    """Take over the [model] of init_from into `config`: a transformers folder's or GGUF file's, with its tokenizer, or
+    a run's. given: the dotted keys that the user set. Of these pooling, embedding_scale and a shorter context stand;
+    raises UserError for another one that differs, and for init_layers that the model does not have."""
+    # that started from it when it was there
+    start = config.init_from if Path(config.init_from).exists() else config.out_dir
+    found, dims = (
+        gguf_model.shape(start)
+        if gguf_file.is_gguf(start)
+        else of_transformers(start)
+        if is_transformers(start)
+        else _of_run(start)
+    )
     if not found and start != config.init_from:
-        raise UserError(f"{where}: init_from is {config.init_from!r}, which is not there; name a run, a folder of transformers or a .gguf file that is")
+        raise UserError(
+            f"{where}: init_from is {config.init_from!r}, which is not there; name a run, a folder of "
+            "transformers or a .gguf file that is"
+        )
     if found and start == config.init_from and (layers := chosen_layers(config.init_layers)):
         if max(layers) >= found["layers"]:
-            raise UserError(f"{where}: init_layers is {config.init_layers!r}; the model in {start} has {found['layers']} layers, 0 to {found['layers'] - 1}")
+            raise UserError(
+                f"{where}: init_layers is {config.init_layers!r}; the model in {start} has {found['layers']} "
+                f"layers, 0 to {found['layers'] - 1}"
+            )
         found["layers"] = len(layers)
     for key, value in found.items():
         own = getattr(config.model, key)
@@ -41,9 +57,14 @@ def adopt(config, given, where):
             setattr(config.model, key, type(own)(**value) if key == "rope_scaling" else value)
         elif key == "context" and own > value:
             window = ", its sliding window" if _json(Path(start, "config.json")).get("sliding_window") == value else ""
-            raise UserError(f"{where}: model.context is {own}; the model in {config.init_from} has {value}{window}; set it to at most that")
+            raise UserError(
+                f"{where}: model.context is {own}; the model in {config.init_from} has {value}{window}; set it "
+                "to at most that"
+            )
         elif own != value and key not in ("pooling", "embedding_scale", "context"):
-            raise UserError(f"{where}: model.{key} is {own!r}; the model in {config.init_from} has {value!r}; leave it out")
+            raise UserError(
+                f"{where}: model.{key} is {own!r}; the model in {config.init_from} has {value!r}; leave it out"
+            )
     if found and "supervised.dims" not in given:
         width = config.model.width
         config.supervised.dims = dims or [*(dim for dim in config.supervised.dims if dim < width), width]
@@ -53,7 +74,8 @@ def adopt(config, given, where):
 
 
 def source(name, layers):
-    """The name of the parameter, in the model that one starts from, that becomes the parameter `name`; layers: as config.chosen_layers gives them."""
+    """The name of the parameter, in the model that one starts from, that becomes the parameter `name`; layers: as
+    config.chosen_layers gives them."""
     if layers is None or not name.startswith("blocks."):
         return name
     _, i, part = name.split(".", 2)
@@ -68,12 +90,15 @@ def is_transformers(folder):
 def _of_run(run):
     """The model of a run or of one of its checkpoints, as of_transformers has it; ({}, None) where it does not say."""
     states = [Path(run, "state.json"), *Path(run).glob("checkpoints/*/state.json")]
-    about = _json(Path(run, "config.json")) or next((state["config"] for state in map(_json, states) if "config" in state), {})
+    about = _json(Path(run, "config.json")) or next(
+        (state["config"] for state in map(_json, states) if "config" in state), {}
+    )
     return about.get("model", {}), about.get("supervised", {}).get("dims")
 
 
 def of_transformers(folder):
-    """(the keys of config.Model as its config.json has them, Matryoshka dims or None). Raises UserError for what we cannot do."""
+    """(the keys of config.Model as its config.json has them, Matryoshka dims or None). Raises UserError for what we
+    cannot do."""
     path = Path(folder, "config.json")
     about = _json(path)
     kind = next(iter(about.get("architectures") or ["none"]))
@@ -81,7 +106,9 @@ def of_transformers(folder):
         raise UserError(f"{path}: architectures is {kind}; init_from takes {', '.join(ARCHITECTURES)}")
     for key, (what, allowed) in CANNOT.items():
         if about.get(key) not in allowed:
-            raise UserError(f"{path}: {key} is {about[key]!r}: {what}, which this engine does not have; take a model without")
+            raise UserError(
+                f"{path}: {key} is {about[key]!r}: {what}, which this engine does not have; take a model without"
+            )
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         if not isinstance(about.get(key), int):
             raise UserError(f"{path}: {key} is {about.get(key)!r}; expected a whole number")
@@ -106,12 +133,15 @@ def of_transformers(folder):
         found["context"] = min(found["context"], about["sliding_window"])  # up to there it has no effect
     pooling = _json(Path(folder, "1_Pooling/config.json"))
     if pooling:
-        found["pooling"] = "last" if pooling.get("pooling_mode_lasttoken") or pooling.get("pooling_mode") == "lasttoken" else "mean"
+        found["pooling"] = (
+            "last" if pooling.get("pooling_mode_lasttoken") or pooling.get("pooling_mode") == "lasttoken" else "mean"
+        )
     return found, about.get("matryoshka_dimensions")
 
 
 def _rope(path, about):
-    """rope_theta and rope_scaling; transformers 5 has both in rope_parameters, before it the second was a table of its own."""
+    """rope_theta and rope_scaling; transformers 5 has both in rope_parameters, before it the second was a table of its
+    own."""
     table = about.get("rope_parameters") or about.get("rope_scaling") or {}
     kind = table.get("rope_type", table.get("type", "default"))
     theta = float(table.get("rope_theta") or about.get("rope_theta") or 10_000.0)
@@ -120,7 +150,10 @@ def _rope(path, about):
     if kind != "llama3":
         raise UserError(f"{path}: its RoPE scaling is {kind!r}; this engine has that of Llama 3, 'llama3', or none")
     scaling = {key: float(table[key]) for key in ("factor", "low_freq_factor", "high_freq_factor")}
-    return {"rope_theta": theta, "rope_scaling": scaling | {"original_context": table["original_max_position_embeddings"]}}
+    return {
+        "rope_theta": theta,
+        "rope_scaling": scaling | {"original_context": table["original_max_position_embeddings"]},
+    }
 
 
 def _json(path):

@@ -1,6 +1,7 @@
 """The transformer (recipe: pre-RMSNorm, RoPE, SwiGLU, grouped-query attention, no biases, tied embedding) over packed
-sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V vocabulary.
-N ranks may share it: tensor_parallel.py has how; here stands what is shared. H, G, F and V are then a rank's own part."""
+sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V
+vocabulary. N ranks may share it: tensor_parallel.py has how; here stands what is shared. H, G, F and V are then a
+rank's own part."""
 
 import math
 
@@ -28,15 +29,17 @@ class Block(nn.Module):
         q, kv = config.heads * self.head_dim, config.kv_heads * self.head_dim
         self.attention_norm = nn.Parameter(torch.ones(config.width))
         self.qkv = tensor.columns(config.width, q, kv, kv)
-        self.q_norm, self.k_norm = (nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None for _ in range(2))
+        self.q_norm, self.k_norm = (
+            nn.Parameter(torch.ones(self.head_dim)) if config.qk_norm else None for _ in range(2)
+        )
         self.attention_out = tensor.rows(q, config.width)
         self.ffn_norm = nn.Parameter(torch.ones(config.width))
         self.gate_up = tensor.columns(config.width, config.ffn, config.ffn)
         self.ffn_out = tensor.rows(config.ffn, config.width)
 
     def forward(self, x, y, cos, sin, attention):
-        """x [T / N, C] and what the block before adds to it, y, or None -> the same for the next block: a sum is made along with the norm
-        that reads it."""
+        """x [T / N, C] and what the block before adds to it, y, or None -> the same for the next block: a sum is made
+        along with the norm that reads it."""
         total = len(cos)
         x, normed = add_rms_norm(x, y, self.attention_norm, self.eps)
         out = attention(*self.project(self.tensor.gather(normed, total), cos, sin))
@@ -66,9 +69,9 @@ class Block(nn.Module):
 
 class Transformer(nn.Module):
     def __init__(self, config, vocab_size, precision="float32", tensor=None, recompute="none"):
-        """config: conan_engine.config.Model; vocab_size: the tokenizer's, where the config does not say; precision, recompute: as
-        conan_engine.config.Config has them; tensor: the parallel.Group of ranks that share this model. Weights are float32, left as
-        they come; `init_weights` draws them."""
+        """config: conan_engine.config.Model; vocab_size: the tokenizer's, where the config does not say; precision,
+        recompute: as conan_engine.config.Config has them; tensor: the parallel.Group of ranks that share this model.
+        Weights are float32, left as they come; `init_weights` draws them."""
         super().__init__()
         vocab_size = config.vocab_size or vocab_size
         self.config, self.precision, self.tensor, self.recompute = config, precision, TensorParallel(tensor), recompute
@@ -78,14 +81,17 @@ class Transformer(nn.Module):
         self.norm = nn.Parameter(torch.ones(config.width))
 
     def init_weights(self, seed):
-        """Normal(0, STD), and STD / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers however
-        many ranks share them."""
+        """Normal(0, STD), and STD / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers
+        however many ranks share them."""
         generator = torch.Generator(self.embedding.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
                 residual = name.endswith("_out.weight")
                 std = STD / (2 * self.config.layers) ** 0.5 if residual else STD
-                shape = [sum(parameter.split_by.sections) if dim == parameter.split_by.dim else size for dim, size in enumerate(parameter.shape)]
+                shape = [
+                    sum(parameter.split_by.sections) if dim == parameter.split_by.dim else size
+                    for dim, size in enumerate(parameter.shape)
+                ]
                 whole = nn.init.normal_(parameter.new_empty(shape), std=std, generator=generator)
                 parameter.data.copy_(parameter.split_by.cut(whole, self.tensor.group))
             else:
@@ -93,12 +99,13 @@ class Transformer(nn.Module):
         return self
 
     def in_bfloat16(self):
-        """Whether the matrix products are: as set, else on a GPU. What a CPU multiplies faster, precision.py finds out."""
+        """Whether the matrix products are: as set, else on a GPU. What a CPU multiplies faster, precision.py finds
+        out."""
         return self.precision == "bfloat16" or (self.precision == "auto" and self.embedding.is_cuda)
 
     def forward(self, tokens, cu_seqlens, alpha=0.0, mask="column"):
-        """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T / N, C] of the
-        tokens that are this rank's, all of them where no others share the model."""
+        """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states
+        [T / N, C] of the tokens that are this rank's, all of them where no others share the model."""
         attention = Attention(cu_seqlens, alpha, mask)
         x = self.tensor.look_up(tokens.long(), self.embedding)
         x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.config.embedding_scale  # [T / N, C]
@@ -107,19 +114,23 @@ class Transformer(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
             for block in self.blocks:
                 if self.recompute == "block" and torch.is_grad_enabled():
-                    x, y = checkpoint(block, x, y, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)  # nothing is random
+                    # nothing is random
+                    x, y = checkpoint(block, x, y, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)
                 else:
                     x, y = block(x, y, cos, sin, attention)
         return add_rms_norm(x, y, self.norm, self.config.norm_eps)[1]
 
     def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):
-        """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives zeros."""
+        """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives
+        zeros."""
         hidden = self(tokens, cu_seqlens, alpha, mask)
         mine, lengths = self.tensor.mine(len(tokens)), cu_seqlens.diff().long()
         if self.config.pooling == "last":
             last = cu_seqlens[1:].long() - 1
             some = (lengths > 0) & (last >= mine.start) & (last < mine.stop)
-            return self.tensor.sum(hidden.new_zeros(len(lengths), hidden.shape[1]).index_put((some,), hidden[last[some] - mine.start]))
+            return self.tensor.sum(
+                hidden.new_zeros(len(lengths), hidden.shape[1]).index_put((some,), hidden[last[some] - mine.start])
+            )
         if hidden.is_cuda:
             sums = pointwise.sum_sequences(hidden, cu_seqlens.clamp(mine.start, mine.stop) - mine.start)
         else:
@@ -128,11 +139,13 @@ class Transformer(nn.Module):
         return self.tensor.sum(sums) / lengths.clamp(min=1)[:, None]
 
     def next_token_loss(self, tokens, cu_seqlens, targets, alpha=0.0, mask="column"):
-        """Cross entropy of the tokens that follow, targets int64 [T] (-100: none to learn), summed: a float32 scalar, the same on all
-        ranks."""
+        """Cross entropy of the tokens that follow, targets int64 [T] (-100: none to learn), summed: a float32 scalar,
+        the same on all ranks."""
         hidden = self(tokens, cu_seqlens, alpha, mask)
         hidden = self.tensor.gather(hidden.bfloat16() if self.in_bfloat16() else hidden, len(tokens))
-        return linear_cross_entropy(hidden, self.embedding if self.lm_head is None else self.lm_head, targets, group=self.tensor.group)[0]
+        return linear_cross_entropy(
+            hidden, self.embedding if self.lm_head is None else self.lm_head, targets, group=self.tensor.group
+        )[0]
 
 
 def positions(cu_seqlens, total):
@@ -148,8 +161,9 @@ def turns(positions, config, dtype):
 
 
 def frequencies(config, device=None):
-    """How far each pair of a head turns from one token to the next: float32 [D/2]. Where the config scales them, those of few rounds in
-    the original context are divided by the factor, those of many are left, and between the change is gradual (Llama 3.1)."""
+    """How far each pair of a head turns from one token to the next: float32 [D/2]. Where the config scales them, those
+    of few rounds in the original context are divided by the factor, those of many are left, and between the change is
+    gradual (Llama 3.1)."""
     plain = config.rope_theta ** (-torch.arange(0, config.head, 2, device=device, dtype=torch.float32) / config.head)
     scaling = config.rope_scaling
     if scaling.factor == 1:
@@ -172,12 +186,12 @@ def count_parameters(config, vocab_size):
 
 
 def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False, recompute="none", trained=None):
-    """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and `ranks` such
-    the data.
+    """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and
+    `ranks` such the data.
 
-    Weights (float32, or bfloat16 beside the optimiser's float32 ones); of those that are `trained` (None: all) float32 gradients and
-    two Adam moments, these shared out over the ranks (ZeRO stage 1); and the activations, in float32, that the backward needs of so many tokens: of every block, or what
-    enters each and one block's.
+    Weights (float32, or bfloat16 beside the optimiser's float32 ones); of those that are `trained` (None: all) float32
+    gradients and two Adam moments, these shared out over the ranks (ZeRO stage 1); and the activations, in float32,
+    that the backward needs of so many tokens: of every block, or what enters each and one block's.
     """
     parameters = count_parameters(config, vocab_size) // tensor
     q, kv = config.heads * config.head, config.kv_heads * config.head

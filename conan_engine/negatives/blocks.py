@@ -1,5 +1,6 @@
-"""Work that all ranks share out block by block over files in one folder, so that a stopped run goes on behind what it has finished. None of it
-is a collective, which would give up on a rank that takes its time: ranks look at the folder."""
+"""Work that all ranks share out block by block over files in one folder, so that a stopped run goes on behind what it
+has finished. None of it is a collective, which would give up on a rank that takes its time: ranks look at the folder.
+"""
 
 import os
 import time
@@ -10,7 +11,8 @@ from tqdm import tqdm
 
 
 class Blocks:
-    """folder: of the files; source: what the bars call it; mesh: the ranks. Which blocks are done stands in its folder "done", a file each."""
+    """folder: of the files; source: what the bars call it; mesh: the ranks. Which blocks are done stands in its folder
+    "done", a file each."""
 
     def __init__(self, folder, source, mesh):
         self.done, self.source, self.mesh = Path(folder, "done"), source, mesh
@@ -19,11 +21,18 @@ class Blocks:
         self.done.mkdir(parents=True, exist_ok=True)
 
     def todo(self, what, count, group, doing):
-        """This rank's blocks, of `count`, that are not done, as it begins: the ranks of one copy of a model have to agree. group: the ranks that
-        share them out."""
+        """This rank's blocks, of `count`, that are not done, as it begins: the ranks of one copy of a model have to
+        agree. group: the ranks that share them out."""
         done = {path.name for path in self.done.iterdir()}
         mine = [number for number in range(group.rank, count, group.world) if f"{what}-{number:06d}" not in done]
-        return tqdm(mine, desc=f"{doing} of {self.source}", unit="block", leave=False, mininterval=1, disable=self.mesh.rank != 0 or len(mine) < 2)
+        return tqdm(
+            mine,
+            desc=f"{doing} of {self.source}",
+            unit="block",
+            leave=False,
+            mininterval=1,
+            disable=self.mesh.rank != 0 or len(mine) < 2,
+        )
 
     def finished(self, what, number):
         (self.done / f"{what}-{number:06d}").touch()

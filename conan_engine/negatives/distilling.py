@@ -1,8 +1,9 @@
-"""What a teacher says, asked once and kept in the run's folder: its vectors of texts, the targets of weak.distil; and a score of each query's positive
-and of each candidate of its pool, the targets of supervised.distil, so that a candidate that comes into use later has its own. Without a teacher
-the scores are those that the records bring.
+"""What a teacher says, asked once and kept in the run's folder: its vectors of texts, the targets of weak.distil; and a
+score of each query's positive and of each candidate of its pool, the targets of supervised.distil, so that a candidate
+that comes into use later has its own. Without a teacher the scores are those that the records bring.
 
-A teacher reads what the model reads: the text of the tokens. Ranks share the work, block by block; a stopped run goes on behind what is finished.
+A teacher reads what the model reads: the text of the tokens. Ranks share the work, block by block; a stopped run goes
+on behind what is finished.
 """
 
 import hashlib
@@ -30,7 +31,8 @@ def parts(count):
 
 
 class Teacher:
-    """name: of the teacher; setting: where it stands; tokenizer: that the shards are written with; device: where a model computes."""
+    """name: of the teacher; setting: where it stands; tokenizer: that the shards are written with; device: where a
+    model computes."""
 
     def __init__(self, name, setting, tokenizer, device):
         self.name, self.setting, self.tokenizer, self.device = name, setting, tokenizer, str(device)
@@ -40,7 +42,9 @@ class Teacher:
         tokens, cu_seqlens = shards.gather(np.ravel(records), np.broadcast_to(fields, np.shape(records)).ravel())
         before, behind = len(self.tokenizer.prefix), len(self.tokenizer.suffix)
         bounds = cu_seqlens.tolist()
-        return np.array([self.tokenizer.decode(tokens[a + before : b - behind]) for a, b in zip(bounds, bounds[1:])], object)
+        return np.array(
+            [self.tokenizer.decode(tokens[a + before : b - behind]) for a, b in zip(bounds, bounds[1:])], object
+        )
 
     def has_vectors(self):
         return teachers.has_vectors(self.setting, self.name, self.device)
@@ -48,11 +52,18 @@ class Teacher:
     def vectors(self, kind, shards, records, fields):
         """Of the texts, as "queries" or "documents": unit vectors float32 [n, D]."""
         texts = self.texts(shards, records, fields)
-        return np.concatenate([teachers.vectors(self.setting, self.name, list(texts[at]), self.device, kind) for at in parts(len(texts))])
+        return np.concatenate(
+            [teachers.vectors(self.setting, self.name, list(texts[at]), self.device, kind) for at in parts(len(texts))]
+        )
 
     def scores(self, queries, documents):
         """Of pairs of texts: float64 [n]."""
-        return np.concatenate([teachers.scores(self.setting, self.name, list(queries[at]), list(documents[at]), self.device) for at in parts(len(queries))])
+        return np.concatenate(
+            [
+                teachers.scores(self.setting, self.name, list(queries[at]), list(documents[at]), self.device)
+                for at in parts(len(queries))
+            ]
+        )
 
     def vectors_in(self, path, blocks, shards, records, fields):
         """Those of documents, in a file by all ranks, mapped: float16 [n, D]."""
@@ -71,13 +82,17 @@ def on_disk(work):
     try:
         return work()
     except OSError as error:
-        raise UserError(f"{error.filename}: cannot write here ({error.strerror}); make room, then run again: it goes on behind what is finished") from None
+        raise UserError(
+            f"{error.filename}: cannot write here ({error.strerror}); make room, then run again: it goes on "
+            "behind what is finished"
+        ) from None
     finally:
         teachers.forget()
 
 
 class Texts:
-    """A teacher's vectors of some records of a source's texts, int64 [n], sorted. width: their numbers, once they are there."""
+    """A teacher's vectors of some records of a source's texts, int64 [n], sorted. width: their numbers, once they are
+    there."""
 
     def __init__(self, shards, records, teacher, tokenizer, source, mesh):
         self.shards, self.records, self.source, self.mesh = shards, records, source, mesh
@@ -91,7 +106,9 @@ class Texts:
 
         def work():
             blocks.begin()
-            return self.teacher.vectors_in(folder / "vectors.f16", blocks, self.shards, self.records, np.zeros_like(self.records))
+            return self.teacher.vectors_in(
+                folder / "vectors.f16", blocks, self.shards, self.records, np.zeros_like(self.records)
+            )
 
         self.vectors = on_disk(work)
         self.width = self.vectors.shape[1]
@@ -112,8 +129,8 @@ class Targets:
         self.teacher = Teacher(teacher, SCORES, tokenizer, mesh.device) if teacher else None
 
     def make(self):
-        """float32 [Q, 1+P], mapped: of the positive, then of the pool; NaN where nothing is said. Raises UserError for a teacher that is not
-        there, and where nothing can be written."""
+        """float32 [Q, 1+P], mapped: of the positive, then of the pool; NaN where nothing is said. Raises UserError for
+        a teacher that is not there, and where nothing can be written."""
         if not self.path.exists():
             on_disk(self._fill)
         return np.load(self.path, mmap_mode="r")
@@ -133,7 +150,8 @@ class Targets:
         self.blocks.made_once(self.path, lambda to: os.rename(path, to))
 
     def _scoring(self):
-        """(queries a block, what gives the targets of some rows). A teacher that has vectors is asked for each text once, another for each pair."""
+        """(queries a block, what gives the targets of some rows). A teacher that has vectors is asked for each text
+        once, another for each pair."""
         if self.teacher is None:
             return QUERIES, self._own
         if not self.teacher.has_vectors():
@@ -143,7 +161,9 @@ class Targets:
             in_pool[self.pools.candidates[start : start + QUERIES]] = True
         self.place = in_pool.cumsum() - 1  # of a document, among those in pools
         path = self.path.with_suffix(".f16")
-        self.vectors = self.teacher.vectors_in(path, self.blocks, corpus.shards, corpus.record[in_pool], corpus.field[in_pool])
+        self.vectors = self.teacher.vectors_in(
+            path, self.blocks, corpus.shards, corpus.record[in_pool], corpus.field[in_pool]
+        )
         return QUERIES, self._cosines
 
     def _own(self, rows):
@@ -154,18 +174,23 @@ class Targets:
         given, end = corpus.given_start[records], corpus.given_start[records + 1]
         first = records + given - corpus.given_start[0]  # of the record's scores
         own = (given <= candidates) & (candidates < end)
-        return np.concatenate((scores[first], np.where(own, scores[np.where(own, first + 1 + candidates - given, 0)], np.nan)), axis=1)
+        return np.concatenate(
+            (scores[first], np.where(own, scores[np.where(own, first + 1 + candidates - given, 0)], np.nan)), axis=1
+        )
 
     def _pairs(self, rows):
         corpus, candidates, records = self.corpus, self.pools.candidates[rows], self.pools.queries[rows]
-        documents = self.teacher.texts(corpus.shards, corpus.record[candidates], corpus.field[candidates]).reshape(candidates.shape)
+        documents = self.teacher.texts(corpus.shards, corpus.record[candidates], corpus.field[candidates]).reshape(
+            candidates.shape
+        )
         documents = np.concatenate((self.teacher.texts(corpus.shards, records, 1)[:, None], documents), axis=1)
         queries = np.repeat(self.teacher.texts(corpus.shards, records, 0), documents.shape[1])
         return self.teacher.scores(queries, documents.ravel()).reshape(documents.shape)
 
     def _cosines(self, rows):
         shards, records = self.corpus.shards, self.pools.queries[rows]
-        queries, positives = self.teacher.vectors("queries", shards, records, 0), self.teacher.vectors("documents", shards, records, 1)
+        queries = self.teacher.vectors("queries", shards, records, 0)
+        positives = self.teacher.vectors("documents", shards, records, 1)
         out = np.empty((len(rows), 1 + self.pools.candidates.shape[1]), np.float32)
         out[:, 0] = np.einsum("qd,qd->q", queries, positives)
         for i, row in enumerate(rows):

@@ -1,10 +1,12 @@
-"""Hard negatives mined over as many documents as a disk holds: what is embedded, the index and the pools are files in the run's folder, which
-all ranks fill block by block and map. Which blocks there are does not depend on the ranks, so neither does what comes out; those that a
-stopped run has finished are kept. The steps of a source:
+"""Hard negatives mined over as many documents as a disk holds: what is embedded, the index and the pools are files in
+the run's folder, which all ranks fill block by block and map. Which blocks there are does not depend on the ranks, so
+neither does what comes out; those that a stopped run has finished are kept. The steps of a source:
 
-1. Ranks of different data embed the blocks of texts: every document, then the queries. fp16, the first `negatives.dim` numbers.
-2. Unless the search is exact, rank 0 trains an index on a sample; all ranks put parts of the documents into it, a file each, which rank 0
-   merges and all map. Where the kind of index has no lists to merge, rank 0 makes it alone, in its memory.
+1. Ranks of different data embed the blocks of texts: every document, then the queries. fp16, the first `negatives.dim`
+   numbers.
+2. Unless the search is exact, rank 0 trains an index on a sample; all ranks put parts of the documents into it, a file
+   each, which rank 0 merges and all map. Where the kind of index has no lists to merge, rank 0 makes it alone, in its
+   memory.
 3. All ranks search the blocks of queries and write their pools.
 """
 
@@ -34,7 +36,8 @@ LISTS = "lists.ivfdata"  # beside the index whose they are
 
 
 class Corpus:
-    """The documents that a source's queries may be told apart from: each distinct positive once, and every given negative."""
+    """The documents that a source's queries may be told apart from: each distinct positive once, and every given
+    negative."""
 
     def __init__(self, shards, known):
         records = np.arange(len(shards), dtype=np.int64)
@@ -45,7 +48,8 @@ class Corpus:
         self._place[np.argsort(first)] = np.arange(len(first))
         first.sort()
         given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
-        self.given_start = len(first) + np.concatenate(([0], np.cumsum(given)))  # a record's own negatives, in the corpus
+        # a record's own negatives, in the corpus
+        self.given_start = len(first) + np.concatenate(([0], np.cumsum(given)))
         rows, fields = ranges(np.full(len(records), 2), 2 + given)
         self.record = np.concatenate((first, rows))
         self.field = np.concatenate((np.ones(len(first), np.int64), fields))
@@ -70,14 +74,20 @@ class Mining:
     """Of one source's pools. folder: where its files are; mesh: the ranks, all of which call `run`."""
 
     def __init__(self, corpus, known, queries, rule, seed, source, folder, mesh):
-        self.corpus, self.known, self.queries, self.rule, self.seed, self.source = corpus, known, queries, rule, seed, source
+        self.corpus = corpus
+        self.known = known
+        self.queries = queries
+        self.rule = rule
+        self.seed = seed
+        self.source = source
         self.folder, self.blocks, self.mesh = Path(folder), Blocks(folder, source, mesh), mesh
-        self.vectors = None  # of the documents, the queries, and the queries' positives where another document stands for these
+        # of the documents, the queries, and the queries' positives where another document stands for these
+        self.vectors = None
 
     def run(self, embed):
-        """Fill the folder, from where an earlier start stopped. embed(records, fields) -> unit vectors float32 [n, E], by the ranks of one copy
-        of the model together. Raises UserError for a query that everything answers, an index that faiss does not know, and
-        where nothing can be written."""
+        """Fill the folder, from where an earlier start stopped. embed(records, fields) -> unit vectors float32 [n, E],
+        by the ranks of one copy of the model together. Raises UserError for a query that everything answers, an index
+        that faiss does not know, and where nothing can be written."""
         if (self.folder / ABOUT).exists():
             return
         try:
@@ -88,7 +98,10 @@ class Mining:
                 search = _exact(self.documents, self.mesh.device) if self.rule.index == "Flat" else self._indexed()
             self._fill(search)
         except OSError as error:
-            raise UserError(f"{self.folder}: cannot write here ({error.strerror}); make room, then run again: it goes on behind what is finished") from None
+            raise UserError(
+                f"{self.folder}: cannot write here ({error.strerror}); make room, then run again: it goes on "
+                "behind what is finished"
+            ) from None
 
     @property
     def documents(self):
@@ -97,7 +110,9 @@ class Mining:
     def _embed(self, embed):
         corpus, queries = self.corpus, self.queries
         standing = corpus.positive(queries)
-        other = corpus.shards.hashes(queries, 1) != corpus.shards.hashes(corpus.record[standing], corpus.field[standing])
+        other = corpus.shards.hashes(queries, 1) != corpus.shards.hashes(
+            corpus.record[standing], corpus.field[standing]
+        )
         record = np.concatenate((corpus.record, queries, queries[other]))
         field = np.repeat((0, 1), (len(queries), other.sum()))
         field = np.concatenate((corpus.field, field))
@@ -127,7 +142,9 @@ class Mining:
             if _lists(faiss, index):
                 self._parts(faiss, index)
             fill = _merged if _lists(faiss, index) else _filled_whole
-            self.blocks.made_once(path, lambda to: faiss.write_index(fill(faiss, index, self.documents, self.folder), to))
+            self.blocks.made_once(
+                path, lambda to: faiss.write_index(fill(faiss, index, self.documents, self.folder), to)
+            )
             if self.mesh.rank == 0:
                 for part in self.folder.glob("part-*.faiss"):
                     part.unlink()
@@ -151,7 +168,9 @@ class Mining:
         corpus, rule, blocks = self.corpus, self.rule, -(-len(self.queries) // QUERIES)
         path, hard = self.folder / POOLS, self.folder / "hard.f32"
         number_type = np.int32 if len(corpus) < 2**31 else np.int64
-        self.blocks.made_once(path, lambda to: np.lib.format.open_memmap(to, "w+", number_type, (len(self.queries), rule.pool)))
+        self.blocks.made_once(
+            path, lambda to: np.lib.format.open_memmap(to, "w+", number_type, (len(self.queries), rule.pool))
+        )
         begin = np.load(path, mmap_mode="r").offset
         for number in self.blocks.todo("queries", blocks, self.mesh, "mining hard negatives"):
             rows = np.arange(number * QUERIES, min((number + 1) * QUERIES, len(self.queries)))
@@ -162,7 +181,9 @@ class Mining:
                 most = positive - (1 - rule.max_ratio) * np.abs(positive)  # below it where it is negative, too
                 good = (found >= 0) & (scores <= most[:, None])
             else:
-                scores, found, good = np.empty((len(rows), 0)), np.empty((len(rows), 0), np.int64), np.empty((len(rows), 0), bool)
+                scores = np.empty((len(rows), 0))
+                found = np.empty((len(rows), 0), np.int64)
+                good = np.empty((len(rows), 0), bool)
             candidates = self._candidates(rows, found, good)
             put(path, begin + rows[0] * rule.pool * np.dtype(number_type).itemsize, candidates.astype(number_type))
             if rule.bounds == "quantile":
@@ -174,7 +195,10 @@ class Mining:
         self.blocks.wait("queries", blocks)
         if self.mesh.rank == 0:
             ruled = by_quantile(rule, np.fromfile(hard, np.float32)) if rule.bounds == "quantile" else rule
-            write_json(self.folder / ABOUT, {"source": self.source, "documents": len(corpus), "low": ruled.low, "bound": ruled.bound})
+            write_json(
+                self.folder / ABOUT,
+                {"source": self.source, "documents": len(corpus), "low": ruled.low, "bound": ruled.bound},
+            )
         until((self.folder / ABOUT).exists)
 
     def _candidates(self, rows, found, good):
@@ -183,7 +207,11 @@ class Mining:
         out = np.empty((len(rows), pool), np.int64)
         # most queries have one right group, no negatives of their own, and more than enough found
         fine = good & (corpus.group[found] != corpus.group_of_record[records, None])
-        simple = ~np.isin(records, self.known.records) & (corpus.given_start[records + 1] == corpus.given_start[records]) & (fine.sum(axis=1) >= pool)
+        simple = (
+            ~np.isin(records, self.known.records)
+            & (corpus.given_start[records + 1] == corpus.given_start[records])
+            & (fine.sum(axis=1) >= pool)
+        )
         if simple.any():
             best = np.argsort(~fine[simple], axis=1, kind="stable")[:, :pool]
             out[simple] = np.take_along_axis(found[simple], best, axis=1)
@@ -201,7 +229,8 @@ class Mining:
             best = np.concatenate((best, _without(right, corpus, spare)))
         if not len(best):
             raise UserError(
-                f"{self.source}: record {record}: no negative to be found for its query, {len(right)} of its kind are right for it; "
+                f"{self.source}: record {record}: no negative to be found for its query, {len(right)} of "
+                "its kind are right for it; "
                 "give more data, or leave out queries that everything answers"
             )
         distinct = best[np.sort(np.unique(best, return_index=True)[1])]
@@ -209,7 +238,8 @@ class Mining:
 
 
 def tidy(folder):
-    """Away with all but the pools and their targets, of every source mined under `folder`; once all ranks are through with it."""
+    """Away with all but the pools and their targets, of every source mined under `folder`; once all ranks are through
+    with it."""
     for about in Path(folder).glob(f"*/{ABOUT}"):
         for path in about.parent.iterdir():
             if path.name not in (ABOUT, POOLS) and not fnmatch.fnmatch(path.name, KEPT):
@@ -217,7 +247,8 @@ def tidy(folder):
 
 
 def by_quantile(rule, scores):
-    """The rule with bounds that are cosines, where they are shares of `scores`, the cosines of the negatives mined first; NaN counts for none."""
+    """The rule with bounds that are cosines, where they are shares of `scores`, the cosines of the negatives mined
+    first; NaN counts for none."""
     scores = scores[~np.isnan(scores)]
     if rule.bounds == "cosine" or not len(scores):
         return rule
@@ -226,8 +257,8 @@ def by_quantile(rule, scores):
 
 
 def _exact(documents, device):
-    """The nearest of all documents, slice by slice: no index, and no more of them in memory than a slice. On a GPU by torch: it is there whether or
-    not faiss has a build for that CUDA."""
+    """The nearest of all documents, slice by slice: no index, and no more of them in memory than a slice. On a GPU by
+    torch: it is there whether or not faiss has a build for that CUDA."""
     nearest = functools.partial(_nearest_by_torch, device) if device.type == "cuda" else _nearest_by_faiss
 
     def search(asked, count):
@@ -243,7 +274,8 @@ def _exact(documents, device):
 
 
 def _nearest_by_faiss(asked, part, count):
-    """The largest products of each of asked [n, E] with part [m, E], float32 [n, count], and where they stand in part."""
+    """The largest products of each of asked [n, E] with part [m, E], float32 [n, count], and where they stand in
+    part."""
     import faiss
 
     return faiss.knn(asked, _single(part), count, faiss.METRIC_INNER_PRODUCT)
@@ -264,7 +296,10 @@ def _trained(faiss, rule, documents):
             count = min(SAMPLE, len(documents))
             index.train(documents[np.arange(count) * len(documents) // count].astype(np.float32))
     except RuntimeError as error:
-        raise UserError(f"negatives.index: faiss cannot make {rule.index!r} of {len(documents)} vectors of {documents.shape[1]} numbers ({_said(error)}); see its index factory") from None
+        raise UserError(
+            f"negatives.index: faiss cannot make {rule.index!r} of {len(documents)} vectors of "
+            f"{documents.shape[1]} numbers ({_said(error)}); see its index factory"
+        ) from None
     return index
 
 
@@ -304,7 +339,8 @@ def _filled_whole(faiss, index, documents, _):
 
 
 def _slices(documents, numbers=None):
-    """(number of the first one, some documents) until all have been; at most so many numbers at a time (None: SLICE)."""
+    """(number of the first one, some documents) until all have been; at most so many numbers at a time (None:
+    SLICE)."""
     count = max(1, (numbers or SLICE) // documents.shape[1])
     for start in range(0, len(documents), count):
         yield start, np.array(documents[start : start + count])  # off the disk once
@@ -315,14 +351,16 @@ def _single(vectors):
 
 
 def _ready(faiss, index, rule, mesh):
-    """An index as it is searched: on this rank's GPU, or of a single rank on all of them, a part of it on each; where no GPU is there, or takes
-    it, as it is."""
+    """An index as it is searched: on this rank's GPU, or of a single rank on all of them, a part of it on each; where
+    no GPU is there, or takes it, as it is."""
     space = faiss.ParameterSpace()
     if mesh.device.type == "cuda" and getattr(faiss, "get_num_gpus", int)():
         options = faiss.GpuMultipleClonerOptions()
         options.useFloat16, options.shard = True, mesh.world == 1
         try:
-            index = faiss.index_cpu_to_gpus_list(index, options, list(range(faiss.get_num_gpus())) if mesh.world == 1 else [mesh.device.index])
+            index = faiss.index_cpu_to_gpus_list(
+                index, options, list(range(faiss.get_num_gpus())) if mesh.world == 1 else [mesh.device.index]
+            )
             space = faiss.GpuParameterSpace()
         except RuntimeError as error:
             print(f"negatives.index: no GPU takes it ({_said(error)}); searching on the CPU", flush=True)
@@ -330,7 +368,10 @@ def _ready(faiss, index, rule, mesh):
         try:
             space.set_index_parameters(index, rule.search)
         except RuntimeError as error:
-            raise UserError(f"negatives.search: {rule.search!r} is nothing for an index {rule.index!r} ({_said(error)}); expected such as \"nprobe=32\"") from None
+            raise UserError(
+                f"negatives.search: {rule.search!r} is nothing for an index {rule.index!r} ({_said(error)}); "
+                'expected such as "nprobe=32"'
+            ) from None
     return index
 
 
@@ -345,7 +386,19 @@ def _without(groups, corpus, documents):
 def key(rule, shards, weights, queries, seed):
     """A name for what is mined by a rule of shards (their fingerprint) with a model (its digest) for queries."""
     bounds = (rule.count, rule.low, rule.bound) if rule.bounds == "quantile" else ()
-    facts = [rule.index, rule.search, rule.dim, rule.pool, rule.max_ratio, *bounds, shards, weights, seed, TEXTS, QUERIES]
+    facts = [
+        rule.index,
+        rule.search,
+        rule.dim,
+        rule.pool,
+        rule.max_ratio,
+        *bounds,
+        shards,
+        weights,
+        seed,
+        TEXTS,
+        QUERIES,
+    ]
     return hashlib.blake2b(json.dumps(facts).encode() + queries.tobytes(), digest_size=8).hexdigest()
 
 

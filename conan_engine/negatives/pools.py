@@ -1,4 +1,5 @@
-"""Hard negatives: pools mined by nearest-neighbour search, and their dynamic replacement while training (recipe section 4)."""
+"""Hard negatives: pools mined by nearest-neighbour search, and their dynamic replacement while training (recipe section
+4)."""
 
 import dataclasses
 import json
@@ -14,8 +15,9 @@ def should_replace(first, now, rule):
     """Dynamic hard negative mining (arXiv 2509.12892 section 3.4): which negatives have become too easy.
 
     first: cosine when the negative came into use (S_0); now: its current one (S_i); arrays of one shape -> bool array.
-    Replace if S_0 < low, or if factor * S_i < S_0 and S_i < bound. How large the cosines of hard negatives are is a model's own: where
-    those of the paper's are above 0.4, others' are all below, and each is replaced by an easier one at every use. `bounds = "quantile"` is for these.
+    Replace if S_0 < low, or if factor * S_i < S_0 and S_i < bound. How large the cosines of hard negatives are is a
+    model's own: where those of the paper's are above 0.4, others' are all below, and each is replaced by an easier one
+    at every use. `bounds = "quantile"` is for these.
     """
     return (first < rule.low) | ((rule.factor * now < first) & (now < rule.bound))
 
@@ -23,18 +25,21 @@ def should_replace(first, now, rule):
 class Pools:
     """Per query: candidates best first, the `count` in use, and their first cosines.
 
-    All ranks map all pools and apply the same updates, so any rank can draw any query next. A checkpoint holds what has changed of them.
+    All ranks map all pools and apply the same updates, so any rank can draw any query next. A checkpoint holds what has
+    changed of them.
     """
 
     def __init__(self, corpus, queries, candidates, rule, folder=""):
-        """queries: sorted record ids [Q]; candidates: indices into the corpus, int [Q, P]; folder: of what mining.py has written."""
+        """queries: sorted record ids [Q]; candidates: indices into the corpus, int [Q, P]; folder: of what mining.py
+        has written."""
         self.corpus, self.queries, self.rule, self.folder = corpus, queries, rule, Path(folder)
         self.candidates = candidates
         self.slot = np.tile(np.arange(rule.count, dtype=np.int16), (len(queries), 1))  # [Q, K]: place in the pool
         self.first = np.full((len(queries), rule.count), np.nan, dtype=np.float32)  # S_0; NaN until first used
         self.used = np.zeros(len(queries), bool)
         self.replaced = 0
-        self.targets = None  # float32 [Q, 1+P]: what a teacher says of the positive and of each candidate, see distilling.py
+        # float32 [Q, 1+P]: what a teacher says of the positive and of each candidate, see distilling.py
+        self.targets = None
 
     def draw(self, records):
         """The documents in use for these queries: (records, fields, groups), each int64 [n * K], query by query."""
@@ -43,7 +48,8 @@ class Pools:
         return self.corpus.record[documents], self.corpus.field[documents], self.corpus.group[documents]
 
     def targets_of(self, records):
-        """What the teacher says of these queries' positives and of the documents in use, NaN for nothing: float32 [n, 1+K]."""
+        """What the teacher says of these queries' positives and of the documents in use, NaN for nothing: float32
+        [n, 1+K]."""
         rows = np.searchsorted(self.queries, records)
         slot = np.concatenate((np.zeros((len(rows), 1), np.int64), 1 + self.slot[rows].astype(np.int64)), axis=1)
         return np.take_along_axis(self.targets[rows], slot, axis=1)
@@ -65,7 +71,13 @@ class Pools:
     def state(self):
         """What has changed since they were mined, and where they are."""
         rows = np.flatnonzero(self.used)
-        return {"rows": rows, "slot": self.slot[rows], "first": self.first[rows], "folder": np.frombuffer(self.folder.name.encode(), np.uint8), "replaced": np.array([self.replaced])}
+        return {
+            "rows": rows,
+            "slot": self.slot[rows],
+            "first": self.first[rows],
+            "folder": np.frombuffer(self.folder.name.encode(), np.uint8),
+            "replaced": np.array([self.replaced]),
+        }
 
     def load_state(self, state):
         rows = state["rows"]
@@ -81,7 +93,10 @@ class Pools:
             if candidates.shape != (len(queries), rule.pool) or about["documents"] != len(corpus):
                 raise ValueError("it holds other pools")
         except (OSError, ValueError, KeyError) as error:
-            raise UserError(f"{folder}: cannot go on with the negatives mined here ({error}); put it back as it was, or delete the stage's checkpoints to mine anew") from None
+            raise UserError(
+                f"{folder}: cannot go on with the negatives mined here ({error}); put it back as it was, or "
+                "delete the stage's checkpoints to mine anew"
+            ) from None
         if rule.bounds == "quantile":
             rule = dataclasses.replace(rule, bounds="cosine", low=about["low"], bound=about["bound"])
         return cls(corpus, queries, candidates, rule, folder)

@@ -13,12 +13,12 @@ FLOPS, ROUNDS = 2 * 10**9, 5  # of a measured product, forward and backward
 
 
 def settle_memory():
-    """Call it before the first product. glibc then keeps freed memory instead of giving it back to the kernel, which zeroes
-    every page when it is asked for it again: a training step takes 1.06 s instead of 1.50 (2 layers, width 256, 14,823
-    tokens, 2 cores). The process stays as large as it ever was. Does nothing where the C library has no mallopt.
+    """Call it before the first product. glibc then keeps freed memory instead of giving it back to the kernel, which
+    zeroes every page when it is asked for it again: a training step takes 1.06 s instead of 1.50 (2 layers, width 256,
+    14,823 tokens, 2 cores). The process stays as large as it ever was. Does nothing where the C library has no mallopt.
 
-    And oneDNN, which torch multiplies bfloat16 with, keeps the code it made for the last 16 shapes instead of 1024: no two
-    steps have as many tokens, and a shape takes up to 2 MB. The demo took 9.2 GB instead of 1.7, in the same time.
+    And oneDNN, which torch multiplies bfloat16 with, keeps the code it made for the last 16 shapes instead of 1024: no
+    two steps have as many tokens, and a shape takes up to 2 MB. The demo took 9.2 GB instead of 1.7, in the same time.
     """
     for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's own in front of it, and oneDNN's
         os.environ.setdefault(cache, "16")
@@ -30,8 +30,8 @@ def settle_memory():
 
 
 def multiplies_bfloat16():
-    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX). Without them torch computes in float32 all the same, and converts to
-    and fro."""
+    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX). Without them torch computes in float32 all
+    the same, and converts to and fro."""
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -40,8 +40,9 @@ def multiplies_bfloat16():
 
 
 def bfloat16_rate(width, ffn):
-    """How many times as fast as in float32 a product of [tokens, width] with [width, 2 ffn] is in bfloat16, with its gradients and conversions;
-    measured for a tenth of a second or so, None without the instructions. One has them and is slower all the same."""
+    """How many times as fast as in float32 a product of [tokens, width] with [width, 2 ffn] is in bfloat16, with its
+    gradients and conversions; measured for a tenth of a second or so, None without the instructions. One has them and
+    is slower all the same."""
     if not multiplies_bfloat16():
         return None
     tokens = max(64, min(2048, FLOPS // (12 * width * ffn)))
@@ -55,5 +56,6 @@ def bfloat16_rate(width, ffn):
         out.backward(out.detach())
         return time.perf_counter() - began
 
-    found = [[seconds(bfloat16) for bfloat16 in (False, True)] for _ in range(ROUNDS + 1)][1:]  # the first makes the code
+    # the first makes the code
+    found = [[seconds(bfloat16) for bfloat16 in (False, True)] for _ in range(ROUNDS + 1)][1:]
     return statistics.median(one for one, _ in found) / statistics.median(other for _, other in found)

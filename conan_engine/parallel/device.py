@@ -7,12 +7,15 @@ from conan_kernels.architecture import architecture
 
 
 def choose(setting="auto", index=0):
-    """The torch.device for "cuda", "cpu" or "auto": CUDA where there is one. Raises UserError where "cuda" finds none, and for
-    a GPU or a Triton that the kernels do not run on."""
+    """The torch.device for "cuda", "cpu" or "auto": CUDA where there is one. Raises UserError where "cuda" finds none,
+    and for a GPU or a Triton that the kernels do not run on."""
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if index >= torch.cuda.device_count():
-        raise UserError(f"device: this process asks for CUDA GPU {index} and torch {torch.__version__} sees {torch.cuda.device_count()}; use --device=cpu, or fewer processes")
+        raise UserError(
+            f"device: this process asks for CUDA GPU {index} and torch {torch.__version__} sees "
+            f"{torch.cuda.device_count()}; use --device=cpu, or fewer processes"
+        )
     device = torch.device("cuda", index)
     try:
         architecture(device)
@@ -24,4 +27,7 @@ def choose(setting="auto", index=0):
 def check_heads(device, head):
     """Raises UserError where the device's attention takes no heads of that many numbers."""
     if device.type == "cuda" and (head % 16 or head > 128):
-        raise UserError(f"model.head_dim: heads have {head} numbers, and on a GPU they have 16, 32, ... or 128; set model.head_dim or model.heads, or use --device=cpu")
+        raise UserError(
+            f"model.head_dim: heads have {head} numbers, and on a GPU they have 16, 32, ... or 128; set "
+            "model.head_dim or model.heads, or use --device=cpu"
+        )

@@ -20,7 +20,8 @@ _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_sc
 
 
 class Waiting:
-    """How long a step's work on this rank's device stands still until what ranks send has come. Counts between `begin` and `end`."""
+    """How long a step's work on this rank's device stands still until what ranks send has come. Counts between `begin`
+    and `end`."""
 
     def __init__(self):
         self.spans = None
@@ -59,8 +60,8 @@ waiting = Waiting()
 
 
 class Group:
-    """Ranks that share something: this one is number `rank` of `world`, on `device`. Every collective is the identity when world
-    is 1; what is not said to have a gradient has none. handle: torch's, None for all ranks."""
+    """Ranks that share something: this one is number `rank` of `world`, on `device`. Every collective is the identity
+    when world is 1; what is not said to have a gradient has none. handle: torch's, None for all ranks."""
 
     def __init__(self, device="cpu", rank=0, world=1, handle=None):
         self.device, self.rank, self.world, self._handle = torch.device(device), rank, world, handle
@@ -89,7 +90,11 @@ class Group:
             return tensor
         if counts:
             most = max(counts)
-            return torch.cat([rows[:n] for rows, n in zip(self.gather(_filled(tensor, most)).split(most), counts)]) if most else tensor
+            return (
+                torch.cat([rows[:n] for rows, n in zip(self.gather(_filled(tensor, most)).split(most), counts)])
+                if most
+                else tensor
+            )
         out = tensor.new_empty(self.world * len(tensor), *tensor.shape[1:])
         with waiting.on(self.device):
             _all_gather(out, tensor.contiguous(), group=self._handle)
@@ -105,8 +110,8 @@ class Group:
         return out
 
     def gather_with_gradient(self, tensor, counts):
-        """As `gather`; each rank's rows receive the sum of the gradients that all ranks have for them. The backward is collective
-        too, on ranks that have no rows as well."""
+        """As `gather`; each rank's rows receive the sum of the gradients that all ranks have for them. The backward is
+        collective too, on ranks that have no rows as well."""
         return tensor if self.world == 1 else _Gather.apply(tensor, self, counts)
 
     def share(self, count):
@@ -115,21 +120,31 @@ class Group:
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def start_reduce_scatter(self, flat):
-        """Begin to sum `flat` [world * n] over ranks, in place: each has the sum in its `share` alone, the rest is lost.
-        Returns what to `wait` for, None if nothing."""
-        return _reduce_scatter(flat[self.share(len(flat))], flat, group=self._handle, async_op=True) if self.world > 1 else None
+        """Begin to sum `flat` [world * n] over ranks, in place: each has the sum in its `share` alone, the rest is
+        lost. Returns what to `wait` for, None if nothing."""
+        return (
+            _reduce_scatter(flat[self.share(len(flat))], flat, group=self._handle, async_op=True)
+            if self.world > 1
+            else None
+        )
 
     def start_gather(self, flat):
-        """Begin to fill `flat` [world * n] with each rank's `share` of it. Returns what to `wait` for, None if nothing."""
-        return _all_gather(flat, flat[self.share(len(flat))], group=self._handle, async_op=True) if self.world > 1 else None
+        """Begin to fill `flat` [world * n] with each rank's `share` of it. Returns what to `wait` for, None if
+        nothing."""
+        return (
+            _all_gather(flat, flat[self.share(len(flat))], group=self._handle, async_op=True)
+            if self.world > 1
+            else None
+        )
 
 
 class Mesh(Group):
-    """All ranks of a run, in rows and columns: `tensor` neighbours share one copy of the model (the group `tensor`), and those of
-    the same place in each copy hold the same part of it and share out the data (the group `data`)."""
+    """All ranks of a run, in rows and columns: `tensor` neighbours share one copy of the model (the group `tensor`),
+    and those of the same place in each copy hold the same part of it and share out the data (the group `data`)."""
 
     def __init__(self, device="auto", tensor=1, timeout=600):
-        """timeout: seconds after which a collective gives up waiting, and a rank that gives no sign of life counts as gone."""
+        """timeout: seconds after which a collective gives up waiting, and a rank that gives no sign of life counts as
+        gone."""
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         super().__init__(choose(device, int(os.environ.get("LOCAL_RANK", 0))), rank, world)
         cuda = self.device.type == "cuda"
@@ -138,12 +153,15 @@ class Mesh(Group):
         else:
             settle_memory()
         if world % tensor:
-            raise UserError(f"tensor_parallel is {tensor}, which does not divide the {world} ranks; start a multiple of it")
+            raise UserError(
+                f"tensor_parallel is {tensor}, which does not divide the {world} ranks; start a multiple of it"
+            )
         if world > 1:
             self._timeout = datetime.timedelta(seconds=timeout)
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if cuda else "gloo", timeout=self._timeout)
-            self._host = dist.new_group(backend="gloo", timeout=self._timeout)  # for what is not the device's to wait for
+            # for what is not the device's to wait for
+            self._host = dist.new_group(backend="gloo", timeout=self._timeout)
         copies = range(world // tensor)
         self.tensor = self._subgroup([[copy * tensor + place for place in range(tensor)] for copy in copies])
         self.data = self._subgroup([[copy * tensor + place for copy in copies] for place in range(tensor)])
@@ -151,7 +169,8 @@ class Mesh(Group):
             watch.begin(dist.distributed_c10d._get_default_store(), rank, world, timeout)
 
     def _subgroup(self, every):
-        """The Group among `every`, disjoint lists of ranks, that this rank is in. Torch wants all of them made by all ranks."""
+        """The Group among `every`, disjoint lists of ranks, that this rank is in. Torch wants all of them made by all
+        ranks."""
         for ranks in every:
             handle = dist.new_group(ranks, timeout=self._timeout) if 1 < len(ranks) < self.world else None
             if self.rank in ranks:
@@ -180,8 +199,8 @@ class Mesh(Group):
 
     @contextlib.contextmanager
     def together(self):
-        """All ranks leave this together, for however many hours some are in it: none waits in a collective meanwhile, which would
-        take a slow rank for a dead one, and all hear signals. `any` is not for use within."""
+        """All ranks leave this together, for however many hours some are in it: none waits in a collective meanwhile,
+        which would take a slow rank for a dead one, and all hear signals. `any` is not for use within."""
         if self.world == 1:
             yield
             return
@@ -229,4 +248,6 @@ class _Gather(torch.autograd.Function):
 
 def _filled(tensor, rows):
     """Zeros below, up to so many rows."""
-    return tensor if len(tensor) == rows else torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))
+    return (
+        tensor if len(tensor) == rows else torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))
+    )

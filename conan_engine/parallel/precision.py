@@ -1,4 +1,5 @@
-"""In which precision a run's matrix products are: as set, or what its device multiplies faster at the model's own shapes."""
+"""In which precision a run's matrix products are: as set, or what its device multiplies faster at the model's own
+shapes."""
 
 from conan_engine.parallel import cpu
 
@@ -6,7 +7,8 @@ FASTER = 1.05  # times as fast: less is within what a measurement varies by
 
 
 def choose(config, mesh, before=None):
-    """("bfloat16" or "float32", why: a line, or "" where it was set). before: what it was in the run's checkpoint, which it stays. Collective."""
+    """("bfloat16" or "float32", why: a line, or "" where it was set). before: what it was in the run's checkpoint,
+    which it stays. Collective."""
     if config.precision != "auto":
         return config.precision, ""
     if before:

@@ -1,12 +1,12 @@
 """AdamW over the data ranks (ZeRO stage 1, arXiv 1910.02054), its traffic hidden behind the computation.
 
-Parameters live in buckets, in the order of the forward pass. As soon as the backward has finished a bucket, its gradients are
-summed over the ranks while the backward goes on, and each rank receives its share of the sum; each updates its share; and the new
-weights are gathered, the first layers' first, while the next step begins: a module waits for its own. A step sends one
-reduce-scatter and one all-gather of the parameters.
+Parameters live in buckets, in the order of the forward pass. As soon as the backward has finished a bucket, its
+gradients are summed over the ranks while the backward goes on, and each rank receives its share of the sum; each
+updates its share; and the new weights are gathered, the first layers' first, while the next step begins: a module waits
+for its own. A step sends one reduce-scatter and one all-gather of the parameters.
 
-A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), and of its share the float32 master (4) and both moments
-(8). Where weights are float32 the share of them is the master.
+A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), and of its share the float32 master (4)
+and both moments (8). Where weights are float32 the share of them is the master.
 """
 
 import torch
@@ -19,7 +19,8 @@ BUCKET = 1 << 25  # parameters: 128 MB of gradients, enough for full bandwidth, 
 
 
 class Bucket:
-    """Parameters one after another in flat buffers, filled up with zeros so that every rank's share has the same size."""
+    """Parameters one after another in flat buffers, filled up with zeros so that every rank's share has the same
+    size."""
 
     def __init__(self, named, group, dtype):
         """named: [(name, parameter)]; the parameters become views of `weights`, in that dtype."""
@@ -50,8 +51,8 @@ class Bucket:
             p.data = weight.view_as(p)
 
     def shared(self):
-        """(name, parameter, start, place) of what is in this rank's share: the parameter's numbers from `start` on are at the slice
-        `place` of the share."""
+        """(name, parameter, start, place) of what is in this rank's share: the parameter's numbers from `start` on are
+        at the slice `place` of the share."""
         end = 0
         for name, p, size in zip(self.names, self.parameters, self.sizes):
             begin, end = end, end + size
@@ -77,8 +78,8 @@ class ShardedAdamW:
     """A step: backwards, `send_next` before the last of them; `reduce_gradients`; `step`; `zero_gradients`."""
 
     def __init__(self, model, mesh, lr, weight_decay, dtype=torch.float32):
-        """mesh: parallel.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no gradient are left as they
-        are, in that dtype."""
+        """mesh: parallel.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no
+        gradient are left as they are, in that dtype."""
         self.mesh = mesh
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         for p in model.parameters():
@@ -94,9 +95,13 @@ class ShardedAdamW:
             if own:
                 self.hooks.append(module.register_forward_pre_hook(_wait_for(own)))
         # Norm weights decay too: at the paper's 1e-3 it makes no difference, and one list of slices is simpler.
-        self.adam = torch.optim.AdamW([b.master for b in self.buckets], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True)
+        self.adam = torch.optim.AdamW(
+            [b.master for b in self.buckets], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
+        )
         for b in self.buckets:
-            self.adam.state[b.master] = {key: torch.zeros_like(b.master) for key in MOMENTS} | {"step": torch.zeros((), device=mesh.device)}
+            self.adam.state[b.master] = {key: torch.zeros_like(b.master) for key in MOMENTS} | {
+                "step": torch.zeros((), device=mesh.device)
+            }
         self.zero_gradients()
 
     def send_next(self):
@@ -144,10 +149,13 @@ class ShardedAdamW:
         for bucket in self.buckets:
             bucket.gradients.zero_()
         # every rank sends the buckets in this order, whichever is complete first
-        self.sending, self.unsent, self.missing = False, list(self.buckets), {bucket: set(bucket.parameters) for bucket in self.buckets}
+        self.sending = False
+        self.unsent = list(self.buckets)
+        self.missing = {bucket: set(bucket.parameters) for bucket in self.buckets}
 
     def blend(self, earlier, share):
-        """The weights become `share` (0 to 1) of themselves and the rest of `earlier`'s, a model of the same parts. Collective."""
+        """The weights become `share` (0 to 1) of themselves and the rest of `earlier`'s, a model of the same parts.
+        Collective."""
         begun = dict(earlier.named_parameters())
         with torch.no_grad():
             for bucket in self.buckets:
@@ -169,9 +177,9 @@ class ShardedAdamW:
                 p.grad = None
 
     def held(self):
-        """This rank's part of a checkpoint: ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name; start; the numbers of its slice
-        from there on, float32, as a view), each. What the tensor ranks have alike the first of them gives. The others' parts may be on
-        their way meanwhile."""
+        """This rank's part of a checkpoint: ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name; start; the
+        numbers of its slice from there on, float32, as a view), each. What the tensor ranks have alike the first of
+        them gives. The others' parts may be on their way meanwhile."""
         for bucket in self.buckets:
             if bucket.cut or self.mesh.tensor.rank == 0:
                 for key in ("weight", *MOMENTS):
@@ -180,8 +188,8 @@ class ShardedAdamW:
                         yield key, name, start, share[place]
 
     def load_state(self, pieces, steps):
-        """The moments, from the pieces.Pieces of what ranks of any mesh held after `steps` updates. The weights are the model's when
-        this is made."""
+        """The moments, from the pieces.Pieces of what ranks of any mesh held after `steps` updates. The weights are the
+        model's when this is made."""
         for bucket in self.buckets:
             state = self.adam.state[bucket.master]
             state["step"].fill_(steps)

@@ -1,20 +1,21 @@
-"""Tensor parallelism by hand, the whole scheme: N ranks share one copy of the model (Megatron-LM, arXiv 1909.08053), and between
-the halves of a block they share out the tokens too (sequence parallelism, arXiv 2205.05198).
+"""Tensor parallelism by hand, the whole scheme: N ranks share one copy of the model (Megatron-LM, arXiv 1909.08053),
+and between the halves of a block they share out the tokens too (sequence parallelism, arXiv 2205.05198).
 
-                 this rank's tokens        all tokens                                       this rank's tokens
-    a half:      x [T/N, C] -> norm -> gather -> [T, C] -> columns -> its heads, or its part
-                                                           of the FFN -> rows -> [T, C] -> scatter -> + x
+    this rank's tokens   x [T/N, C] -> norm -> gather ->
+    all tokens           [T, C] -> columns -> its heads, or its part of the FFN -> rows -> [T, C] -> scatter ->
+    this rank's tokens   + x [T/N, C]
 
-The first matrix of a half is cut by columns, its outputs: each rank computes its own heads, or its own part of the FFN, and needs
-nobody for it. The second is cut by rows, its inputs: what each rank gets is a summand of the result. `scatter` adds the summands up
-and leaves each rank its tokens; `gather` brings the tokens together; each is the other's gradient. So a half costs one
-reduce-scatter and one all-gather each way, as much traffic as one all-reduce, and norms and residuals are computed once, not N times.
+The first matrix of a half is cut by columns, its outputs: each rank computes its own heads, or its own part of the FFN,
+and needs nobody for it. The second is cut by rows, its inputs: what each rank gets is a summand of the result.
+`scatter` adds the summands up and leaves each rank its tokens; `gather` brings the tokens together; each is the other's
+gradient. So a half costs one reduce-scatter and one all-gather each way, as much traffic as one all-reduce, and norms
+and residuals are computed once, not N times.
 
-The token table, which is the LM head too, is cut by vocabulary: a rank looks up the tokens that it has, zeros for the others, and
-`scatter` adds up; for the cross entropy the ranks exchange three numbers a token (lm_head.py).
+The token table, which is the LM head too, is cut by vocabulary: a rank looks up the tokens that it has, zeros for the
+others, and `scatter` adds up; for the cross entropy the ranks exchange three numbers a token (lm_head.py).
 
-A parameter that is cut says so in `.split_by`. One that is not (norms) lies on every rank, which has the gradient of its own tokens only:
-sharded_adamw.py adds those up.
+A parameter that is cut says so in `.split_by`. One that is not (norms) lies on every rank, which has the gradient of
+its own tokens only: sharded_adamw.py adds those up.
 """
 
 from typing import NamedTuple
@@ -36,7 +37,10 @@ class Split(NamedTuple):
         """This rank's part."""
         if group.world == 1:
             return whole
-        return torch.cat([section.chunk(group.world, self.dim)[group.rank] for section in whole.split(self.sections, self.dim)], self.dim)
+        return torch.cat(
+            [section.chunk(group.world, self.dim)[group.rank] for section in whole.split(self.sections, self.dim)],
+            self.dim,
+        )
 
     def join(self, parts):
         """The whole, of every rank's part in rank order."""
@@ -83,7 +87,8 @@ class TensorParallel:
         return self.scatter(F.embedding(tokens, table) * here[:, None])
 
     def gather(self, x, total):
-        """[T/N, ...] -> [T, ...], in the dtype in which it will be multiplied; the gradients of all ranks' uses add up."""
+        """[T/N, ...] -> [T, ...], in the dtype in which it will be multiplied; the gradients of all ranks' uses add
+        up."""
         if self.group.world == 1:
             return x
         if torch.is_autocast_enabled(x.device.type):
@@ -100,8 +105,8 @@ class TensorParallel:
 
 
 def own(ids, size, group):
-    """Of ids int64 in the vocabulary, of which each rank has `size`: (their places in this rank's part, 0 for those of others; whether
-    they are in it)."""
+    """Of ids int64 in the vocabulary, of which each rank has `size`: (their places in this rank's part, 0 for those of
+    others; whether they are in it)."""
     place = ids - group.rank * size
     here = (place >= 0) & (place < size)
     return place.where(here, 0), here

@@ -1,4 +1,5 @@
-"""Signs of life between the ranks of a run: one whose process stands still or whose machine is gone ends the run in minutes, by name."""
+"""Signs of life between the ranks of a run: one whose process stands still or whose machine is gone ends the run in
+minutes, by name."""
 
 import contextlib
 import json
@@ -16,15 +17,16 @@ _watch = None  # this process's
 
 
 def begin(store, rank, world, timeout):
-    """From now on this rank tells the others through the store, every few seconds, that it lives and where it is; and looks whether the
-    next one does. After 0.8 * timeout seconds without a sign it says so and ends this process: the launcher then ends the others."""
+    """From now on this rank tells the others through the store, every few seconds, that it lives and where it is; and
+    looks whether the next one does. After 0.8 * timeout seconds without a sign it says so and ends this process: the
+    launcher then ends the others."""
     global _watch
     _watch = _Watch(store.clone(), rank, world, timeout)
 
 
 def end():
-    """Before this process leaves the others for good reason. A thread that is in the store's code while Python ends aborts the process, so
-    this waits for what is there; not for long, since it may wait for a process that is gone."""
+    """Before this process leaves the others for good reason. A thread that is in the store's code while Python ends
+    aborts the process, so this waits for what is there; not for long, since it may wait for a process that is gone."""
     if _watch:
         _watch.ended.set()
         for thread in _watch.threads:
@@ -61,7 +63,12 @@ class _Watch:
     def _tell(self):
         self.beat += 1
         where, waits = _place(self.main)
-        sign = {"beat": self.beat, "who": f"process {os.getpid()} on host {socket.gethostname()}", "at": where, "waits": waits}
+        sign = {
+            "beat": self.beat,
+            "who": f"process {os.getpid()} on host {socket.gethostname()}",
+            "at": where,
+            "waits": waits,
+        }
         self.store.set(f"alive/{self.rank}", json.dumps(sign))
 
     def _read(self, rank):
@@ -85,7 +92,11 @@ class _Watch:
             if silent > 0.8 * self.timeout:
                 known = time.monotonic() - self.answered < 0.4 * self.timeout
                 who = _named(self.other, self.sign) if known else KEEPER
-                print(f"\nrank {self.rank}: waited for {who}, which has given no sign of life for {silent:.0f} s; ending", file=sys.stderr, flush=True)
+                print(
+                    f"\nrank {self.rank}: waited for {who}, which has given no sign of life for {silent:.0f} s; ending",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(1)
 
     def waited_for(self):
@@ -102,7 +113,11 @@ class _Watch:
         reading.join(max(2.0, self.pause))
         if len(signs) < self.world:
             return KEEPER
-        others = (f"{_named(rank, sign)}, at {sign.get('at')}" for rank, sign in signs.items() if rank != self.rank and not sign.get("waits"))
+        others = (
+            f"{_named(rank, sign)}, at {sign.get('at')}"
+            for rank, sign in signs.items()
+            if rank != self.rank and not sign.get("waits")
+        )
         return " and ".join(others) or "another rank"
 
 
@@ -111,7 +126,8 @@ def _named(rank, sign):
 
 
 def _place(thread):
-    """(file and line in which that thread is, of this package if it is in one of its functions; whether it is in a collective)."""
+    """(file and line in which that thread is, of this package if it is in one of its functions; whether it is in a
+    collective)."""
     frame = innermost = sys._current_frames().get(thread)
     while frame and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back

@@ -23,8 +23,9 @@ from conan_engine.settings import from_dict
 
 
 def newest(run, stages=STAGES, mesh=None):
-    """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes over. `run` may
-    be one checkpoint's folder: that one. mesh: the ranks that ask for it together; each reads some of the files."""
+    """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes
+    over. `run` may be one checkpoint's folder: that one. mesh: the ranks that ask for it together; each reads some of
+    the files."""
     if Path(run, "state.json").exists():
         damage = _damage(Path(run), mesh)
         if damage:
@@ -32,7 +33,8 @@ def newest(run, stages=STAGES, mesh=None):
         return Path(run), json.loads(Path(run, "state.json").read_text())
     for stage in reversed(STAGES):
         there = of_stage(run, stage) if stage in stages else []
-        for folder in mesh.gather_objects(there)[0] if mesh else there:  # machines may see a shared folder differently for a while
+        # machines may see a shared folder differently for a while
+        for folder in mesh.gather_objects(there)[0] if mesh else there:
             damage = _damage(folder, mesh)
             if damage is None:
                 return folder, json.loads((folder / "state.json").read_text())
@@ -42,14 +44,17 @@ def newest(run, stages=STAGES, mesh=None):
 
 
 def start_from(start, model, tokenizer, mesh=None, layers=None):
-    """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or the newest of a run. layers: as
-    config.chosen_layers gives them. Raises UserError for what is none of these or does not fit."""
+    """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or the newest of a run.
+    layers: as config.chosen_layers gives them. Raises UserError for what is none of these or does not fit."""
     if gguf_file.is_gguf(start) or pretrained.is_transformers(start):
         llama.load_weights(start, model, layers)
         return
     found = newest(start, mesh=mesh)
     if found is None:
-        raise UserError(f"init_from: {start} has no whole checkpoint, and is no folder of transformers and no .gguf file; name one that is, or leave init_from empty")
+        raise UserError(
+            f"init_from: {start} has no whole checkpoint, and is no folder of transformers and no .gguf file; "
+            "name one that is, or leave init_from empty"
+        )
     load_weights(*found, model, tokenizer, mesh, layers)
 
 
@@ -70,18 +75,21 @@ def base_of(start, mesh=None):
 
 
 def load_base(folder, state, model, tokenizer, mesh=None, layers=None):
-    """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as config.chosen_layers gives them. Raises
-    UserError if they are not what they were."""
+    """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as config.chosen_layers
+    gives them. Raises UserError if they are not what they were."""
     base = state["base"]
     if not Path(base["folder"]).exists() or base_of(base["folder"], mesh) != base:
-        raise UserError(f"{folder}: holds adapters of {base['folder']}, which is gone or another one now; put it back as it was")
+        raise UserError(
+            f"{folder}: holds adapters of {base['folder']}, which is gone or another one now; put it back as it was"
+        )
     own = chosen_layers(state["config"].get("init_layers"))
     start_from(base["folder"], model, tokenizer, mesh, [own[i] for i in layers] if own and layers else own or layers)
 
 
 def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
-    """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with adapters, these.
-    layers: as config.chosen_layers gives them. Raises UserError for another shape or another tokenizer."""
+    """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with
+    adapters, these. layers: as config.chosen_layers gives them. Raises UserError for another shape or another
+    tokenizer."""
     config = from_dict(state["config"], f"{folder}/state.json")
     trained = dataclasses.asdict(config.model)
     if layers is not None:
@@ -89,7 +97,10 @@ def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
     for key, ours in dataclasses.asdict(model.config).items():
         theirs = trained[key]
         if theirs != ours:
-            raise UserError(f"{folder}: was trained with model.{key} = {theirs!r}, this config says {ours!r}; use its value, or another run folder")
+            raise UserError(
+                f"{folder}: was trained with model.{key} = {theirs!r}, this config says {ours!r}; use its "
+                "value, or another run folder"
+            )
     if state["tokenizer"] != tokenizer.hash:
         raise UserError(
             f"{folder}: was trained with tokenizer {state['tokenizer'][:12]}, this run has {tokenizer.hash[:12]}; "
@@ -106,13 +117,17 @@ def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
         try:
             weights.read_into(p.detach().view(-1), pretrained.source(name, layers), p, model.tensor.group)
         except KeyError:
-            raise UserError(f"{folder}: holds no {name}: it was saved by a stage that does without; start from one of an earlier stage, or set model.tied = true") from None
+            raise UserError(
+                f"{folder}: holds no {name}: it was saved by a stage that does without; start from one of an "
+                "earlier stage, or set model.tied = true"
+            ) from None
     if merge:
         lora.merge(model)
 
 
 def load_training(folder, state, optimizer, stage, mesh):
-    """Bring optimiser, stage and RNGs to where they were saved. The model's weights are loaded apart, before the optimiser is made."""
+    """Bring optimiser, stage and RNGs to where they were saved. The model's weights are loaded apart, before the
+    optimiser is made."""
     optimizer.load_state(_pieces(folder, state, "optimizer"), state["counters"]["updates"])
     stage.load_state({name: tensor.numpy() for name, tensor in load_file(folder / "stage.safetensors").items()})
     rng = state["rngs"][mesh.data.rank % len(state["rngs"])]
@@ -126,15 +141,21 @@ def load_training(folder, state, optimizer, stage, mesh):
 
 
 def load_model(run, device="cpu"):
-    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint, or of the one whose folder
-    `run` is. Raises UserError where there is none."""
+    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint, or of the one
+    whose folder `run` is. Raises UserError where there is none."""
     home = Path(run).parent.parent if Path(run, "state.json").exists() else Path(run)
     tokenizer_path = Tokenizer.of(home)
     if tokenizer_path is None:
-        raise UserError(f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun conan_engine/train.py --out_dir={run}")
+        raise UserError(
+            f"{run}: no trained run here (tokenizer.model is missing); train one with torchrun "
+            f"conan_engine/train.py --out_dir={run}"
+        )
     found = newest(run)
     if found is None:
-        raise UserError(f"{run}: no whole checkpoint in {run}/checkpoints; train one with torchrun conan_engine/train.py --out_dir={run}")
+        raise UserError(
+            f"{run}: no whole checkpoint in {run}/checkpoints; train one with torchrun conan_engine/train.py "
+            f"--out_dir={run}"
+        )
     folder, state = found
     config = from_dict(state["config"], f"{folder}/state.json")
     tokenizer = Tokenizer.load(tokenizer_path)

@@ -6,8 +6,10 @@ import torch
 
 # Dense bfloat16 products, TFLOP/s, as their maker says; by a word of the device's name, the first that fits.
 PEAKS = {
-    "B200": 2250, "B100": 1750, "H100 PCIe": 756, "H100 NVL": 835, "H20": 148, "H200": 989, "H100": 989, "H800": 989, "GH200": 989,
-    "A100": 312, "A800": 312, "A30": 165, "A40": 150, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
+    "B200": 2250, "B100": 1750, "H100 PCIe": 756, "H100 NVL": 835, "H20": 148, "H200": 989, "H100": 989, "H800": 989,
+    "GH200": 989,
+    "A100": 312, "A800": 312, "A30": 165, "A40": 150, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121,
+    "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
 
@@ -18,9 +20,10 @@ def peak(device):
 
 
 class Work:
-    """The FLOP of a stage's steps: of a token 2 for each weight of the blocks forward, 2 to go back through it and 2 for its gradient, if it is
-    trained; of one whose successor is learnt, 6 for each weight of the LM head; of a pair of tokens that see each other, 12 D in each head of each
-    layer. What is computed twice (gradient caching, recompute) counts once."""
+    """The FLOP of a stage's steps: of a token 2 for each weight of the blocks forward, 2 to go back through it and 2
+    for its gradient, if it is trained; of one whose successor is learnt, 6 for each weight of the LM head; of a pair of
+    tokens that see each other, 12 D in each head of each layer. What is computed twice (gradient caching, recompute)
+    counts once."""
 
     def __init__(self, model, mesh):
         config, shared = model.config, model.tensor.group.world

@@ -11,8 +11,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupts:
-    """From its making on, either signal raises errors.Stopped: what a run prepares is kept as far as it got. Within `later` it
-    is only noted in `asked`, the signal's name, for the caller to end when nothing is half done.
+    """From its making on, either signal raises errors.Stopped: what a run prepares is kept as far as it got. Within
+    `later` it is only noted in `asked`, the signal's name, for the caller to end when nothing is half done.
 
     doing: what the person is told was going on. Rank 0 alone says anything.
     """
@@ -40,7 +40,9 @@ class Interrupts:
         """Raise Stopped; standing: where the run stands."""
         self.ignore()  # a launcher and a scheduler may both send one
         told = f"stopped by {self.asked or 'a signal to another rank'}"
-        raise Stopped(f"{told} {standing}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else "")
+        raise Stopped(
+            f"{told} {standing}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else ""
+        )
 
     def ignore(self):
         """From now on: there is nothing left to stop."""

@@ -9,9 +9,9 @@ from conan_engine.errors import UserError
 
 
 def hold(run):
-    """Lock a run's folder, made if it is missing, for as long as the file that this gives stays open, at most until this
-    process ends, however it does. Raises UserError where another process holds it, naming that one, or where nothing can be
-    written."""
+    """Lock a run's folder, made if it is missing, for as long as the file that this gives stays open, at most until
+    this process ends, however it does. Raises UserError where another process holds it, naming that one, or where
+    nothing can be written."""
     path = Path(run, ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,7 +23,9 @@ def hold(run):
     except BlockingIOError:
         file.seek(0)
         who = file.read().strip() or "another process"
-        raise UserError(f"{run}: {who} is training in this folder; wait for its end, stop it, or choose another out_dir") from None
+        raise UserError(
+            f"{run}: {who} is training in this folder; wait for its end, stop it, or choose another out_dir"
+        ) from None
     except OSError as error:  # a file system without locks
         print(f"{run}: cannot be locked ({error.strerror}); see to it that nothing else trains in it", flush=True)
     file.truncate(0)

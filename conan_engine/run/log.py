@@ -95,11 +95,21 @@ class Log:
             for source in sorted({row["source"] for row in mine}):
                 points = [(row["step"], row["loss"]) for row in mine if row["source"] == source]
                 axis.plot(*zip(*points), linewidth=0.8, label=Path(source).name)
-            validated = [(key, points) for key in VALIDATED if (points := [(row["step"], row[key]) for row in mine if key in row])]
+            validated = [
+                (key, points)
+                for key in VALIDATED
+                if (points := [(row["step"], row[key]) for row in mine if key in row])
+            ]
             other = axis.twinx() if any(key != VALIDATED[0] for key, _ in validated) else None
             for (key, points), style in zip(validated, "osv^"):
                 of = axis if key == VALIDATED[0] else other
-                of.plot(*zip(*points), "k" + style + ("-" if of is axis else ":"), linewidth=0.8, markersize=3, label=key.replace("/", " "))
+                of.plot(
+                    *zip(*points),
+                    "k" + style + ("-" if of is axis else ":"),
+                    linewidth=0.8,
+                    markersize=3,
+                    label=key.replace("/", " "),
+                )
             axis.set(title=stage, xlabel="step", ylabel="loss" if stage == stages[0] else "")
             lines = axis.get_lines()
             if other:

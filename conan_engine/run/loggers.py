@@ -1,4 +1,5 @@
-"""A run shown elsewhere: each logger as a process of its own that reads what train.py writes. The command is conan_engine/follow.py."""
+"""A run shown elsewhere: each logger as a process of its own that reads what train.py writes. The command is
+conan_engine/follow.py."""
 
 import fcntl
 import importlib.util
@@ -20,7 +21,8 @@ PATIENCE = 30  # seconds that a finished run waits for its loggers
 
 
 class TensorBoard:
-    """Each logger: `where` is what a person is told; log(step, numbers); settings are {dotted key: value}; close(picture: a path, or None)."""
+    """Each logger: `where` is what a person is told; log(step, numbers); settings are {dotted key: value};
+    close(picture: a path, or None)."""
 
     def __init__(self, run, state, settings):
         from torch.utils.tensorboard import SummaryWriter
@@ -48,7 +50,15 @@ class WandB:
 
         self.wandb = wandb
         project, name = os.environ.get("WANDB_PROJECT", PROJECT), os.environ.get("WANDB_NAME", run.name)
-        self.run = wandb.init(project=project, name=name, id=state["id"], resume="allow", config=settings, dir=run / "loggers", settings=wandb.Settings(console="off"))
+        self.run = wandb.init(
+            project=project,
+            name=name,
+            id=state["id"],
+            resume="allow",
+            config=settings,
+            dir=run / "loggers",
+            settings=wandb.Settings(console="off"),
+        )
         self.where = self.run.url or f"wandb sync {Path(self.run.dir).parent}"
 
     def log(self, step, numbers):
@@ -90,7 +100,8 @@ class Trackio:
         import trackio
 
         self.trackio = trackio
-        project, name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{run.name}-{state['id']}"  # a name is all that tells runs apart
+        # a name is all that tells runs apart
+        project, name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{run.name}-{state['id']}"
         self.run = trackio.init(project=project, name=name, config=settings, resume="allow", embed=False)
         self.where = f"trackio show --project {project}"
 
@@ -118,7 +129,8 @@ def flat(tree, prefix=""):
 
 
 def send(run, name, ended):
-    """Send what is in a run's folder and what comes, until ended() and everything is. Waits for another that is at it."""
+    """Send what is in a run's folder and what comes, until ended() and everything is. Waits for another that is at
+    it."""
     folder = run / "loggers"
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
@@ -135,7 +147,14 @@ def send(run, name, ended):
         for row in _rows(run / "metrics.jsonl", ended):
             step = before[row["stage"]] + row["step"]
             if step > state["sent"]:
-                logger.log(step, {f"{row['stage']}/{key}": value for key, value in row.items() if isinstance(value, int | float) and key != "step"})
+                logger.log(
+                    step,
+                    {
+                        f"{row['stage']}/{key}": value
+                        for key, value in row.items()
+                        if isinstance(value, int | float) and key != "step"
+                    },
+                )
                 state["sent"] = step
                 _keep(path, state)
         picture = run / "loss.png"
@@ -169,8 +188,11 @@ class Followers:
                 (self.run / "loggers").mkdir(exist_ok=True)
                 with open(self.run / "loggers" / f"{name}.log", "ab") as log:
                     command = [sys.executable, "-m", "conan_engine.follow", str(self.run), name, "--beside"]
-                    # a session of its own: Ctrl-C and a launcher's signals are for the run, whose end this one sees by its closed pipe
-                    self.processes[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True)
+                    # a session of its own: Ctrl-C and a launcher's signals are for the run, whose end this one sees by
+                    # its closed pipe
+                    self.processes[name] = subprocess.Popen(
+                        command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
+                    )
             elif not default:
                 say(f"log_to: {name} is not installed here, and nothing goes there: pip install {name}")
         self.told = set()
@@ -202,7 +224,10 @@ class Followers:
         return next((line.strip() for line in reversed(lines) if line.strip()), "without a word")
 
     def _failed(self, name, what):
-        self.say(f"log_to: {name} {what}; see {self.run}/loggers/{name}.log. What is missing there: python -m conan_engine.follow {self.run} {name}")
+        self.say(
+            f"log_to: {name} {what}; see {self.run}/loggers/{name}.log. What is missing there: python -m "
+            f"conan_engine.follow {self.run} {name}"
+        )
 
     def close(self):
         """Give them a while to send the rest."""

@@ -8,14 +8,23 @@ from conan_engine.run import checkpoint
 
 
 def make(config, tokenizer, shards, mesh, found, first, products=None):
-    """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the list `first`; and what the
-    weights belong to that are trained and saved alone, None where all are. products: the precision of these, None as the config says."""
+    """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the
+    list `first`; and what the weights belong to that are trained and saved alone, None where all are. products: the
+    precision of these, None as the config says."""
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size % config.tensor_parallel:
-        raise UserError(f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = {config.tensor_parallel}; use another number of tensor ranks")
+        raise UserError(
+            f"tokenizer.path: its {vocab_size} tokens are not a multiple of tensor_parallel = "
+            f"{config.tensor_parallel}; use another number of tensor ranks"
+        )
     if vocab_size < tokenizer.vocab_size:
-        raise UserError(f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; take the tokenizer that the model came with")
-    model = Transformer(config.model, vocab_size, products or config.precision, mesh.tensor, config.recompute).to(mesh.device)
+        raise UserError(
+            f"tokenizer.path: its {tokenizer.vocab_size} tokens are more than model.vocab_size = {vocab_size}; "
+            "take the tokenizer that the model came with"
+        )
+    model = Transformer(config.model, vocab_size, products or config.precision, mesh.tensor, config.recompute).to(
+        mesh.device
+    )
     if first not in (["pretrain"], ["sft"]):
         model.lm_head = None  # the checkpoint may do without already
     base, layers = None, chosen_layers(config.init_layers)
@@ -41,6 +50,9 @@ def before(name, config, tokenizer, shards, mesh):
     earlier = config.stages[: config.stages.index(name)][-1:]
     found = checkpoint.newest(config.out_dir, earlier, mesh)
     if earlier and not found:
-        raise UserError(f"{config.out_dir}/checkpoints: holds nothing of {earlier[0]} any more, which {name}.blend = {getattr(config, name).blend} needs; put it back or set that to 1")
+        raise UserError(
+            f"{config.out_dir}/checkpoints: holds nothing of {earlier[0]} any more, which {name}.blend = "
+            f"{getattr(config, name).blend} needs; put it back or set that to 1"
+        )
     with mesh.together():
         return make(config, tokenizer, shards, mesh, found, [name])[0]

@@ -1,8 +1,10 @@
-"""The tensors of a checkpoint as its ranks left them, each a part in a file of its own, and as any other mesh of ranks needs them.
+"""The tensors of a checkpoint as its ranks left them, each a part in a file of its own, and as any other mesh of ranks
+needs them.
 
-A file of rank r holds, of each parameter, the numbers in r's share of the optimiser: consecutive ones of the parameter's slice on r's
-place in its tensor group. In the file's header stand `tensor`, that place and the size of the group, and `starts`, each tensor's
-first number in the slice. A file without them (checkpoints before tensor parallelism) holds whole tensors.
+A file of rank r holds, of each parameter, the numbers in r's share of the optimiser: consecutive ones of the
+parameter's slice on r's place in its tensor group. In the file's header stand `tensor`, that place and the size of the
+group, and `starts`, each tensor's first number in the slice. A file without them (checkpoints before tensor
+parallelism) holds whole tensors.
 """
 
 import json
@@ -30,8 +32,8 @@ class Pieces:
                 self._of.setdefault(name, []).append((file, starts.get(name, 0), *place))
 
     def read_into(self, out, name, p, group, start=0):
-        """Fill `out` [n], on any device, with the numbers of `name` that belong to parameter `p`, from its number `start` on; group:
-        the tensor ranks. Raises KeyError if the files lack some of them."""
+        """Fill `out` [n], on any device, with the numbers of `name` that belong to parameter `p`, from its number
+        `start` on; group: the tensor ranks. Raises KeyError if the files lack some of them."""
         split, missing = getattr(p, "split_by", None), len(out)
         if split:
             shape = [size * (group.world if dim == split.dim else 1) for dim, size in enumerate(p.shape)]
@@ -51,8 +53,8 @@ class Pieces:
 
 
 def _runs(shape, split, rank, world):
-    """The slice that `split` gives a rank, as runs of consecutive numbers of the whole: (place in the slice, place in the whole,
-    length), int64 [runs] each."""
+    """The slice that `split` gives a rank, as runs of consecutive numbers of the whole: (place in the slice, place in
+    the whole, length), int64 [runs] each."""
     inner, outer = int(np.prod(shape[split.dim + 1 :])), int(np.prod(shape[: split.dim]))
     sections = np.tile(np.array(split.sections) * inner, outer)
     each = sections // world
@@ -60,7 +62,8 @@ def _runs(shape, split, rank, world):
 
 
 def _clipped(runs, first, count):
-    """What of the runs is among the `count` numbers of the slice from `first` on; places in the slice then count from there."""
+    """What of the runs is among the `count` numbers of the slice from `first` on; places in the slice then count from
+    there."""
     place, whole, length = runs
     low, high = np.maximum(place, first), np.minimum(place + length, first + count)
     kept = low < high

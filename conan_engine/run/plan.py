@@ -17,7 +17,9 @@ def report(config, mesh):
 
     def memory(tokens):
         bfloat16 = mesh.device.type == "cuda" and config.precision != "float32"
-        return memory_per_device(config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute, adapters)
+        return memory_per_device(
+            config.model, vocab, tokens, ranks, mesh.tensor.world, bfloat16, config.recompute, adapters
+        )
 
     check_heads(mesh.device, config.model.head)
     needs = 0
@@ -37,14 +39,18 @@ def report(config, mesh):
         has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # shared by the ranks of this machine
     if mesh.rank == 0:
         print(
-            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters" + (f", {adapters / 1e6:,.2f}M of them in adapters trained" if adapters else "")
+            f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters"
+            + (f", {adapters / 1e6:,.2f}M of them in adapters trained" if adapters else "")
             + f"; per device ({mesh.world} in all) "
-            f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most {needs / 2**30:.1f} GiB with activations; "
+            f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most "
+            f"{needs / 2**30:.1f} GiB with activations; "
             f"this one has {has / 2**30:.1f} GiB",
             flush=True,
         )
     if fixed > has and not config.plan_only:
         raise UserError(
-            f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has {has / 2**30:.1f} GiB; "
-            f"use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a smaller [model]"
+            f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has "
+            f"{has / 2**30:.1f} GiB; "
+            "use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a "
+            "smaller [model]"
         )

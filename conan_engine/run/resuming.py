@@ -1,4 +1,5 @@
-"""What differs between a run's settings and data now and those of its checkpoint, and whether it may go on with them."""
+"""What differs between a run's settings and data now and those of its checkpoint, and whether it may go on with
+them."""
 
 import dataclasses
 
@@ -7,30 +8,63 @@ from conan_engine.errors import UserError
 from conan_engine.settings import from_dict
 
 # What a stage's batches and pools follow from: it cannot change while the stage is under way.
-FIXED = ("data", "sts", "size_power", "batch", "batch_tokens", "sts_batch", "texts", "texts_batch", "max_tokens", "teacher", "min_score", "distil", "distil_teacher")
+FIXED = (
+    "data",
+    "sts",
+    "size_power",
+    "batch",
+    "batch_tokens",
+    "sts_batch",
+    "texts",
+    "texts_batch",
+    "max_tokens",
+    "teacher",
+    "min_score",
+    "distil",
+    "distil_teacher",
+)
 FIXED_POOLS = ("supervised.steps", "negatives.count", "negatives.pool")
 
 
 def differences(folder, state, config, under_way):
-    """The settings that differ from those of the checkpoint `state` in `folder`, as words: "weak.lr = 0.5, was 0.0001", ...
+    """The settings that differ from those of the checkpoint `state` in `folder`, as words: "weak.lr = 0.5, was 0.0001",
+    ...
 
-    under_way: the stage that goes on from within, or None. Raises UserError, naming each, for what cannot change within it.
+    under_way: the stage that goes on from within, or None. Raises UserError, naming each, for what cannot change within
+    it.
     """
-    was, now = (dict(_leaves(dataclasses.asdict(c))) for c in (from_dict(state["config"], f"{folder}/state.json"), config))
+    was, now = (
+        dict(_leaves(dataclasses.asdict(c))) for c in (from_dict(state["config"], f"{folder}/state.json"), config)
+    )
     found = [(key, was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)]
-    adapters = [f"{key} was {_said(before)} and is {_said(after)} now" for key, before, after in found if key.startswith("lora.")]
+    adapters = [
+        f"{key} was {_said(before)} and is {_said(after)} now"
+        for key, before, after in found
+        if key.startswith("lora.")
+    ]
     if adapters:
-        raise UserError(f"{folder}: {'; '.join(adapters)}: adapters go on as they are; set it back, or choose another out_dir with init_from = {config.out_dir}, which merges them")
+        raise UserError(
+            f"{folder}: {'; '.join(adapters)}: adapters go on as they are; set it back, or choose another "
+            f"out_dir with init_from = {config.out_dir}, which merges them"
+        )
     fixed = [("seed",), *((under_way, key) for key in FIXED)] if under_way else []
     fixed += [tuple(key.split(".")) for key in FIXED_POOLS] if under_way == "supervised" else []
-    refused = [f"{key} was {_said(before)} and is {_said(after)} now" for key, before, after in found if any(tuple(key.split(".", 2)[: len(f)]) == f for f in fixed)]
+    refused = [
+        f"{key} was {_said(before)} and is {_said(after)} now"
+        for key, before, after in found
+        if any(tuple(key.split(".", 2)[: len(f)]) == f for f in fixed)
+    ]
     if refused:
-        raise UserError(f"{folder}: {'; '.join(refused)}: that cannot change while {under_way} is under way; set it back, or choose another out_dir")
+        raise UserError(
+            f"{folder}: {'; '.join(refused)}: that cannot change while {under_way} is under way; set it back, "
+            "or choose another out_dir"
+        )
     return ", ".join(f"{key} = {_said(after)}, was {_said(before)}" for key, before, after in found)
 
 
 def check_data(folder, state, fingerprints, under_way):
-    """Raise UserError, naming the source, if the stage that goes on from within had other records when `folder` was saved.
+    """Raise UserError, naming the source, if the stage that goes on from within had other records when `folder` was
+    saved.
 
     fingerprints: as checkpoint.save takes them; the same settings may name a file that has become another.
     """
@@ -38,7 +72,8 @@ def check_data(folder, state, fingerprints, under_way):
         for source, before in state.get("data", {}).get(use, {}).items():
             if fingerprints[use][source] != before:
                 raise UserError(
-                    f"{folder}: {source} holds other records than it did: that cannot change while {under_way} is under way; "
+                    f"{folder}: {source} holds other records than it did: that cannot change while "
+                    f"{under_way} is under way; "
                     "put the old ones back, or choose another out_dir"
                 )
 

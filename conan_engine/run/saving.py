@@ -1,5 +1,5 @@
-"""Checkpoints written while training goes on: every rank copies its part to host memory, which training waits for, and a thread
-writes the copy. Nothing is gathered but a few numbers."""
+"""Checkpoints written while training goes on: every rank copies its part to host memory, which training waits for, and
+a thread writes the copy. Nothing is gathered but a few numbers."""
 
 import dataclasses
 import json
@@ -19,19 +19,26 @@ from conan_engine.run import checkpoint, pieces
 
 
 class Saver:
-    """Writes RUN/checkpoints/<stage>-<step>, complete or not at all, one at a time: `start` it, `poll` it every step until it is
-    there, `finish` it where nothing else is to be done. All are collective, and raise UserError on every rank if one cannot write.
+    """Writes RUN/checkpoints/<stage>-<step>, complete or not at all, one at a time: `start` it, `poll` it every step
+    until it is there, `finish` it where nothing else is to be done. All are collective, and raise UserError on every
+    rank if one cannot write.
 
-    A checkpoint is the files of every rank; then state.json, with a digest of each; then its name: until that it is a folder
-    .<stage>-<step>.partial. The folder is one that all machines share.
+    A checkpoint is the files of every rank; then state.json, with a digest of each; then its name: until that it is a
+    folder .<stage>-<step>.partial. The folder is one that all machines share.
     """
 
     def __init__(self, config, tokenizer, data, mesh, base=None, began=None, precision=None):
-        """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base: checkpoint.base_of
-        what the adapters belong to, where only these are trained; began: when training did (time.perf_counter), None: now; precision: that of its products,
-        where the config leaves it open."""
+        """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base:
+        checkpoint.base_of what the adapters belong to, where only these are trained; began: when training did
+        (time.perf_counter), None: now; precision: that of its products, where the config leaves it open."""
         self.config, self.mesh, self.folder = config, mesh, Path(config.out_dir, "checkpoints")
-        self.always = {"tokenizer": tokenizer.hash, "data": data, "config": dataclasses.asdict(config), "base": base, "precision": precision}
+        self.always = {
+            "tokenizer": tokenizer.hash,
+            "data": data,
+            "config": dataclasses.asdict(config),
+            "base": base,
+            "precision": precision,
+        }
         self.thread, self.work, self.state = ThreadPoolExecutor(1), None, None
         self.began = time.perf_counter() if began is None else began
         if mesh.rank == 0:
@@ -39,9 +46,10 @@ class Saver:
                 shutil.rmtree(left)
 
     def start(self, stage, step, optimizer, stage_state, counters):
-        """Save the weights that are trained, both AdamW moments, the stage's own state (negative pools), every rank's RNGs, the step (all there is to
-        the data's position and the schedules) and `counters`, as they are now. Waits for the save before, then for the copy. Raises UserError,
-        and leaves the checkpoint before, where some of them are no finite numbers."""
+        """Save the weights that are trained, both AdamW moments, the stage's own state (negative pools), every rank's
+        RNGs, the step (all there is to the data's position and the schedules) and `counters`, as they are now. Waits
+        for the save before, then for the copy. Raises UserError, and leaves the checkpoint before, where some of them
+        are no finite numbers."""
         self.finish()
         files, finite = {"model": ({}, {}), "optimizer": ({}, {})}, []  # name -> numbers; name -> the first one's place
         for key, name, first, values in optimizer.held():
@@ -51,15 +59,27 @@ class Saver:
             finite.append(torch.stack(values.aminmax()).isfinite().all())
         if self.mesh.any(bool(finite) and not torch.stack(finite).all()):
             raise UserError(
-                f"{stage} step {step}: weights or moments are not finite any more; they are not saved, and the checkpoint before stays as it is. Lower {stage}.lr "
-                f"(now {getattr(self.config, stage).lr:g}), then start again: it goes on from there" if self.mesh.rank == 0 else ""
+                f"{stage} step {step}: weights or moments are not finite any more; they are not saved, and "
+                f"the checkpoint before stays as it is. Lower {stage}.lr "
+                f"(now {getattr(self.config, stage).lr:g}), then start again: it goes on from there"
+                if self.mesh.rank == 0
+                else ""
             )
-        stage_state = {name: torch.tensor(array) for name, array in stage_state.items()} if self.mesh.rank == 0 else None
+        stage_state = (
+            {name: torch.tensor(array) for name, array in stage_state.items()} if self.mesh.rank == 0 else None
+        )
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         every = self.mesh.gather_objects((self.mesh.tensor.rank, _rng_state()))
         rngs = [rng for place, rng in every if place == 0]  # tensor ranks draw the same numbers
-        state = {"stage": stage, "step": step, "counters": counters, "seconds": time.perf_counter() - self.began, **self.always, "rngs": rngs}
+        state = {
+            "stage": stage,
+            "step": step,
+            "counters": counters,
+            "seconds": time.perf_counter() - self.began,
+            **self.always,
+            "rngs": rngs,
+        }
         self.state = json.loads(json.dumps(state))  # a copy: what follows changes it
         self.name = f"{stage}-{step:08d}"
         self.work = self.thread.submit(self._write, files, stage_state)
@@ -87,7 +107,10 @@ class Saver:
         failed = next((outcome for outcome in outcomes if isinstance(outcome, str)), None)
         if failed:
             self.mesh.of_all(lambda: self.mesh.rank or shutil.rmtree(self._partial(), ignore_errors=True))
-            said = f"cannot write it ({failed}); make room or free the folder, then start the same command again: it goes on from the checkpoint before"
+            said = (
+                f"cannot write it ({failed}); make room or free the folder, "
+                f"then start the same command again: it goes on from the checkpoint before"
+            )
             raise UserError(f"{self.folder / self.name}: {said}" if self.mesh.rank == 0 else "")
         state, self.state = self.state, None
         if state is None:
@@ -119,7 +142,9 @@ class Saver:
         partial, final = self._partial(), self.folder / self.name
         for name in state["digests"]:
             if not (partial / name).exists():
-                raise UserError(f"{name} was written by another machine and is not here: out_dir must be a folder that all share")
+                raise UserError(
+                    f"{name} was written by another machine and is not here: out_dir must be a folder that all share"
+                )
         (partial / "state.json").write_text(json.dumps(state))
         checkpoint.sync(partial / "state.json")
         checkpoint.sync(partial)

@@ -8,10 +8,15 @@ from conan_engine.config import Config
 
 
 def settings_with_comments(node=None, prefix=""):
-    """(dotted key, default as one types it, its range and the comment beside it in config.py) of every setting."""
+    """Of every setting: (dotted key, default as one types it, its range and the comment beside or above it)."""
     node = node or Config()
-    lines = "".join(inspect.getsource(kind) for kind in type(node).__mro__[-2::-1])  # a base class first: the last word counts
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", lines, re.MULTILINE))
+    # a base class first: the last word counts
+    lines = "".join(inspect.getsource(kind) for kind in type(node).__mro__[-2::-1])
+    comments = {
+        key: " ".join(re.findall(r"# (.*)", above + beside))
+        for above, key, beside in re.findall(r"((?:^    # .*\n)*)^    (\w+): .*?(  # .*)?$", lines, re.MULTILINE)
+        if above or beside
+    }
     for key, value in vars(node).items():
         if dataclasses.is_dataclass(value):
             yield from settings_with_comments(value, f"{prefix}{key}.")
@@ -22,7 +27,11 @@ def settings_with_comments(node=None, prefix=""):
 
 def range_of(kind, key):
     """The interval of a number of one of these classes, where it was first declared; None of another setting."""
-    declared = (base.__dict__["__dataclass_fields__"].get(key) for base in kind.__mro__ if "__dataclass_fields__" in base.__dict__)
+    declared = (
+        base.__dict__["__dataclass_fields__"].get(key)
+        for base in kind.__mro__
+        if "__dataclass_fields__" in base.__dict__
+    )
     return next((of.metadata["range"] for of in declared if of and "range" in of.metadata), None)
 
 
@@ -37,4 +46,7 @@ def ranges(node, prefix=""):
 
 def as_help():
     """A line for each setting, as --help shows it."""
-    return (f"  --{key}={default}" + (f"  # {comment}" if comment else "") for key, default, comment in settings_with_comments())
+    return (
+        f"  --{key}={default}" + (f"  # {comment}" if comment else "")
+        for key, default, comment in settings_with_comments()
+    )

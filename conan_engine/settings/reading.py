@@ -15,7 +15,8 @@ from conan_engine.settings import rules
 
 
 def load(path, overrides=()):
-    """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`; [model] is that of init_from.
+    """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`; [model] is that of
+    init_from.
 
     Returns a Config. Raises UserError for a missing or broken file, an unknown key (naming the nearest one), a value of
     the wrong type or out of range.
@@ -59,8 +60,8 @@ def _of_setting(argument):
 
 
 def _of_source(argument):
-    """--weak.data.PATH=WEIGHT or ={ a table } -> (["weak", "data", PATH], value), whatever dots and equals signs the path has; None for
-    other settings. The path ends at the first equals sign behind which a weight or a table stands."""
+    """--weak.data.PATH=WEIGHT or ={ a table } -> (["weak", "data", PATH], value), whatever dots and equals signs the
+    path has: it ends at the first equals sign behind which a weight or a table stands. None for other settings."""
     for section in (f"{part}.{key}" for part in (*STAGES, "validation") for key in TABLES):
         prefix = f"--{section}."
         if argument.startswith(prefix):
@@ -100,7 +101,9 @@ def _assign(node, tree, prefix, where, one_source=False):
         hint, current = hints[key], getattr(node, key)
         if dataclasses.is_dataclass(current):
             if not isinstance(value, dict):
-                raise UserError(f"{where}: {name} is a section: set one of its keys, such as {name}.{next(iter(vars(current)))}")
+                raise UserError(
+                    f"{where}: {name} is a section: set one of its keys, such as {name}.{next(iter(vars(current)))}"
+                )
             _assign(current, value, f"{name}.", where, one_source)
         elif hint == dict[str, Source]:
             if not isinstance(value, dict):
@@ -135,7 +138,10 @@ def _source(about, where):
     columns |= {key: about.pop(key) for key in list(about) if key in COLUMNS}
     weight = about.pop("weight", 1.0)
     if type(weight) not in (int, float) or not 0 <= weight < float("inf"):
-        raise UserError(f"{where}: the weight is {weight!r}; expected a table of source = weight, weights above 0, or 0 to leave a source out")
+        raise UserError(
+            f"{where}: the weight is {weight!r}; expected a table of source = weight, weights above 0, or 0 to "
+            "leave a source out"
+        )
     source = Source(float(weight), columns)
     for key, value in about.items():
         if key not in ("in_batch_negatives", "hard_negatives", "distil"):
@@ -148,9 +154,15 @@ def _source(about, where):
     for key, column in columns.items():
         names = column if isinstance(column, list) and key in LISTS else [column]
         if not names or not all(isinstance(name, str) and name for name in names):
-            raise UserError(f"{where}: {key} is {column!r}; expected the name of a column of the file" + ", or a list of names" * (key in LISTS))
+            raise UserError(
+                f"{where}: {key} is {column!r}; expected the name of a column of the file"
+                + ", or a list of names" * (key in LISTS)
+            )
     if columns and kind_of(columns) is None:
-        raise UserError(f"{where}: the columns named, {', '.join(columns)}, make no record; name query and pos, sentence1, sentence2 and score, text and label, instruction and output, messages, or text")
+        raise UserError(
+            f"{where}: the columns named, {', '.join(columns)}, make no record; name query and pos, sentence1, "
+            "sentence2 and score, text and label, instruction and output, messages, or text"
+        )
     return source
 
 

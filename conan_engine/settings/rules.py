@@ -9,9 +9,14 @@ def check_layers(config, where):
     try:
         layers = chosen_layers(config.init_layers)
     except ValueError:
-        raise UserError(f'{where}: init_layers is {config.init_layers!r}; expected "first:8" (the first 8), or a list of layers counted from 0, such as [0, 2, 4]') from None
+        raise UserError(
+            f'{where}: init_layers is {config.init_layers!r}; expected "first:8" (the first 8), or a list of '
+            "layers counted from 0, such as [0, 2, 4]"
+        ) from None
     if layers and not config.init_from:
-        raise UserError(f"{where}: init_layers is {config.init_layers!r}; there is no init_from whose layers these could be")
+        raise UserError(
+            f"{where}: init_layers is {config.init_layers!r}; there is no init_from whose layers these could be"
+        )
 
 
 def check(config, where):
@@ -33,19 +38,48 @@ def check(config, where):
     else:
         require(model.width % model.heads == 0, "model.heads", model.heads, f"a divisor of model.width = {model.width}")
         require(model.head % 2 == 0, "model.heads", model.heads, "an even head size (RoPE turns pairs)")
-    require(model.vocab_size % config.tensor_parallel == 0, "model.vocab_size", model.vocab_size, f"a multiple of tensor_parallel = {config.tensor_parallel}")
+    require(
+        model.vocab_size % config.tensor_parallel == 0,
+        "model.vocab_size",
+        model.vocab_size,
+        f"a multiple of tensor_parallel = {config.tensor_parallel}",
+    )
     scaling = model.rope_scaling
-    require(scaling.high_freq_factor > scaling.low_freq_factor, "model.rope_scaling.high_freq_factor", scaling.high_freq_factor, "more than low_freq_factor")
+    require(
+        scaling.high_freq_factor > scaling.low_freq_factor,
+        "model.rope_scaling.high_freq_factor",
+        scaling.high_freq_factor,
+        "more than low_freq_factor",
+    )
     for key in ("heads", "kv_heads", "ffn"):
-        require(getattr(model, key) % config.tensor_parallel == 0, f"model.{key}", getattr(model, key), f"a multiple of tensor_parallel = {config.tensor_parallel}")
+        require(
+            getattr(model, key) % config.tensor_parallel == 0,
+            f"model.{key}",
+            getattr(model, key),
+            f"a multiple of tensor_parallel = {config.tensor_parallel}",
+        )
     if not config.tokenizer.path:
         vocab_size = config.tokenizer.vocab_size
-        require(vocab_size % config.tensor_parallel == 0, "tokenizer.vocab_size", vocab_size, f"a multiple of tensor_parallel = {config.tensor_parallel}")
-    require(model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}")
+        require(
+            vocab_size % config.tensor_parallel == 0,
+            "tokenizer.vocab_size",
+            vocab_size,
+            f"a multiple of tensor_parallel = {config.tensor_parallel}",
+        )
+    require(
+        model.heads % model.kv_heads == 0, "model.kv_heads", model.kv_heads, f"a divisor of model.heads = {model.heads}"
+    )
     one_of("model.pooling", model.pooling, "mean", "last")
     lora, matrices = config.lora, Lora().targets
-    require(lora.targets and set(lora.targets) <= set(matrices), "lora.targets", lora.targets, f"some of {', '.join(matrices)}")
-    require(not lora.rank or config.init_from, "lora.rank", lora.rank, "0 without init_from: there are no weights to adapt")
+    require(
+        lora.targets and set(lora.targets) <= set(matrices),
+        "lora.targets",
+        lora.targets,
+        f"some of {', '.join(matrices)}",
+    )
+    require(
+        not lora.rank or config.init_from, "lora.rank", lora.rank, "0 without init_from: there are no weights to adapt"
+    )
     require(set(config.log_to) <= set(LOGGERS), "log_to", config.log_to, f"some of {', '.join(LOGGERS)}")
     one_of("device", config.device, "auto", "cpu", "cuda")
     one_of("token_vectors", config.token_vectors, "spelling", "random")
@@ -59,41 +93,106 @@ def check(config, where):
     for name in config.stages:
         stage = getattr(config, name)
         require(stage.steps > 0, f"{name}.steps", stage.steps, "at least 1")
-        require(stage.max_tokens <= model.context, f"{name}.max_tokens", stage.max_tokens, f"1 to model.context = {model.context}")
+        require(
+            stage.max_tokens <= model.context,
+            f"{name}.max_tokens",
+            stage.max_tokens,
+            f"1 to model.context = {model.context}",
+        )
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
         for key in TABLES:
             for source, about in getattr(stage, key, {}).items():
-                _check_negatives(require, f"{name}.{key}[{source!r}]", about, config.negatives if (name, key) == ("supervised", "data") else None)
+                _check_negatives(
+                    require,
+                    f"{name}.{key}[{source!r}]",
+                    about,
+                    config.negatives if (name, key) == ("supervised", "data") else None,
+                )
     for source, about in config.validation.data.items():
         _check_negatives(require, f"validation.data[{source!r}]", about, None)
         for name, key in ((name, key) for name in config.stages for key in TABLES):
-            require(source not in getattr(getattr(config, name), key, {}), "validation.data", source, f"records held out: {name}.{key} trains on these")
+            require(
+                source not in getattr(getattr(config, name), key, {}),
+                "validation.data",
+                source,
+                f"records held out: {name}.{key} trains on these",
+            )
     one_of("validation.metric", config.validation.metric, *METRICS)
     for name in ("weak", "supervised"):
         one_of(f"{name}.margin_strategy", getattr(config, name).margin_strategy, "absolute", "relative")
         dims = getattr(config, name).dims
-        require(dims == sorted(set(dims)) and min(dims, default=1) > 0 and (dims or name == "weak"), f"{name}.dims", dims, "increasing numbers")
+        require(
+            dims == sorted(set(dims)) and min(dims, default=1) > 0 and (dims or name == "weak"),
+            f"{name}.dims",
+            dims,
+            "increasing numbers",
+        )
         if name in config.stages and dims:
             require(dims[-1] == model.width, f"{name}.dims", dims, f"the last to be model.width = {model.width}")
     one_of("weak.distil", config.weak.distil, "", "cosine")
     one_of("supervised.distil", config.supervised.distil, "", "kl", "margin_mse")
     weak, supervised = config.weak, config.supervised
-    require(bool(weak.distil) == bool(weak.texts), "weak.texts", weak.texts, f"{'at least one source = weight' if weak.distil else 'none'}, since weak.distil is {weak.distil!r}")
-    require(not weak.distil or weak.distil_teacher or weak.teacher, "weak.distil_teacher", weak.distil_teacher, f"a teacher with vectors, since weak.distil is {weak.distil!r}")
-    require(weak.distil or not weak.distil_teacher, "weak.distil_teacher", weak.distil_teacher, "none, since weak.distil asks for no vectors")
-    require(supervised.distil or not supervised.teacher, "supervised.teacher", supervised.teacher, "none, since supervised.distil asks for no scores")
+    require(
+        bool(weak.distil) == bool(weak.texts),
+        "weak.texts",
+        weak.texts,
+        f"{'at least one source = weight' if weak.distil else 'none'}, since weak.distil is {weak.distil!r}",
+    )
+    require(
+        not weak.distil or weak.distil_teacher or weak.teacher,
+        "weak.distil_teacher",
+        weak.distil_teacher,
+        f"a teacher with vectors, since weak.distil is {weak.distil!r}",
+    )
+    require(
+        weak.distil or not weak.distil_teacher,
+        "weak.distil_teacher",
+        weak.distil_teacher,
+        "none, since weak.distil asks for no vectors",
+    )
+    require(
+        supervised.distil or not supervised.teacher,
+        "supervised.teacher",
+        supervised.teacher,
+        "none, since supervised.distil asks for no scores",
+    )
     if supervised.distil and "supervised" in config.stages:
         counts = [about.count(config.negatives) for about in supervised.data.values() if about.distil]
-        require(any(counts), "supervised.distil", supervised.distil, "nothing: no source has hard negatives that a teacher could score")
+        require(
+            any(counts),
+            "supervised.distil",
+            supervised.distil,
+            "nothing: no source has hard negatives that a teacher could score",
+        )
     if "supervised" in config.stages:
-        require(config.negatives.pool >= config.negatives.count, "negatives.pool", config.negatives.pool, f"at least negatives.count = {config.negatives.count}")
-        require(config.negatives.dim <= model.width, "negatives.dim", config.negatives.dim, f"from 1 to model.width = {model.width}, or 0 for all")
-        require(not config.negatives.search or config.negatives.index not in ("Flat", "random"), "negatives.search", config.negatives.search, f"empty: negatives.index = {config.negatives.index!r} has nothing to set")
+        require(
+            config.negatives.pool >= config.negatives.count,
+            "negatives.pool",
+            config.negatives.pool,
+            f"at least negatives.count = {config.negatives.count}",
+        )
+        require(
+            config.negatives.dim <= model.width,
+            "negatives.dim",
+            config.negatives.dim,
+            f"from 1 to model.width = {model.width}, or 0 for all",
+        )
+        require(
+            not config.negatives.search or config.negatives.index not in ("Flat", "random"),
+            "negatives.search",
+            config.negatives.search,
+            f"empty: negatives.index = {config.negatives.index!r} has nothing to set",
+        )
         one_of("supervised.balance", config.supervised.balance, "together", "alternating")
         one_of("negatives.bounds", config.negatives.bounds, "cosine", "quantile")
         if config.negatives.bounds == "quantile":
             for key in ("low", "bound"):
-                require(0 <= getattr(config.negatives, key) <= 1, f"negatives.{key}", getattr(config.negatives, key), "a share from 0 to 1, since negatives.bounds is 'quantile'")
+                require(
+                    0 <= getattr(config.negatives, key) <= 1,
+                    f"negatives.{key}",
+                    getattr(config.negatives, key),
+                    "a share from 0 to 1, since negatives.bounds is 'quantile'",
+                )
 
 
 def _check_negatives(require, key, about, negatives):
@@ -105,13 +204,20 @@ def _check_negatives(require, key, about, negatives):
         return
     require(hard >= -1, f"{key}.hard_negatives", hard, "0 or more, or -1 for negatives.count")
     count = about.count(negatives)
-    require(own or count, f"{key}.in_batch_negatives", own, "true, or hard_negatives above 0: a query needs something to be told apart from")
+    require(
+        own or count,
+        f"{key}.in_batch_negatives",
+        own,
+        "true, or hard_negatives above 0: a query needs something to be told apart from",
+    )
     require(count <= negatives.pool, f"{key}.hard_negatives", count, f"at most negatives.pool = {negatives.pool}")
 
 
 def is_within(value, interval):
     low, high = map(_number, interval[1:-1].split(", "))
-    return (low < value or (interval[0] == "[" and low == value)) and (value < high or (interval[-1] == "]" and value == high))
+    return (low < value or (interval[0] == "[" and low == value)) and (
+        value < high or (interval[-1] == "]" and value == high)
+    )
 
 
 def _number(text):

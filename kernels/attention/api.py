@@ -8,9 +8,9 @@
     dv_j = sum_i P_ij dout_i                   delta_i = dout_i . out_i
     dS_ij = P_ij (dout_i . v_j - delta_i)      dq_i = scale * sum_j dS_ij k_j        dk_j = scale * sum_i dS_ij q_i
 
-The tiles, the online softmax and the recomputation in the backward are those of FlashAttention-2 (arXiv 2307.08691). Only
-tiles with some M_ij > 0 are visited, and only those with some M_ij < 1 know that there is a mask: at alpha = 0 this costs
-what causal attention costs, at alpha = 1 what bidirectional attention does.
+The tiles, the online softmax and the recomputation in the backward are those of FlashAttention-2 (arXiv 2307.08691).
+Only tiles with some M_ij > 0 are visited, and only those with some M_ij < 1 know that there is a mask: at alpha = 0
+this costs what causal attention costs, at alpha = 1 what bidirectional attention does.
 """
 
 import math
@@ -32,7 +32,9 @@ def _fused(x):
 
 
 @torch.library.custom_op("conan::soft_mask_attention", mutates_args=())
-def _forward(q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor, mask: str, scale: float) -> tuple[Tensor, Tensor]:
+def _forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor, mask: str, scale: float
+) -> tuple[Tensor, Tensor]:
     if not q.is_cuda:
         _check_values(cu_seqlens, alpha, len(q))
     if 0 in q.shape:
@@ -52,13 +54,24 @@ def _(q, k, v, cu_seqlens, alpha, mask, scale):
 
 @torch.library.custom_op("conan::soft_mask_attention_backward", mutates_args=())
 def _backward(
-    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor, out: Tensor, lse: Tensor, mask: str, scale: float
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    alpha: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: str,
+    scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     if 0 in q.shape:
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     if not _fused(q):
         # torch.func, for within an op autograd records nothing
-        _, differentiate = torch.func.vjp(lambda *qkv: soft_mask_attention_reference(*qkv, cu_seqlens, alpha, mask, scale), q, k, v)
+        _, differentiate = torch.func.vjp(
+            lambda *qkv: soft_mask_attention_reference(*qkv, cu_seqlens, alpha, mask, scale), q, k, v
+        )
         return tuple(x.contiguous() for x in differentiate(dout))
     from conan_kernels.attention import launch
 
@@ -86,9 +99,10 @@ def soft_mask_attention(q, k, v, cu_seqlens, alpha, mask="column", scale=None, r
     """Attention within each sequence of a packed batch; the past in full, the future by alpha.
 
     q: [T, H, D], k and v: [T, G, D], of one dtype: bf16, fp16 or fp32. H is a multiple of G (query head h reads KV head
-       h // (H // G), nothing is copied), D a multiple of 16 from 16 to 128. Tokens may be any stride apart. Under autocast
-       all three become its dtype.
-    cu_seqlens: int32 [B+1] on the same device, rising from 0 to T: sequence b is tokens cu_seqlens[b] to cu_seqlens[b+1].
+       h // (H // G), nothing is copied), D a multiple of 16 from 16 to 128. Tokens may be any stride apart. Under
+       autocast all three become its dtype.
+    cu_seqlens: int32 [B+1] on the same device, rising from 0 to T: sequence b is tokens cu_seqlens[b] to
+    cu_seqlens[b+1].
     alpha: in [0, 1]; 0 is causal, 1 bidirectional. A number, or a 0-d tensor on the device of q, which may change from
        call to call without a wait or a compilation; under torch.compile give the tensor, for a number may become code.
        It gets no gradient.
@@ -97,9 +111,9 @@ def soft_mask_attention(q, k, v, cu_seqlens, alpha, mask="column", scale=None, r
     -> out [T, H, D] in the dtype of q; with return_lse also lse [H, T], fp32, natural logarithm, without gradient.
 
     The same inputs give the same bits, forward and backward. On a CPU the reference form runs, at memory O(H * L^2).
-    Raises ValueError for what does not fit this, RuntimeError on a GPU or with a Triton that is too old. What only the device
-    knows, the values in cu_seqlens and alpha, is checked there: a wrong one fails as a CUDA device-side assertion, on a CPU as
-    ValueError.
+    Raises ValueError for what does not fit this, RuntimeError on a GPU or with a Triton that is too old. What only the
+    device knows, the values in cu_seqlens and alpha, is checked there: a wrong one fails as a CUDA device-side
+    assertion, on a CPU as ValueError.
     """
     device = q.device.type
     if torch.is_autocast_enabled(device):
@@ -124,7 +138,9 @@ def _check(q, k, v, cu_seqlens, alpha, mask, scale):
     if D % 16 or not 16 <= D <= 128:
         raise ValueError(f"the head dim must be a multiple of 16 from 16 to 128, not {D}")
     if q.dtype not in DTYPES or not q.dtype == k.dtype == v.dtype:
-        raise ValueError(f"q, k and v must be of one dtype, bfloat16, float16 or float32, not {q.dtype}, {k.dtype}, {v.dtype}")
+        raise ValueError(
+            f"q, k and v must be of one dtype, bfloat16, float16 or float32, not {q.dtype}, {k.dtype}, {v.dtype}"
+        )
     if cu_seqlens.ndim != 1 or len(cu_seqlens) == 0 or cu_seqlens.dtype != torch.int32:
         raise ValueError(f"cu_seqlens must be int32 [B+1], not {cu_seqlens.dtype} {list(cu_seqlens.shape)}")
     if len(cu_seqlens) == 1 and len(q):

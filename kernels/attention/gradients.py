@@ -25,8 +25,9 @@ from conan_kernels.attention.tiles import (
 
 @triton.jit
 def first_row_again(slot):
-    """A slot's first row, read anew for the stores at a program's end: else the compiler takes the addresses for those that it
-    had at the beginning and keeps their parts in registers through all loops (sm_120, D = 112: dq_block spilled 14, dk_dv_block 16)."""
+    """A slot's first row, read anew for the stores at a program's end: else the compiler takes the addresses for those
+    that it had at the beginning and keeps their parts in registers through all loops (sm_120, D = 112: dq_block spilled
+    14, dk_dv_block 16)."""
     return tl.load(slot + 2, volatile=True)
 
 
@@ -51,7 +52,8 @@ def add_dq(
 @triton.jit(do_not_specialize=["T"])
 def dq_block(
     q, k, v, out, dout, lse, delta, dq, plan, bias, T, stride_q, stride_k, stride_v, scale,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     """dq of BM rows of one sequence and head, and delta = sum_d out * dout of these rows for the other kernel."""
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
@@ -90,8 +92,8 @@ def add_dk_dv(
     KIND: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, W: tl.constexpr, HEADS: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
     """Over the rows from `begin` to `end` of each of HEADS heads; rows past the end have lse = inf, hence weight 0.
-    Everything is transposed, [BN, BM], so that the products take the weights from registers. Heads and rows are one loop,
-    for a loop within a loop would fill and drain its pipeline once a head."""
+    Everything is transposed, [BN, BM], so that the products take the weights from registers. Heads and rows are one
+    loop, for a loop within a loop would fill and drain its pipeline once a head."""
     if begin < end:  # as in tiles.attend
         tiles = tl.cdiv(end - begin, BM)
         for step in tl.range(0, tiles * HEADS):
@@ -120,14 +122,16 @@ def add_dk_dv(
 @triton.jit(do_not_specialize=["T"])
 def dk_dv_block(
     q, k, v, dout, lse, delta, dk, dv, plan, bias, T, stride_q, stride_k, stride_v, scale,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     """dk and dv of BN columns of one sequence and KV head, over all the query heads that share it."""
     slot, group = plan + tl.program_id(0) * 4, tl.program_id(1)
     start, length, from_end, ones = tl.load(slot).to(tl.int64), tl.load(slot + 1), tl.load(slot + 2), tl.load(slot + 3)
     if length == 0:
         return
-    first_column = (tl.cdiv(length, BN) - 1) * BN - from_end  # the first columns have the most rows under them: they come first
+    # the first columns have the most rows under them: they come first
+    first_column = (tl.cdiv(length, BN) - 1) * BN - from_end
     last_column = tl.minimum(first_column + BN, length)
     columns = first_column + tl.arange(0, BN)
     bias += start

@@ -5,8 +5,8 @@ import torch
 
 
 def soft_mask_bias(length, alpha, mask="column", dtype=torch.float64, device=None):
-    """log M [length, length] for one sequence, with i and j counted from 1: 0 where j <= i, else log min(alpha * l / j, 1)
-    for "column", log min(alpha * l / i, 1) for "row", log alpha for "uniform". alpha: a number or a 0-d tensor."""
+    """log M [length, length] for one sequence, with i and j counted from 1: 0 where j <= i, else log min(alpha * l / j,
+    1) for "column", log min(alpha * l / i, 1) for "row", log alpha for "uniform". alpha: a number or a 0-d tensor."""
     position = torch.arange(1, length + 1, dtype=dtype, device=device)
     i, j = position[:, None], position[None, :]
     axis = {"column": j, "row": i, "uniform": torch.full_like(j, length)}[mask]
@@ -15,7 +15,8 @@ def soft_mask_bias(length, alpha, mask="column", dtype=torch.float64, device=Non
 
 
 def soft_mask_attention_reference(q, k, v, cu_seqlens, alpha, mask="column", scale=None, return_lse=False):
-    """As `conan_kernels.soft_mask_attention`, in the inputs' own dtype: fp64 for a reference. lse is fp64 for fp64, else fp32."""
+    """As `conan_kernels.soft_mask_attention`, in the inputs' own dtype: fp64 for a reference. lse is fp64 for fp64,
+    else fp32."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     repeat = q.shape[1] // k.shape[1]
     k, v = (x.repeat_interleave(repeat, dim=1) for x in (k, v))  # [T, H, D]

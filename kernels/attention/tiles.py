@@ -1,16 +1,17 @@
 """The Triton kernels of soft-masked attention; api.py has the math, launch.py launches them.
 
-A program owns a block of one sequence and walks the tiles of the other axis. Tiles are of three kinds, and each kind has
-its own loop, for what a kind does not need must not stand in its loop:
+A program owns a block of one sequence and walks the tiles of the other axis. Tiles are of three kinds, and each kind
+has its own loop, for what a kind does not need must not stand in its loop:
 
     PLAIN   every M_ij is 1: the past, columns with j <= alpha * l, everything at alpha = 1
     MIXED   on the diagonal: past and future
     FUTURE  every j > i: the bias is one vector, by column or by row
 
-The head dim D need not be a power of two: a row is W columns, of which those from D on are zeros. With W = D, 112 columns are
-64 + 32 + 16, the bits of D, as tuples of tensors; with W = 128 they are one. The first saves an eighth of the products and of shared
-memory, and costs more waits between them: which an architecture takes stands in architecture.py. (A table of first columns and
-widths as an argument would read better; Triton before 3.8 compiles no nested tuples.)
+The head dim D need not be a power of two: a row is W columns, of which those from D on are zeros. With W = D, 112
+columns are 64 + 32 + 16, the bits of D, as tuples of tensors; with W = 128 they are one. The first saves an eighth of
+the products and of shared memory, and costs more waits between them: which an architecture takes stands in
+architecture.py. (A table of first columns and widths as an argument would read better; Triton before 3.8 compiles no
+nested tuples.)
 """
 
 import triton
@@ -27,11 +28,11 @@ PLAN_CHUNK: tl.constexpr = tl.constexpr(1024)
 def plan_blocks(cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK: tl.constexpr, BLOCK: tl.constexpr):
     """Which block of which sequence each program owns, found on the device, so that nothing waits for cu_seqlens.
 
-    Sequence b has the slots from start // BLOCK + b up to the next sequence's: ceil(l / BLOCK) of them at least, and
-    T // BLOCK + B in all, which the host knows. A slot is (start, l, first row of the block, ones): ones is how many leading
-    columns (rows for "row") have M = 1, -1 where the future is closed. l = 0: nothing to do. Long rows come first.
-    bias [T] is log2 M of the future at that column ("column") or row ("row", "uniform").
-    valid [B]: whether the sequence lies within the batch, and alpha within [0, 1]."""
+    Sequence b has the slots from start // BLOCK + b up to the next sequence's: ceil(l / BLOCK) of them at least, and T
+    // BLOCK + B in all, which the host knows. A slot is (start, l, first row of the block, ones): ones is how many
+    leading columns (rows for "row") have M = 1, -1 where the future is closed. l = 0: nothing to do. Long rows come
+    first. bias [T] is log2 M of the future at that column ("column") or row ("row", "uniform"). valid [B]: whether the
+    sequence lies within the batch, and alpha within [0, 1]."""
     b = tl.program_id(0)
     chunk = tl.arange(0, PLAN_CHUNK)
     first_chunk, step = tl.program_id(1) * PLAN_CHUNK, tl.num_programs(1) * PLAN_CHUNK
@@ -62,7 +63,8 @@ def plan_blocks(cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK: tl.cons
 
 @triton.jit
 def load(pointer, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr, W: tl.constexpr, MASKED: tl.constexpr):
-    """ROWS rows from `first` on, in parts; where MASKED, 0 from row `limit` on. A part begins where the higher bits of W end."""
+    """ROWS rows from `first` on, in parts; where MASKED, 0 from row `limit` on. A part begins where the higher bits of
+    W end."""
     rows = tl.arange(0, ROWS)
     pointer += tl.cast(first, tl.int64) * stride
     parts = ()
@@ -147,7 +149,8 @@ def query_bias(bias, rows, first, length, KIND: tl.constexpr, BN: tl.constexpr, 
     """log2 M of a tile of rows x the columns from `first` on; -inf for columns past the end."""
     columns = first + tl.arange(0, BN)
     if BY_ROW:
-        row_bias = tl.load(bias + rows, mask=rows < length, other=0.0)[:, None]  # here, lest it take registers in PLAIN loops
+        # here, lest it take registers in PLAIN loops
+        row_bias = tl.load(bias + rows, mask=rows < length, other=0.0)[:, None]
         tile = tl.where((columns < length)[None, :], row_bias, float("-inf"))
     else:
         tile = tl.load(bias + columns, mask=columns < length, other=float("-inf"))[None, :]
@@ -161,7 +164,8 @@ def attend(
     out, total, peak, q, k, v, bias, rows, begin, end, length, stride_k, stride_v, scale,
     KIND: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over the columns from `begin` to `end`. scale carries log2(e): exp2 is the hardware's exponential."""
+    """The online softmax over the columns from `begin` to `end`. scale carries log2(e): exp2 is the hardware's
+    exponential."""
     if begin < end:  # where a loop may run no times, ptxas waits for each wgmma before it issues the next (its C7515)
         for first in tl.range(begin, end, BN):
             s = inner_products(q, load(k, first, length, stride_k, BN, D, W, KIND != PLAIN))  # [BM, BN]
@@ -182,7 +186,8 @@ def attend(
 @triton.jit(do_not_specialize=["T"])
 def forward_block(
     q, k, v, out, lse, plan, bias, T, stride_q, stride_k, stride_v, scale,
-    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr,
+    BN: tl.constexpr,
 ):  # fmt: skip
     """out and lse of BM rows of one sequence and head."""
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)

@@ -18,8 +18,8 @@ class Margin(NamedTuple):
 
 
 class Known(NamedTuple):
-    """Further groups that are right for each query, as ranges of one list, which queries may share: those of query i are
-    ids[first[i] : last[i]]. All int64."""
+    """Further groups that are right for each query, as ranges of one list, which queries may share: those of query i
+    are ids[first[i] : last[i]]. All int64."""
 
     first: Tensor  # [N]
     last: Tensor  # [N]
@@ -37,7 +37,8 @@ class InfoNCE(NamedTuple):
 
 
 def info_nce(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None,
+    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None,
+    margin=None, known=None,
     symmetric=False, combine=None,
 ):  # fmt: skip
     """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147) in one pass.
@@ -48,24 +49,27 @@ def info_nce(
     queries [N, E] and documents [M, E]: fp32, bf16 or fp16, the same for both. target [N], int64: the row in documents
     that is query i's positive. temperature T > 0: a float, or a scalar tensor, which receives a gradient if it asks.
     dims: ascending prefix widths, default (E,). weights: a float each, default 1 / len(dims). hard [N, K, E]: negatives
-    that only their own query sees. query_group [N] and document_group [M], int64: a document whose id equals the query's
-    is no negative for it; ids below 0 belong to no group. margin: a float (absolute) or a `Margin`; at each dim, by that
-    dim's similarities, documents and hard negatives above it are left out. The positive itself never is. known: a `Known`,
-    for queries with several positives: documents of these groups are no negatives for the query either.
+    that only their own query sees. query_group [N] and document_group [M], int64: a document whose id equals the
+    query's is no negative for it; ids below 0 belong to no group. margin: a float (absolute) or a `Margin`; at each
+    dim, by that dim's similarities, documents and hard negatives above it are left out. The positive itself never is.
+    known: a `Known`, for queries with several positives: documents of these groups are no negatives for the query
+    either.
 
     symmetric: a document also finds its query among the queries, by the same similarities:
 
         loss_d = mean_i( that above + logsumexp_j(s_j,target(i) / T) - s_i,target(i) / T ) / 2
 
-    over query i itself and every query for which its document is a negative. combine: where other ranks have other queries, what makes of this
-    rank's log-sum-exps of those, fp32 [len(dims), M], that of all ranks', differentiably.
+    over query i itself and every query for which its document is a negative. combine: where other ranks have other
+    queries, what makes of this rank's log-sum-exps of those, fp32 [len(dims), M], that of all ranks', differentiably.
 
-    Memory is O((N + M) * E + I). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so short,
-    below 1e-22, that its square is zero in fp32) has similarity 0 with everything there, and no gradient. Gradients go to
-    queries, documents, hard and temperature; there is no double backward. The same inputs give the same bits.
+    Memory is O((N + M) * E + I). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so
+    short, below 1e-22, that its square is zero in fp32) has similarity 0 with everything there, and no gradient.
+    Gradients go to queries, documents, hard and temperature; there is no double backward. The same inputs give the same
+    bits.
 
-    Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents or a range outside ids
-    (on CUDA the latter two are a device-side assertion, to save a synchronisation); RuntimeError on a GPU or with a Triton that is too old.
+    Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents or a range outside
+    ids (on CUDA the latter two are a device-side assertion, to save a synchronisation); RuntimeError on a GPU or with a
+    Triton that is too old.
     """
     dims = (queries.shape[-1],) if dims is None else tuple(dims)
     weights = (1.0 / max(1, len(dims)),) * len(dims) if weights is None else tuple(weights)
@@ -73,10 +77,24 @@ def info_nce(
         margin = Margin(float("inf") if margin is None else margin)
     _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known)
     temperature = _scalar(temperature, queries.device)
-    found = _form(queries)(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric)
+    found = _form(queries)(
+        queries,
+        documents,
+        target,
+        temperature,
+        dims,
+        weights,
+        hard,
+        query_group,
+        document_group,
+        known,
+        margin,
+        symmetric,
+    )
     if not symmetric:
         return InfoNCE(*found)
-    loss, loss_per_dim, *rest, positive, columns = found  # positive [k, N], of z; columns [k, M]: log-sum-exps over the queries but the positives'
+    # positive [k, N], of z; columns [k, M]: log-sum-exps over the queries but the positives'
+    loss, loss_per_dim, *rest, positive, columns = found
     others = combine(columns) if combine else columns
     of_documents = torch.nn.functional.softplus(others[:, target] - positive).mean(1)
     loss = (loss + (of_documents * of_documents.new_tensor(weights)).sum()) / 2
@@ -84,16 +102,34 @@ def info_nce(
 
 
 def log_sum_exp_of_documents(queries, documents, target, temperature, dims, query_group, document_group, known=None):
-    """Over the queries, log-sum-exp of each document's s / T, as `info_nce` knows these, a query's own group, groups that it knows, and target[i]
-    left out: fp32 [len(dims), M], -1e20 where nothing is left. Arguments and errors as there; a gradient flows to vectors and temperature."""
+    """Over the queries, log-sum-exp of each document's s / T, as `info_nce` knows these, a query's own group, groups
+    that it knows, and target[i] left out: fp32 [len(dims), M], -1e20 where nothing is left. Arguments and errors as
+    there; a gradient flows to vectors and temperature."""
     dims, weights = tuple(dims), (0.0,) * len(dims)
     _check(queries, documents, target, temperature, dims, weights, None, query_group, document_group, known)
     temperature = _scalar(temperature, queries.device)
-    return _form(queries)(queries, documents, target, temperature, dims, weights, None, query_group, document_group, known, Margin(float("inf")), True)[-1]
+    return _form(queries)(
+        queries,
+        documents,
+        target,
+        temperature,
+        dims,
+        weights,
+        None,
+        query_group,
+        document_group,
+        known,
+        Margin(float("inf")),
+        True,
+    )[-1]
 
 
 def _scalar(temperature, device):
-    return temperature if isinstance(temperature, Tensor) else torch.full((), temperature, dtype=torch.float32, device=device)
+    return (
+        temperature
+        if isinstance(temperature, Tensor)
+        else torch.full((), temperature, dtype=torch.float32, device=device)
+    )
 
 
 def _form(queries):
@@ -108,14 +144,20 @@ def _form(queries):
 
 def _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known):
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
-        raise ValueError(f"queries [N, E] and documents [M, E] expected, got {list(queries.shape)} and {list(documents.shape)}")
+        raise ValueError(
+            f"queries [N, E] and documents [M, E] expected, got {list(queries.shape)} and {list(documents.shape)}"
+        )
     if 0 in queries.shape or 0 in documents.shape:
-        raise ValueError(f"at least one query, document and column expected, got {list(queries.shape)} and {list(documents.shape)}")
+        raise ValueError(
+            f"at least one query, document and column expected, got {list(queries.shape)} and {list(documents.shape)}"
+        )
     for name, vectors in (("queries", queries), ("documents", documents), ("hard", hard)):
         if vectors is None:
             continue
         if vectors.dtype not in (torch.float32, torch.bfloat16, torch.float16) or vectors.dtype != queries.dtype:
-            raise ValueError(f"fp32, bf16 or fp16 expected, the same for all; queries are {queries.dtype}, {name} {vectors.dtype}")
+            raise ValueError(
+                f"fp32, bf16 or fp16 expected, the same for all; queries are {queries.dtype}, {name} {vectors.dtype}"
+            )
         if vectors.device != queries.device:
             raise ValueError(f"one device expected; queries are on {queries.device}, {name} on {vectors.device}")
     N, E = queries.shape
@@ -127,16 +169,25 @@ def _check(queries, documents, target, temperature, dims, weights, hard, query_g
         raise ValueError("known: query_group and document_group expected with it, got none")
     first, last, ids = known or (None, None, None)
     sizes = [("target", target, N), ("query_group", query_group, N), ("document_group", document_group, len(documents))]
-    sizes += [("known.first", first, N), ("known.last", last, N), ("known.ids", ids, None if ids is None else ids.numel())]
+    sizes += [
+        ("known.first", first, N),
+        ("known.last", last, N),
+        ("known.ids", ids, None if ids is None else ids.numel()),
+    ]
     for name, ids, rows in sizes:
         if ids is not None and (ids.dtype != torch.int64 or list(ids.shape) != [rows] or ids.device != queries.device):
-            raise ValueError(f"{name}: int64 [{rows}] on {queries.device} expected, got {ids.dtype} {list(ids.shape)} on {ids.device}")
+            raise ValueError(
+                f"{name}: int64 [{rows}] on {queries.device} expected, got {ids.dtype} {list(ids.shape)} on "
+                f"{ids.device}"
+            )
     if not dims or any(a >= b for a, b in zip((0, *dims), dims)) or dims[-1] > E:
         raise ValueError(f"dims ascending in 1..{E} expected, got {list(dims)}")
     if len(weights) != len(dims):
         raise ValueError(f"a weight for each of {len(dims)} dims expected, got {len(weights)}")
     if isinstance(temperature, Tensor):
         if temperature.numel() != 1 or temperature.dtype != torch.float32:
-            raise ValueError(f"temperature: a float or an fp32 scalar expected, got {temperature.dtype} {list(temperature.shape)}")
+            raise ValueError(
+                f"temperature: a float or an fp32 scalar expected, got {temperature.dtype} {list(temperature.shape)}"
+            )
     elif not temperature > 0:
         raise ValueError(f"temperature above 0 expected, got {temperature}")

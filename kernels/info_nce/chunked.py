@@ -13,9 +13,11 @@ Documents likewise, with sums over i. dLoss/dT = -sum(u z) / T.
 A chunk sees its whole rows, so the gradient needs no second computation of the similarities: three matrix products in
 all, where an online softmax takes four. The workspace is len(dims) x chunk x M.
 
-Both ways (`symmetric`) it takes four: a column is whole when all chunks are through, so the backward begins again, and adds to u
+Both ways (`symmetric`) it takes four: a column is whole when all chunks are through, so the backward begins again, and
+adds to u
 
-    u_k  += c_jk exp(z_k - l_jk),     l_jk the column's log-sum-exp over i, c_jk = dLoss/dl_jk, and dLoss/dz_k of the positive beside it
+    u_k  += c_jk exp(z_k - l_jk),     l_jk the column's log-sum-exp over i, c_jk = dLoss/dl_jk,
+                                      and dLoss/dz_k of the positive beside it
 """
 
 import torch
@@ -37,8 +39,11 @@ TILE = 1 << 19
 LOWEST = -1e20  # a row's maximum is taken from here, so that what is LEFT_OUT vanishes in a row that has nothing else
 
 
-def chunked_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric):
-    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those of the columns."""
+def chunked_info_nce(
+    queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric
+):
+    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those
+    of the columns."""
     differentiable = any(x is not None and x.requires_grad for x in (queries, documents, hard, temperature))
     found = _op(
         queries,
@@ -66,15 +71,15 @@ def chunked_info_nce(queries, documents, target, temperature, dims, weights, har
 def chunk_rows(N, M, E, k):
     """Queries a chunk: enough for an efficient matrix product, and a workspace k x chunk x M of at most 4 x M x E.
 
-    Measured on one core at N = M = 2,048, 7 dims: E = 512 takes 470 ms at 64 rows and 337 at 256, E = 3,584 1.36 s at 64,
-    1.19 at 256, 1.22 at 512.
+    Measured on one core at N = M = 2,048, 7 dims: E = 512 takes 470 ms at 64 rows and 337 at 256, E = 3,584 1.36 s at
+    64, 1.19 at 256, 1.22 at 512.
     """
     return max(1, min(N, 4 * E // k, max(256, TILE // M)))
 
 
 def mark_known(left_out, first, last, ids, ascending):
-    """left_out [n, M] becomes True for the documents whose group is among ids[first[i] : last[i]], below 0 aside. `ascending`:
-    document_group sorted, as torch.sort gives it."""
+    """left_out [n, M] becomes True for the documents whose group is among ids[first[i] : last[i]], below 0 aside.
+    `ascending`: document_group sorted, as torch.sort gives it."""
     row, place = _ranges(first, last)
     row, ids = row[ids[place] >= 0], ids[place][ids[place] >= 0]
     bounds = [torch.searchsorted(ascending.values, ids, right=right) for right in (False, True)]
@@ -112,13 +117,18 @@ def _op(
     columns: Tensor | None,
     dcolumns: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [k, N] and log-sum-exps of the columns [k, M]; then fp32
-    gradients (these are empty unless asked for): of the loss, or, given the columns, of what has those gradients for the loss, the positives' z and
-    the columns."""
+    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [k, N] and log-sum-exps of the
+    columns [k, M]; then fp32 gradients (these are empty unless asked for): of the loss, or, given the columns, of what
+    has those gradients for the loss, the positives' z and the columns."""
     if not 0 <= target.min() <= target.max() < len(documents):
         raise ValueError(f"target in 0..{len(documents) - 1} expected, got {target.min()}..{target.max()}")
-    if known_ids is not None and not (0 <= known_first.min() and (known_first <= known_last).all() and known_last.max() <= len(known_ids)):
-        raise ValueError(f"known: ranges within 0..{len(known_ids)} expected, got {known_first.min()}..{known_last.max()}, or one that ends before it begins")
+    if known_ids is not None and not (
+        0 <= known_first.min() and (known_first <= known_last).all() and known_last.max() <= len(known_ids)
+    ):
+        raise ValueError(
+            f"known: ranges within 0..{len(known_ids)} expected, got {known_first.min()}..{known_last.max()}, "
+            "or one that ends before it begins"
+        )
     T = temperature.item()
     if not T > 0:
         raise ValueError(f"temperature above 0 expected, got {T}")
@@ -161,7 +171,8 @@ def _op(
                 if both_ways:
                     torch.logaddexp(sums[k], z.logsumexp(0), out=sums[k])
                 top = z.amax(1).clamp_(min=LOWEST)  # [n]
-                p = torch.sub(z, top[:, None], out=weighted[k if gradients else 0, :n]).exp_()  # [n, M], times a row's factor
+                # [n, M], times a row's factor
+                p = torch.sub(z, top[:, None], out=weighted[k if gradients else 0, :n]).exp_()
                 total = p.sum(1)
                 loss, lse, u = softmax_of_rows(top + total.log(), z_own[k, rows])
                 loss_per_dim[k] += loss.sum() / N
@@ -215,7 +226,25 @@ def _op(
 
 
 @_op.register_fake
-def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction, gradients, both_ways, *_):
+def _(
+    queries,
+    documents,
+    target,
+    temperature,
+    hard,
+    query_group,
+    document_group,
+    first,
+    last,
+    ids,
+    dims,
+    weights,
+    absolute,
+    fraction,
+    gradients,
+    both_ways,
+    *_,
+):
     def fp32(*shape):
         return queries.new_empty(shape, dtype=torch.float32)
 
@@ -259,7 +288,14 @@ def _backward_both_ways(ctx, dloss, dpositive, dcolumns):
     dpositive = columns.new_zeros(k, N) if dpositive is None else dpositive
     dcolumns = torch.zeros_like(columns) if dcolumns is None else dcolumns
     dq, dd, dhard, dtemperature = _op(*inputs, *ctx.options, True, False, dloss, dpositive, columns, dcolumns)[7:]
-    return dq.to(ctx.dtype), dd.to(ctx.dtype), None, dtemperature.reshape(ctx.temperature_shape), dhard.to(ctx.dtype), *(None,) * 15
+    return (
+        dq.to(ctx.dtype),
+        dd.to(ctx.dtype),
+        None,
+        dtemperature.reshape(ctx.temperature_shape),
+        dhard.to(ctx.dtype),
+        *(None,) * 15,
+    )
 
 
 _op.register_autograd(_backward, setup_context=_setup_context)

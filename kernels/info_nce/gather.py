@@ -5,13 +5,14 @@ import torch.distributed as dist
 
 
 def gather_documents(documents, group=None):
-    """Every rank's documents [m, ...] as one tensor [world * m, ...], with gradient; m and the dtype are the same on all.
+    """Every rank's documents [m, ...] as one tensor [world * m, ...], with gradient; m and the dtype are the same on
+    all.
 
     Rank r's row j is row r * m + j of the result, on every rank: labels are to be made by this order (where they assume
-    another, the loss trains on wrong positives without a sound; sentence-transformers pull 3453). Backward reduce-scatters:
-    each rank receives, for its own rows, the sum of all ranks' gradients, so the ranks' losses are to be divided by the
-    number of ranks if their mean is meant. `group`: a process group, default the world; a collective call in both
-    directions. Without torch.distributed, or with one rank, documents is returned as it is.
+    another, the loss trains on wrong positives without a sound; sentence-transformers pull 3453). Backward
+    reduce-scatters: each rank receives, for its own rows, the sum of all ranks' gradients, so the ranks' losses are to
+    be divided by the number of ranks if their mean is meant. `group`: a process group, default the world; a collective
+    call in both directions. Without torch.distributed, or with one rank, documents is returned as it is.
     """
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return documents

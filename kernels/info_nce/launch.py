@@ -2,16 +2,17 @@
 
 The math is that of chunked.py, with dot, z, u as there; what differs is who keeps what:
 
-    forward   A program owns a tile of queries x documents. It walks the columns once; wherever a dim ends, the running dot
-              product is that dim's, and the tile's log-sum-exp of z goes to memory: one number a row, tile and dim.
+    forward   A program owns a tile of queries x documents. It walks the columns once; wherever a dim ends, the running
+              dot product is that dim's, and the tile's log-sum-exp of z goes to memory: one number a row, tile and dim.
     backward  For a panel of 4,096 queries x 4,096 documents the same walk is done again; wherever a dim k ends,
               G_k = u_k rq_k rd_k / T goes to memory, then the sums W_b = sum_{k>=b} G_k over it. With W of the panel,
               dq[block b] += W_b @ d[block b] and dd[block b] += W_b.T @ q[block b], accumulated in fp32.
 
-So four matrix products of N x M x E altogether, however many dims: similarities twice, and the two gradients. A panel of
-documents at E = 3,584 in bf16 is 29 MB: it stays in the L2 cache (50 MB on an H100 or H200) while its tiles are worked on.
-Both ways (`symmetric`) the tiles of the forward also give the log-sum-exp of their columns, and those of the backward add what a column's
-log-sum-exp gives to u (chunked.py): no further product. Nothing is atomic, so the same inputs give the same bits.
+So four matrix products of N x M x E altogether, however many dims: similarities twice, and the two gradients. A panel
+of documents at E = 3,584 in bf16 is 29 MB: it stays in the L2 cache (50 MB on an H100 or H200) while its tiles are
+worked on. Both ways (`symmetric`) the tiles of the forward also give the log-sum-exp of their columns, and those of the
+backward add what a column's log-sum-exp gives to u (chunked.py): no further product. Nothing is atomic, so the same
+inputs give the same bits.
 """
 
 import math
@@ -37,8 +38,8 @@ PANEL = 4096  # W of a panel and 7 dims: 235 MB in bf16
 
 
 class _Blocks:
-    """The Matryoshka blocks as the kernels read them. unit: the largest power of two up to 64 that divides every dim, so
-    that Triton knows how far addresses are aligned."""
+    """The Matryoshka blocks as the kernels read them. unit: the largest power of two up to 64 that divides every dim,
+    so that Triton knows how far addresses are aligned."""
 
     def __init__(self, dims, device):
         self.slices = blocks_of(dims)
@@ -47,13 +48,17 @@ class _Blocks:
         self.starts = torch.tensor([0, *dims], dtype=torch.int32, device=device) // self.unit
 
     def column_tiles(self, width):
-        rows = [(b, c // self.unit, s.stop // self.unit) for b, s in enumerate(self.slices) for c in range(s.start, s.stop, width)]
+        rows = [
+            (b, c // self.unit, s.stop // self.unit)
+            for b, s in enumerate(self.slices)
+            for c in range(s.start, s.stop, width)
+        ]
         return torch.tensor(rows, dtype=torch.int32, device=self.device)  # [tiles, 3]
 
 
 def _group_numbers(query_group, document_group, first, last, ids, padding):
-    """As the kernels take them: int32, ids by numbers that are equal where the ids are, -2 and -1 for those below 0: half
-    the registers of an int64."""
+    """As the kernels take them: int32, ids by numbers that are equal where the ids are, -2 and -1 for those below 0:
+    half the registers of an int64."""
     if query_group is None:
         return (None,) * 5
     order = document_group.sort().values
@@ -89,8 +94,8 @@ def _forward(
     fraction: float,
     both_ways: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [K, N] and log-sum-exps of the columns [K, M], else empty;
-    for the backward similarity_own, r_own, rq, rd, lse."""
+    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [K, N] and log-sum-exps of the
+    columns [K, M], else empty; for the backward similarity_own, r_own, rq, rd, lse."""
     N, M, K = len(queries), len(documents), len(dims)
     torch._assert_async(((target >= 0) & (target < M)).all(), "info_nce: target outside documents")
     if known_ids is not None:
@@ -134,7 +139,23 @@ def _forward(
 
 
 @_forward.register_fake
-def _(queries, documents, target, temperature, hard, query_group, document_group, first, last, ids, dims, weights, absolute, fraction, both_ways):
+def _(
+    queries,
+    documents,
+    target,
+    temperature,
+    hard,
+    query_group,
+    document_group,
+    first,
+    last,
+    ids,
+    dims,
+    weights,
+    absolute,
+    fraction,
+    both_ways,
+):
     def fp32(*shape):
         return queries.new_empty(shape, dtype=torch.float32)
 
@@ -199,7 +220,8 @@ def _backward(
     W = torch.empty(K * _whole(min(N, PANEL), BM) * _whole(min(M, PANEL), BN), dtype=W_dtype, device=queries.device)
     for first_row, rows in _panels(N):
         sum_rows = torch.zeros(rows, E, dtype=torch.float32, device=queries.device)
-        uz_rows = (u_own[:, first_row : first_row + rows, 1:] * z_own[:, first_row : first_row + rows, 1:]).sum(2)  # [K, rows]
+        # [K, rows]
+        uz_rows = (u_own[:, first_row : first_row + rows, 1:] * z_own[:, first_row : first_row + rows, 1:]).sum(2)
         R = _whole(rows, BM)
         for panel, (first_column, columns) in enumerate(_panels(M)):
             C = _whole(columns, BN)
@@ -225,7 +247,15 @@ def _backward(
         radial = suffix_sum(uz_rows * rq[:, here].square())  # [K, rows]
         for b, block in enumerate(blocks.slices):
             sum_rows[:, block] -= radial[b, :, None] * queries[here, block]
-        add_hard_gradients(queries[here], hard[here], weighted_hard[:, here], radial_hard[:, here], blocks.slices, sum_rows, dhard[here])
+        add_hard_gradients(
+            queries[here],
+            hard[here],
+            weighted_hard[:, here],
+            radial_hard[:, here],
+            blocks.slices,
+            sum_rows,
+            dhard[here],
+        )
         dqueries[here] = sum_rows
         uz_total += uz_rows.sum()
     del W, sum_rows
@@ -259,17 +289,24 @@ def _differentiate(ctx, gradient, *others):
     if gradient is None and dpositive is None and dcolumns is None:
         return (None,) * 15
     gradient = ctx.saved_tensors[3].new_zeros(()) if gradient is None else gradient
-    dqueries, ddocuments, dtemperature, dhard = _backward(gradient, dpositive, dcolumns, *ctx.saved_tensors, *ctx.options)
+    dqueries, ddocuments, dtemperature, dhard = _backward(
+        gradient, dpositive, dcolumns, *ctx.saved_tensors, *ctx.options
+    )
     return dqueries, ddocuments, None, dtemperature, dhard, *(None,) * 10
 
 
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def fused_info_nce(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric):
-    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those of the columns."""
+def fused_info_nce(
+    queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric
+):
+    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those
+    of the columns."""
     hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
     vectors = queries.contiguous(), documents.contiguous()
     groups = [x if x is None else x.contiguous() for x in (query_group, document_group, *(known or (None, None, None)))]
-    found = _forward(*vectors, target.contiguous(), temperature, hard, *groups, list(dims), list(weights), *margin, symmetric)
+    found = _forward(
+        *vectors, target.contiguous(), temperature, hard, *groups, list(dims), list(weights), *margin, symmetric
+    )
     return found[0], *(x.detach() for x in found[1:5]), *(found[5:7] if symmetric else ())

@@ -1,5 +1,5 @@
-"""What both forms of InfoNCE share: prefix norms, and a query's own candidates, its positive and its hard negatives, which
-are so few (N x (1+K)) that plain PyTorch does for them, on any device."""
+"""What both forms of InfoNCE share: prefix norms, and a query's own candidates, its positive and its hard negatives,
+which are so few (N x (1+K)) that plain PyTorch does for them, on any device."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,8 @@ def blocks_of(dims):
 
 
 def inverse_norms(vectors, blocks):
-    """[..., E] -> fp32 [k, ...]: 1 / norm of each prefix that ends with a block; 0 for a zero prefix, so its cosines are 0."""
+    """[..., E] -> fp32 [k, ...]: 1 / norm of each prefix that ends with a block; 0 for a zero prefix, so its cosines
+    are 0."""
     norms = [torch.linalg.vector_norm(vectors[..., block], dim=-1, dtype=torch.float32) for block in blocks]
     squares = torch.stack(norms).square().cumsum(0)
     return torch.where(squares > 0, squares, torch.inf).rsqrt()
@@ -43,8 +44,8 @@ def own_similarities(queries, documents, target, hard, blocks, rq, rd):
 
 
 def own_logits(similarity_own, T, absolute, fraction):
-    """z = similarity / T of a query's own candidates [k, N, 1+K], hard negatives above the margin left out; and the limit
-    [k, N], in z, above which any candidate is left out."""
+    """z = similarity / T of a query's own candidates [k, N, 1+K], hard negatives above the margin left out; and the
+    limit [k, N], in z, above which any candidate is left out."""
     positive = similarity_own[..., 0]
     limit = (positive + absolute + fraction * positive.abs()) / T
     z = similarity_own / T
@@ -57,8 +58,9 @@ def softmax_of_rows(others, z_own):
     """The softmax over everything a query sees, of which the shared documents but the positive are known by `others`.
 
     others [...]: log-sum-exp of those documents' z; z_own [..., 1+K]: the positive's and the hard negatives'.
-    -> loss [...] = -log softmax of the positive, lse [...], dloss/dz_own [..., 1+K]. As the positive enters the sum with
-    the value that it is compared with, the loss is never below 0; softplus keeps its digits where the others hardly count.
+    -> loss [...] = -log softmax of the positive, lse [...], dloss/dz_own [..., 1+K]. As the positive enters the sum
+      with the value that it is compared with, the loss is never below 0; softplus keeps its digits where the others
+      hardly count.
     """
     positive = z_own[..., 0]
     others = torch.cat((others[..., None], z_own[..., 1:]), dim=-1).logsumexp(-1)

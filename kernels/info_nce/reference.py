@@ -1,4 +1,5 @@
-"""InfoNCE as the textbook writes it: a loop over dims, the full N x M matrix. What the other forms are tested against."""
+"""InfoNCE as the textbook writes it: a loop over dims, the full N x M matrix. What the other forms are tested
+against."""
 
 import torch
 
@@ -6,7 +7,18 @@ from conan_kernels.info_nce.api import InfoNCE, Margin
 
 
 def info_nce_reference(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None, margin=None, known=None, symmetric=False
+    queries,
+    documents,
+    target,
+    temperature,
+    dims=None,
+    weights=None,
+    hard=None,
+    query_group=None,
+    document_group=None,
+    margin=None,
+    known=None,
+    symmetric=False,
 ):
     """As `conan_kernels.info_nce`, in the inputs' own dtype: fp64 for a reference. Memory is O(N * (M + K))."""
     dims = dims or (queries.shape[1],)
@@ -19,8 +31,12 @@ def info_nce_reference(
         positive = similarity[is_positive]  # [N]
         losses.append((logits.logsumexp(1) - positive / temperature).mean())
         if symmetric:  # a document's negatives: the queries that count it as theirs
-            others = logits.masked_fill(is_positive, -torch.inf)[:, : len(documents)].clamp(min=torch.finfo(logits.dtype).min)
-            losses[-1] = (losses[-1] + torch.nn.functional.softplus(others.logsumexp(0)[target] - positive / temperature).mean()) / 2
+            others = logits.masked_fill(is_positive, -torch.inf)[:, : len(documents)].clamp(
+                min=torch.finfo(logits.dtype).min
+            )
+            losses[-1] = (
+                losses[-1] + torch.nn.functional.softplus(others.logsumexp(0)[target] - positive / temperature).mean()
+            ) / 2
     others = logits.masked_fill(is_positive, -torch.inf).amax(1)
     accuracy = (logits[is_positive] > others).to(queries.dtype).mean()
     loss_per_dim = torch.stack(losses)
@@ -29,7 +45,16 @@ def info_nce_reference(
 
 
 def similarities_and_logits(
-    queries, documents, target, temperature, dim, hard=None, query_group=None, document_group=None, margin=None, known=None
+    queries,
+    documents,
+    target,
+    temperature,
+    dim,
+    hard=None,
+    query_group=None,
+    document_group=None,
+    margin=None,
+    known=None,
 ):
     """Of one dim, over the documents and then each query's hard negatives: similarities and logits (-inf for who is no
     candidate), and which is the positive, each [N, M + K]."""

@@ -1,5 +1,5 @@
-"""The Triton kernels of InfoNCE: tiles of similarities for all Matryoshka dims at once. The math and who calls what when:
-launch.py. Shapes by letter: N queries, M documents, E width, K dims; z, u, W as there."""
+"""The Triton kernels of InfoNCE: tiles of similarities for all Matryoshka dims at once. The math and who calls what
+when: launch.py. Shapes by letter: N queries, M documents, E width, K dims; z, u, W as there."""
 
 import triton
 import triton.language as tl
@@ -25,8 +25,9 @@ def _add_block(dot, q_rows, d_rows, start, end, EVEN: tl.constexpr, PRECISION: t
 
 @triton.jit
 def _opaque_zero(starts):
-    """0, which the compiler cannot know: what is added to it is computed where it is used, instead of once before the loop
-    over dims, where it would hold registers through the matrix products (measured: 7 to 17 of them spilled on sm_90)."""
+    """0, which the compiler cannot know: what is added to it is computed where it is used, instead of once before the
+    loop over dims, where it would hold registers through the matrix products (measured: 7 to 17 of them spilled on
+    sm_90)."""
     return tl.load(starts, volatile=True)
 
 
@@ -45,8 +46,8 @@ def _similarities(dot, k, row, columns, positive, rq, rd, per_T, limits, query_g
     """Of some columns of a tile: z and what made it, z = dot * per_row * per_column; who counts as a candidate (not
     beyond M, not of the query's own group, not above the margin), and where the positive is.
 
-    rd [K, whole_M] and document_group [whole_M] are padded to whole tiles: addresses that need no bound are one register
-    and constants, where bounded ones would be a register each, kept through the matrix product.
+    rd [K, whole_M] and document_group [whole_M] are padded to whole tiles: addresses that need no bound are one
+    register and constants, where bounded ones would be a register each, kept through the matrix product.
     """
     per_row = tl.load(rq + k * N + row) * per_T
     per_column = tl.load(rd + k * whole_M + columns)
@@ -61,8 +62,8 @@ def _similarities(dot, k, row, columns, positive, rq, rd, per_T, limits, query_g
 
 @triton.jit
 def _without_known(x, nothing, row, columns, document_group, known_first, known_last, known_ids):
-    """x [BM, columns], `nothing` where a document is known to be right for the row's query. A pass over the tile for each
-    of the most ids that a row of it has, so that only x itself is kept meanwhile: most batches hold hardly any."""
+    """x [BM, columns], `nothing` where a document is known to be right for the row's query. A pass over the tile for
+    each of the most ids that a row of it has, so that only x itself is kept meanwhile: most batches hold hardly any."""
     if known_ids is not None:
         first, last = tl.load(known_first + row), tl.load(known_last + row)
         document = tl.load(document_group + columns)
@@ -74,14 +75,15 @@ def _without_known(x, nothing, row, columns, document_group, known_first, known_
 
 @triton.jit
 def forward_tile(
-    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last, known_ids, starts, lse, best, columns_lse,
+    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last,
+    known_ids, starts, lse, best, columns_lse,
     first_column, N, M, whole_M, E, K, column_tiles,
     UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """lse [column tile, K dims, N]: log-sum-exp over the tile's documents, the positive left out; best [column tile, N]:
-    the largest z of the last dim. limits [K, N] in units of z, or None. columns_lse [row tile, K, column tiles * BN]: the same over the tile's
-    queries, or None.
+    """lse [column tile, K dims, N]: log-sum-exp over the tile's documents, the positive left out; best
+    [column tile, N]: the largest z of the last dim. limits [K, N] in units of z, or None. columns_lse [row tile, K,
+    column tiles * BN]: the same over the tile's queries, or None.
 
     Column tiles of one row tile are neighbours in time: together the programs in flight read a panel of documents from
     the L2 cache and few queries. Rows and columns beyond the end repeat the last one and are left out afterwards.
@@ -96,7 +98,8 @@ def forward_tile(
     per_T = 1.0 / tl.load(temperature)
     dot = tl.zeros((BM, BN), tl.float32)
     for k in range(K):
-        start, end = tl.load(starts + k) * UNIT, tl.load(starts + k + 1) * UNIT  # the product tells Triton the alignment
+        # the product tells Triton the alignment
+        start, end = tl.load(starts + k) * UNIT, tl.load(starts + k + 1) * UNIT
         dot = _add_block(dot, q_rows, d_rows, start, end, EVEN, PRECISION, BE)
         pieces = _split(dot, PIECES)
         top = tl.full((BM,), LOWEST, tl.float32)
@@ -104,15 +107,33 @@ def forward_tile(
         for p in tl.static_range(PIECES):
             place = _opaque_zero(starts) + column_tile * BN + p * (BN // PIECES) + tl.arange(0, BN // PIECES)
             z, _, _, counts, is_positive = _similarities(
-                pieces[p], k, row, first_column + place, positive, rq, rd, per_T, limits, query_group, document_group, N, M, whole_M
+                pieces[p],
+                k,
+                row,
+                first_column + place,
+                positive,
+                rq,
+                rd,
+                per_T,
+                limits,
+                query_group,
+                document_group,
+                N,
+                M,
+                whole_M,
             )
             z = tl.where(counts & (is_positive == 0), z, float("-inf"))
-            z = _without_known(z, float("-inf"), row, first_column + place, document_group, known_first, known_last, known_ids)
+            z = _without_known(
+                z, float("-inf"), row, first_column + place, document_group, known_first, known_last, known_ids
+            )
             if columns_lse is not None:
                 in_columns = tl.where((rows < N)[:, None], z, float("-inf"))
                 highest = tl.maximum(tl.max(in_columns, axis=0), LOWEST)
                 sum_of_column = tl.sum(tl.exp2((in_columns - highest[None, :]) * LOG2E), axis=0)
-                tl.store(columns_lse + (row_tile * K + k) * column_tiles * BN + place, highest + tl.log2(sum_of_column) / LOG2E)
+                tl.store(
+                    columns_lse + (row_tile * K + k) * column_tiles * BN + place,
+                    highest + tl.log2(sum_of_column) / LOG2E,
+                )
             higher = tl.maximum(top, tl.max(z, axis=1))
             total = total * tl.exp2((top - higher) * LOG2E) + tl.sum(tl.exp2((z - higher[:, None]) * LOG2E), axis=1)
             top = higher
@@ -123,16 +144,17 @@ def forward_tile(
 
 @triton.jit
 def weight_tile(
-    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last, known_ids, starts,
+    queries, documents, target, rq, rd, temperature, limits, query_group, document_group, known_first, known_last,
+    known_ids, starts,
     lse, share, u_positive, columns_lse, dcolumns, weighted, uz_rows, uz_columns,
     first_row, first_column, N, M, whole_M, E, K, R, C, column_tiles,
     UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """weighted [K, R, C]: W_b for every block b of a panel of R rows x C columns (whole tiles), zero beyond N and M.
-    uz_rows [column tile, K, R] and uz_columns [row tile, K, C]: sums of u * z over the tile.
-    lse, u_positive [K, N]: the rows' log-sum-exp, and u of the positive; share [K]: dloss / dloss_k / N. columns_lse, dcolumns [K, whole_M]: the
-    columns' log-sum-exp, and dloss / d of it; or None."""
+    uz_rows [column tile, K, R] and uz_columns [row tile, K, C]: sums of u * z over the tile. lse, u_positive [K, N]:
+    the rows' log-sum-exp, and u of the positive; share [K]: dloss / dloss_k / N. columns_lse, dcolumns [K, whole_M]:
+    the columns' log-sum-exp, and dloss / d of it; or None."""
     row_tile, column_tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
     rows = row_tile * BM + tl.arange(0, BM)  # within the panel, as is `place`
     row = tl.minimum(first_row + rows, N - 1)
@@ -155,13 +177,29 @@ def weight_tile(
         for p in tl.static_range(PIECES):
             place = zero + column_tile * BN + p * (BN // PIECES) + tl.arange(0, BN // PIECES)
             z, per_row, per_column, counts, is_positive = _similarities(
-                pieces[p], k, row, first_column + place, positive, rq, rd, per_T, limits, query_group, document_group, N, M, whole_M
+                pieces[p],
+                k,
+                row,
+                first_column + place,
+                positive,
+                rq,
+                rd,
+                per_T,
+                limits,
+                query_group,
+                document_group,
+                N,
+                M,
+                whole_M,
             )
             u = tl.exp2(tl.where(counts, z - lse_row[:, None], float("-inf")) * LOG2E) * scale[:, None]
             if columns_lse is not None:
                 lse_column = tl.load(columns_lse + k * whole_M + first_column + place)
                 of_column = tl.load(dcolumns + k * whole_M + first_column + place)
-                u += tl.exp2(tl.where(counts & inside[:, None], z - lse_column[None, :], float("-inf")) * LOG2E) * of_column[None, :]
+                u += (
+                    tl.exp2(tl.where(counts & inside[:, None], z - lse_column[None, :], float("-inf")) * LOG2E)
+                    * of_column[None, :]
+                )
             u = _without_known(u, 0.0, row, first_column + place, document_group, known_first, known_last, known_ids)
             u = tl.where(is_positive, u_of_positive[:, None], u)
             uz = u * z
@@ -184,12 +222,16 @@ def weight_tile(
 
 @triton.jit
 def add_product(
-    total, weighted, vectors, tiles, first, rows_count, inner_count, last, E, stride_k, stride_row, stride_inner, column_tiles,
-    UNIT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, PIECES: tl.constexpr,
+    total, weighted, vectors, tiles, first, rows_count, inner_count, last, E, stride_k, stride_row, stride_inner,
+    column_tiles,
+    UNIT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
+    PIECES: tl.constexpr,
 ):  # fmt: skip
-    """total [rows_count, E], fp32, += W_b @ vectors[first : first + inner_count], each block b of columns with its own W.
+    """total [rows_count, E], fp32, += W_b @ vectors[first : first + inner_count], each block b of columns with its own
+    W.
 
-    tiles [column_tiles, 3]: block, first column / UNIT, end of block / UNIT. W is zero for inner rows beyond inner_count.
+    tiles [column_tiles, 3]: block, first column / UNIT, end of block / UNIT. W is zero for inner rows beyond
+    inner_count.
     """
     row_tile, tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
     block = tl.load(tiles + tile * 3).to(tl.int64)
@@ -202,7 +244,8 @@ def add_product(
     for inner in range(0, inner_count, BK):
         offsets = inner + tl.arange(0, BK)
         w = tl.load(w_rows + offsets.to(tl.int64)[None, :] * stride_inner)
-        x = tl.load(vectors + tl.minimum(first + offsets, last).to(tl.int64)[:, None] * E + columns[None, :], mask=in_block, other=0.0)  # fmt: skip
+        rows = tl.minimum(first + offsets, last).to(tl.int64)
+        x = tl.load(vectors + rows[:, None] * E + columns[None, :], mask=in_block, other=0.0)
         product = tl.dot(w, x.to(w.dtype), product, input_precision=PRECISION)
     pieces = _split(product, PIECES)
     for p in tl.static_range(PIECES):

@@ -1,4 +1,5 @@
-"""What lies between matrix products, one Triton kernel each: norms, RoPE, SwiGLU, the LM head's softmax, mixed additions, pooling."""
+"""What lies between matrix products, one Triton kernel each: norms, RoPE, SwiGLU, the LM head's softmax, mixed
+additions, pooling."""
 
 from conan_kernels.pointwise.api import (
     add_,

@@ -29,8 +29,8 @@ def _power(n):
 
 
 def add_rms_norm(x, y, weight, eps, dtype=None):
-    """(x + y, its RMSNorm) of x and y [T, C]: (x + y) / sqrt(mean((x + y)^2) + eps) * weight [C] (arXiv 1910.07467), the first in x's
-    dtype, the second in `dtype`, by default x's. y None: x itself, and its norm."""
+    """(x + y, its RMSNorm) of x and y [T, C]: (x + y) / sqrt(mean((x + y)^2) + eps) * weight [C] (arXiv 1910.07467),
+    the first in x's dtype, the second in `dtype`, by default x's. y None: x itself, and its norm."""
     return _AddRMSNorm.apply(x, y, weight, eps, dtype or x.dtype)
 
 
@@ -73,8 +73,8 @@ def _row(C):
 
 
 def rotate(x, cos, sin, heads):
-    """RoPE (arXiv 2104.09864): x [T, N, D], its first `heads` with their pairs (x[d], x[d + D/2]) turned by the angles of cos and sin
-    [T, 1, D/2], the others as they are -> [T, N, D]. Tokens may be any stride apart."""
+    """RoPE (arXiv 2104.09864): x [T, N, D], its first `heads` with their pairs (x[d], x[d + D/2]) turned by the angles
+    of cos and sin [T, 1, D/2], the others as they are -> [T, N, D]. Tokens may be any stride apart."""
     return _Rotate.apply(x, cos, sin, heads)
 
 
@@ -128,8 +128,8 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def sum_sequences(x, cu_seqlens):
-    """The sum of each sequence's rows: x [T, C], cu_seqlens int32 [B+1] -> fp32 [B, C]. Unlike index_add, whose atomics add in any order,
-    the same bits on every run."""
+    """The sum of each sequence's rows: x [T, C], cu_seqlens int32 [B+1] -> fp32 [B, C]. Unlike index_add, whose atomics
+    add in any order, the same bits on every run."""
     return _SumSequences.apply(x, cu_seqlens)
 
 
@@ -168,7 +168,8 @@ def softmax_minus_target_(logits, lse, target):
 
 
 def add_(total, part):
-    """total += part, of as many numbers, total contiguous. On CUDA PyTorch's own takes more than twice as long where the dtypes differ."""
+    """total += part, of as many numbers, total contiguous. On CUDA PyTorch's own takes more than twice as long where
+    the dtypes differ."""
     if not total.is_cuda or part.dtype == total.dtype:
         return total.add_(part.view_as(total))
     part, n = part.contiguous(), total.numel()

@@ -1,6 +1,7 @@
 """The Triton kernels of what a transformer does between its matrix products; api.py launches them.
 
-Each reads its inputs once and writes its outputs once: their time is that of memory. All compute in fp32, whatever they read and write.
+Each reads its inputs once and writes its outputs once: their time is that of memory. All compute in fp32, whatever they
+read and write.
 """
 
 import triton
@@ -9,7 +10,8 @@ import triton.language as tl
 
 @triton.jit
 def rms_norm_row(x, y, total, weight, out, inverse, C, eps, BLOCK: tl.constexpr):
-    """A row of total = x + y, out = total * inverse * weight, and inverse = 1 / sqrt(mean(total^2) + eps); y and total may be None."""
+    """A row of total = x + y, out = total * inverse * weight, and inverse = 1 / sqrt(mean(total^2) + eps); y and total
+    may be None."""
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < C
@@ -25,8 +27,9 @@ def rms_norm_row(x, y, total, weight, out, inverse, C, eps, BLOCK: tl.constexpr)
 
 @triton.jit(do_not_specialize=["rows", "each"])
 def rms_norm_gradients(x, weight, inverse, dout, dtotal, dx, dy, dweight, rows, each, C, BLOCK: tl.constexpr):
-    """dx of `each` rows, in another dtype also as dy, and their summands of dweight [programs, C], fp32: one owner a sum, the same bits on
-    every run. x is what was normalised, dtotal the gradient that comes to it from elsewhere; dtotal and dy may be None."""
+    """dx of `each` rows, in another dtype also as dy, and their summands of dweight [programs, C], fp32: one owner a
+    sum, the same bits on every run. x is what was normalised, dtotal the gradient that comes to it from elsewhere;
+    dtotal and dy may be None."""
     first = tl.program_id(0).to(tl.int64) * each
     columns = tl.arange(0, BLOCK)
     inside = columns < C
@@ -49,8 +52,21 @@ def rms_norm_gradients(x, weight, inverse, dout, dtotal, dx, dy, dweight, rows, 
 
 
 @triton.jit
-def rotate_token(x, cos, sin, out, stride, sign, N: tl.constexpr, TURNED: tl.constexpr, HALF: tl.constexpr, BLOCK: tl.constexpr, HEADS: tl.constexpr):
-    """The N heads of a token: the pairs (x[d], x[d + HALF]) of the first TURNED turned by cos and sign * sin [T, HALF], the others copied."""
+def rotate_token(
+    x,
+    cos,
+    sin,
+    out,
+    stride,
+    sign,
+    N: tl.constexpr,
+    TURNED: tl.constexpr,
+    HALF: tl.constexpr,
+    BLOCK: tl.constexpr,
+    HEADS: tl.constexpr,
+):
+    """The N heads of a token: the pairs (x[d], x[d + HALF]) of the first TURNED turned by cos and sign * sin [T, HALF],
+    the others copied."""
     token = tl.program_id(0).to(tl.int64)
     heads, columns = tl.arange(0, HEADS), tl.arange(0, BLOCK)
     c = tl.load(cos + token * HALF + columns, mask=columns < HALF, other=1.0).to(tl.float32)[None, :]
@@ -95,7 +111,8 @@ def swiglu_gradients(gate_up, dout, dgate_up, F, BLOCK: tl.constexpr):
 @triton.jit
 def sum_sequence(x, cu_seqlens, out, C, BLOCK: tl.constexpr):
     """Some columns of the sum over a sequence's rows, one after another: the same bits on every run."""
-    first, last = tl.load(cu_seqlens + tl.program_id(0)).to(tl.int64), tl.load(cu_seqlens + tl.program_id(0) + 1).to(tl.int64)
+    first = tl.load(cu_seqlens + tl.program_id(0)).to(tl.int64)
+    last = tl.load(cu_seqlens + tl.program_id(0) + 1).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < C
     sums = tl.zeros((BLOCK,), tl.float32)
@@ -138,4 +155,8 @@ def add_part(total, part, n, BLOCK: tl.constexpr):
     """total += part, each of its own dtype."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
-    tl.store(total + place, tl.load(total + place, mask=inside) + tl.load(part + place, mask=inside).to(total.dtype.element_ty), mask=inside)
+    tl.store(
+        total + place,
+        tl.load(total + place, mask=inside) + tl.load(part + place, mask=inside).to(total.dtype.element_ty),
+        mask=inside,
+    )

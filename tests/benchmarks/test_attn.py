@@ -22,7 +22,10 @@ def test_a_peer_computes_what_ours_does(monkeypatch, form, lengths, alpha):
     torch.testing.assert_close(found.packed(found.run()), expected.run(), rtol=1e-4, atol=1e-5)
     if form == "FlexAttention":
         return
-    for one, other in zip(torch.autograd.grad(found.run(), found.leaves, found.dout), torch.autograd.grad(expected.run(), expected.leaves, expected.dout)):
+    for one, other in zip(
+        torch.autograd.grad(found.run(), found.leaves, found.dout),
+        torch.autograd.grad(expected.run(), expected.leaves, expected.dout),
+    ):
         one = found.packed(one) if one.dim() == 4 else one
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 

@@ -16,11 +16,17 @@ from conan_engine.settings import from_dict
 def test_what_a_blend_took_away_comes_back(whole, first):
     """As if `whole` had kept a quarter of what its weak stage changed."""
     settings = from_dict(checkpoint.newest(whole)[1]["config"], "here")
-    settings = dataclasses.replace(settings, weak=dataclasses.replace(settings.weak, blend=0.25), stages=["weak", "supervised"] if first else settings.stages)
+    settings = dataclasses.replace(
+        settings,
+        weak=dataclasses.replace(settings.weak, blend=0.25),
+        stages=["weak", "supervised"] if first else settings.stages,
+    )
     mesh = Mesh("cpu")
     encoder = Encoder.load(whole)
     stages.unblend(encoder, whole, settings, mesh)
-    began = stages.at_start(settings, mesh).model if first else checkpoint.load_model(whole / "checkpoints/sft-00000006")[0]
+    began = (
+        stages.at_start(settings, mesh).model if first else checkpoint.load_model(whole / "checkpoints/sft-00000006")[0]
+    )
     weak, last = (checkpoint.load_model(whole / f"checkpoints/{stage}-00000006")[0] for stage in ("weak", "supervised"))
     for found, old, new, ended in zip(*(model.parameters() for model in (encoder.model, began, weak, last))):
         torch.testing.assert_close(found, ended + 3 * (new - old), rtol=1e-5, atol=1e-6)
@@ -36,5 +42,10 @@ def test_a_silent_part_adds_nothing(whole):
         table = model.embedding[tokens.long()]
         silent = model.embed(tokens, cu_seqlens, 1.0, "column")
     assert not torch.allclose(before, silent)
-    means = torch.stack([torch.nn.functional.rms_norm(part, (part.shape[1],), model.norm, model.config.norm_eps).mean(0) for part in table.split([7, 10])])
+    means = torch.stack(
+        [
+            torch.nn.functional.rms_norm(part, (part.shape[1],), model.norm, model.config.norm_eps).mean(0)
+            for part in table.split([7, 10])
+        ]
+    )
     torch.testing.assert_close(silent, means, rtol=1e-4, atol=1e-5)

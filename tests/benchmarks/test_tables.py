@@ -15,24 +15,45 @@ def test_the_pages_hold_what_is_made():
 def test_attention_gives_a_line_a_batch_and_a_column_a_form(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
     rows = [
-        {"form": form, "batch": batch, "tokens": 4096, "alpha": alpha, "D": 112} | ({"forward": 1e-3, "both": both} if both else {"left_out": "no"})
-        for form, batch, alpha, both in (("ours", "L = 2048", 0.3, 3e-3), ("SDPA cuDNN", "L = 2048", 0.3, None), ("SDPA cuDNN", "L = 2048", 1.0, 2e-3), ("varlen", "log-normal", 1.0, 0.0205))
+        {"form": form, "batch": batch, "tokens": 4096, "alpha": alpha, "D": 112}
+        | ({"forward": 1e-3, "both": both} if both else {"left_out": "no"})
+        for form, batch, alpha, both in (
+            ("ours", "L = 2048", 0.3, 3e-3),
+            ("SDPA cuDNN", "L = 2048", 0.3, None),
+            ("SDPA cuDNN", "L = 2048", 1.0, 2e-3),
+            ("varlen", "log-normal", 1.0, 0.0205),
+        )
     ]
     (tmp_path / "a.json").write_text(json.dumps({"rows": rows}))
     assert tables.made("x\n<!-- table attention a.json -->\nold\n<!-- end -->\ny") == (
         "x\n<!-- table attention a.json -->\n\n"
         "| batch | D | alpha | ours | cuDNN | flash-attention 2 |\n| --- | --- | --- | --- | --- | --- |\n"
-        "| 2 x 2,048 | 112 | 0.3 | 1 / 2 |  |  |\n| 2 x 2,048 | 112 | 1 |  | 1 / 1 |  |\n| log-normal, 4,096 tokens | 112 | 1 |  |  | 1 / 19.5 |\n"
+        "| 2 x 2,048 | 112 | 0.3 | 1 / 2 |  |  |\n| 2 x 2,048 | 112 | 1 |  | 1 / 1 |  |\n| log-normal, "
+        "4,096 tokens | 112 | 1 |  |  | 1 / 19.5 |\n"
         "\n<!-- end -->\ny"
     )
 
 
 def test_scores_stand_a_task_a_line_and_a_model_a_column(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    (tmp_path / "r.json").write_text(json.dumps({"docs.ndcg@10": 0.41849, "docs.bm25.ndcg@10": 0.407, "cross_lingual.bm25.de.recall@20": 0.388, "cross_lingual.de.recall@20": 0.979}))
-    (tmp_path / "s.json").write_text(json.dumps({"rows": [{"stage": "start", "docs.ndcg@10": 0.1, "sts.docs.spearman": 0.5}]}))
+    (tmp_path / "r.json").write_text(
+        json.dumps(
+            {
+                "docs.ndcg@10": 0.41849,
+                "docs.bm25.ndcg@10": 0.407,
+                "cross_lingual.bm25.de.recall@20": 0.388,
+                "cross_lingual.de.recall@20": 0.979,
+            }
+        )
+    )
+    (tmp_path / "s.json").write_text(
+        json.dumps({"rows": [{"stage": "start", "docs.ndcg@10": 0.1, "sts.docs.spearman": 0.5}]})
+    )
     (tmp_path / "p.json").write_text(json.dumps({"rows": [{"model": "MiniLM", "docs.ndcg@10": 0.487}]}))
     lines = tables.scores("base=r.json", "SmolLM2,=s.json", "p.json").splitlines()
     assert lines[0] == "|  | BM25 | base | SmolLM2, start | MiniLM |"
-    assert lines[2:4] == ["| docs nDCG@10 | 0.407 | 0.418 | 0.100 | 0.487 |", "| de -> en Recall@20 | 0.388 | 0.979 |  |  |"]
+    assert lines[2:4] == [
+        "| docs nDCG@10 | 0.407 | 0.418 | 0.100 | 0.487 |",
+        "| de -> en Recall@20 | 0.388 | 0.979 |  |  |",
+    ]
     assert "| STS of docs |  |  | 0.500 |  |" in lines

@@ -14,7 +14,10 @@ from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 from runs import small_tokenizer, write_lines
 
-PAIRS = [{"query": f"question {i}", "pos": [f"answer {i}", f"another answer {i}"], "neg": [f"wrong {i}"] * (i % 3)} for i in range(9)]
+PAIRS = [
+    {"query": f"question {i}", "pos": [f"answer {i}", f"another answer {i}"], "neg": [f"wrong {i}"] * (i % 3)}
+    for i in range(9)
+]
 
 
 @pytest.fixture(scope="module")
@@ -47,13 +50,22 @@ def test_a_pair_becomes_one_record_a_positive_with_its_negatives(tmp_path, token
 
 
 def test_instruction_and_input_make_the_query(tmp_path, tokenizer):
-    records = [{"instruction": "answer", "input": "question 1", "output": "good"}, {"instruction": "", "input": "question 2", "output": "bad"}]
+    records = [
+        {"instruction": "answer", "input": "question 1", "output": "good"},
+        {"instruction": "", "input": "question 2", "output": "bad"},
+    ]
     shards = shards_of(write_lines(tmp_path / "i.jsonl", records), "weak", Weak(), tokenizer)
     assert texts_of(shards, tokenizer, 0) == ["answer\nquestion 1", "question 2"]
     assert texts_of(shards, tokenizer, 1) == ["good", "bad"]
 
 
-@pytest.mark.parametrize(("record", "said"), [({"instruction": "", "input": "", "output": "a"}, "instruction and input"), ({"instruction": "a", "input": "", "output": ""}, "output")])
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"instruction": "", "input": "", "output": "a"}, "instruction and input"),
+        ({"instruction": "a", "input": "", "output": ""}, "output"),
+    ],
+)
 def test_an_instruction_that_leaves_nothing_to_embed_is_named(tmp_path, tokenizer, record, said):
     path = write_lines(tmp_path / "i.jsonl", [{"instruction": "a", "input": "b", "output": "c"}, record])
     with pytest.raises(UserError, match=f"i.jsonl: line 2: its {said} is empty"):
@@ -71,16 +83,23 @@ def test_a_teachers_low_scores_are_dropped(tmp_path, tokenizer, monkeypatch):
 
 def test_a_teacher_judges_each_positive_by_itself(tmp_path, tokenizer, monkeypatch):
     teacher = types.ModuleType("own_teacher")
-    teacher.score = lambda queries, documents: [0.9 if document.startswith("another") else 0.1 for document in documents]
+    teacher.score = lambda queries, documents: [
+        0.9 if document.startswith("another") else 0.1 for document in documents
+    ]
     monkeypatch.setitem(sys.modules, "own_teacher", teacher)
-    shards = shards_of(write_lines(tmp_path / "pairs.jsonl", PAIRS), "weak", Weak(teacher="own_teacher:score"), tokenizer)
+    shards = shards_of(
+        write_lines(tmp_path / "pairs.jsonl", PAIRS), "weak", Weak(teacher="own_teacher:score"), tokenizer
+    )
     assert texts_of(shards, tokenizer, 1) == [r["pos"][1] for r in PAIRS]
 
 
 @pytest.mark.parametrize(
     ("scores", "said"),
     [
-        (lambda queries, documents: [0.0] * len(queries), r"pairs.jsonl: weak.teacher 'own_teacher:score' puts every pair below weak.min_score = 0.4"),
+        (
+            lambda queries, documents: [0.0] * len(queries),
+            r"pairs.jsonl: weak.teacher 'own_teacher:score' puts every pair below weak.min_score = 0.4",
+        ),
         (lambda queries, documents: [1.0], r"own_teacher:score gave 1 scores for 18 pairs"),
         (lambda queries, documents: [1.0, float("nan")] * 9, r"own_teacher:score gave nan for the query 'question 0'"),
     ],
@@ -120,13 +139,17 @@ def test_another_min_score_asks_the_teacher_nothing(tmp_path, tokenizer, monkeyp
     for least, kept in ((0.4, range(120, 300)), (0.7, range(210, 300)), (0.0, range(300))):
         shards = shards_of(path, "weak", Weak(teacher="own_teacher:score", min_score=least), tokenizer)
         assert texts_of(shards, tokenizer, 0) == [f"question {i}" for i in kept]
-        np.testing.assert_array_equal(shards.scores(np.arange(len(shards))), np.array([i / 300 for i in kept], np.float32))
+        np.testing.assert_array_equal(
+            shards.scores(np.arange(len(shards))), np.array([i / 300 for i in kept], np.float32)
+        )
     assert asked == [f"question {i}" for i in range(200, 300)]
 
 
 def test_the_datas_own_score_filters_where_there_is_no_teacher(tmp_path, tokenizer):
     scored = [{**r, "score": i / 8} if i else r for i, r in enumerate(PAIRS)]  # the first has none and stays
-    kept = set(texts_of(shards_of(write_lines(tmp_path / "pairs.jsonl", scored), "weak", Weak(), tokenizer), tokenizer, 0))
+    kept = set(
+        texts_of(shards_of(write_lines(tmp_path / "pairs.jsonl", scored), "weak", Weak(), tokenizer), tokenizer, 0)
+    )
     assert kept == {r["query"] for i, r in enumerate(PAIRS) if i == 0 or i / 8 >= 0.4}
 
 
@@ -147,9 +170,16 @@ def test_a_label_becomes_a_pair_with_its_class_as_group(tmp_path, tokenizer):
 
 def test_a_text_is_one_record_however_long_and_ends_in_the_end_token(tmp_path, tokenizer):
     texts = ["question and answer " * 30, ""]
-    shards = shards_of(write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]), "pretrain", Pretrain(max_tokens=16), tokenizer)
+    shards = shards_of(
+        write_lines(tmp_path / "t.jsonl", [{"text": text} for text in texts]),
+        "pretrain",
+        Pretrain(max_tokens=16),
+        tokenizer,
+    )
     tokens, cu_seqlens = shards.gather(np.arange(2), 0)
-    assert [tokens[a:b].tolist() for a, b in zip(cu_seqlens, cu_seqlens[1:])] == [[*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)]
+    assert [tokens[a:b].tolist() for a, b in zip(cu_seqlens, cu_seqlens[1:])] == [
+        [*ids, tokenizer.eos_id] for ids in tokenizer.encode_batch(texts)
+    ]
 
 
 def test_a_long_instruction_leaves_room_for_the_output(tmp_path, tokenizer):

@@ -1,4 +1,5 @@
-"""Which documents are right for a query: against sets worked out record by record, and from files as people have them."""
+"""Which documents are right for a query: against sets worked out record by record, and from files as people have
+them."""
 
 import numpy as np
 import pytest
@@ -28,7 +29,9 @@ def test_equals_sets_worked_out_record_by_record(records, negatives, batch, othe
     def groups_of(texts):
         return {group for _, document, group in records if document in texts}
 
-    right = [groups_of({query} | {document for other, document, _ in records if other == query}) for query, _, _ in records]
+    right = [
+        groups_of({query} | {document for other, document, _ in records if other == query}) for query, _, _ in records
+    ]
     for record, own in enumerate(groups):
         assert set(found.of(record, own)) == right[record]
     for negative, group in zip(negatives, found.negatives):
@@ -44,7 +47,9 @@ def test_equals_sets_worked_out_record_by_record(records, negatives, batch, othe
     else:
         first, last, ids = bounds
         assert [set(ids[a:b]) for a, b in zip(first, last)] == several
-        assert len(ids) == sum(map(len, {queries[record]: s for record, s in zip(batch, several)}.values())), "queries share a list"
+        assert len(ids) == sum(map(len, {queries[record]: s for record, s in zip(batch, several)}.values())), (
+            "queries share a list"
+        )
 
 
 @pytest.fixture
@@ -70,7 +75,8 @@ def test_positives_of_several_records_and_given_negatives_that_are_right_elsewhe
     group = shards.groups(np.arange(6))
     found = known.of(shards)
     assert [set(found.of(record, own)) for record, own in enumerate(group)] == [
-        set(group[[0, 1, 3]]), set(group[[0, 1, 3]]), set(group[[2]]), set(group[[0, 1, 3]]), set(group[[4]]), set(group[[4, 5]]),
+        set(group[[0, 1, 3]]), set(group[[0, 1, 3]]), set(group[[2]]), set(group[[0, 1, 3]]), set(group[[4]]),
+        set(group[[4, 5]]),
     ]  # fmt: skip
     assert found.negatives.tolist() == [group[3], -1, group[1]]
 

@@ -41,7 +41,11 @@ def loader(shards, batch, shape="records", **options):
     shards = shards if isinstance(shards, dict) else {"a": shards}
     weights = options.pop("weights", dict.fromkeys(shards, 1.0))
     kind = next(iter(shards.values())).kind
-    return Loader(shards, weights, **{"kind": kind, "shape": shape, "batch": batch, "seed": 3, "group": Ranks(), "threads": 2, **options})
+    return Loader(
+        shards,
+        weights,
+        **{"kind": kind, "shape": shape, "batch": batch, "seed": 3, "group": Ranks(), "threads": 2, **options},
+    )
 
 
 def draw(stream, steps):
@@ -56,7 +60,11 @@ def numbered(lengths):
 
 
 def same(first, second):
-    return all(torch.equal(a, b) if isinstance(a, torch.Tensor) else np.array_equal(a, b) for a, b in zip(first, second) if a is not None)
+    return all(
+        torch.equal(a, b) if isinstance(a, torch.Tensor) else np.array_equal(a, b)
+        for a, b in zip(first, second)
+        if a is not None
+    )
 
 
 worlds = st.sampled_from([1, 2, 3])
@@ -68,31 +76,57 @@ def pairs_of(lengths):
 
 
 @property_test
-@given(lengths=pair_lengths, world=worlds, threads=st.integers(1, 4), shard_bytes=st.sampled_from([1, 400, 2**20]), per_rank=st.integers(1, 5), seed=st.integers(-5, 2**31))
-def test_an_epoch_holds_every_pair_once_for_any_ranks_threads_and_shards(tmp_path_factory, lengths, world, threads, shard_bytes, per_rank, seed):
+@given(
+    lengths=pair_lengths,
+    world=worlds,
+    threads=st.integers(1, 4),
+    shard_bytes=st.sampled_from([1, 400, 2**20]),
+    per_rank=st.integers(1, 5),
+    seed=st.integers(-5, 2**31),
+)
+def test_an_epoch_holds_every_pair_once_for_any_ranks_threads_and_shards(
+    tmp_path_factory, lengths, world, threads, shard_bytes, per_rank, seed
+):
     records = pairs_of(lengths)
     shards = write(tmp_path_factory.mktemp("shards"), "pairs", records, shard_bytes)
     batch = per_rank * world
     steps = -(-2 * len(records) // batch)
-    ranks = [draw(loader(shards, batch, seed=seed, threads=threads, group=Ranks(rank, world)), steps) for rank in range(world)]
+    ranks = [
+        draw(loader(shards, batch, seed=seed, threads=threads, group=Ranks(rank, world)), steps)
+        for rank in range(world)
+    ]
     drawn = np.concatenate([ranks[rank][step].records for step in range(steps) for rank in range(world)])
     for epoch in range(2):
         assert sorted(drawn[epoch * len(records) :][: len(records)].tolist()) == list(range(len(records)))
     for found in itertools.chain(*ranks):
         n = len(found.records)
         sequences = [found.tokens[a:b].tolist() for a, b in zip(found.cu_seqlens, found.cu_seqlens[1:])]
-        assert sequences == [records[r][field] for field in range(2) for r in found.records]  # all queries, then all positives
+        # all queries, then all positives
+        assert sequences == [records[r][field] for field in range(2) for r in found.records]
         assert found.positions.tolist() == [i for sequence in sequences for i in range(len(sequence))]
-        assert found.scores.tolist() == [r / 4 for r in found.records] and found.groups.tolist() == [r % 7 for r in found.records]
+        assert found.scores.tolist() == [r / 4 for r in found.records] and found.groups.tolist() == [
+            r % 7 for r in found.records
+        ]
         assert found.targets is found.mask is found.rows is None and n == per_rank
 
 
 @property_test
-@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60), room=st.integers(1, 30), world=worlds, threads=st.integers(1, 4), shard_bytes=st.sampled_from([1, 400, 2**20]))
-def test_rows_hold_every_token_of_every_text_once_an_epoch(tmp_path_factory, lengths, room, world, threads, shard_bytes):
+@given(
+    lengths=st.lists(st.integers(1, 40), min_size=1, max_size=60),
+    room=st.integers(1, 30),
+    world=worlds,
+    threads=st.integers(1, 4),
+    shard_bytes=st.sampled_from([1, 400, 2**20]),
+)
+def test_rows_hold_every_token_of_every_text_once_an_epoch(
+    tmp_path_factory, lengths, room, world, threads, shard_bytes
+):
     shards = write(tmp_path_factory.mktemp("shards"), "text", numbered(lengths), shard_bytes)
     seen = Counter()
-    streams = [loader(shards, world, "rows", max_tokens=room, threads=threads, group=Ranks(rank, world)) for rank in range(world)]
+    streams = [
+        loader(shards, world, "rows", max_tokens=room, threads=threads, group=Ranks(rank, world))
+        for rank in range(world)
+    ]
     while sum(seen.values()) < sum(lengths):
         for stream in streams:  # one row each
             batch = stream.next()
@@ -102,7 +136,10 @@ def test_rows_hold_every_token_of_every_text_once_an_epoch(tmp_path_factory, len
                 for start, end in zip(batch.cu_seqlens, batch.cu_seqlens[1:]):
                     tokens, targets = batch.tokens[start:end].tolist(), batch.targets[start:end].tolist()
                     ends = tokens[-1] % 1000 == lengths[tokens[-1] // 1000] - 1
-                    assert tokens == list(range(tokens[0], tokens[-1] + 1)) and targets == [*(t + 1 for t in tokens[:-1]), -100 if ends else tokens[-1] + 1]
+                    assert tokens == list(range(tokens[0], tokens[-1] + 1)) and targets == [
+                        *(t + 1 for t in tokens[:-1]),
+                        -100 if ends else tokens[-1] + 1,
+                    ]
                     assert batch.positions[start:end].tolist() == list(range(len(tokens)))
                 assert torch.equal(batch.mask, batch.targets != -100)
     for stream in streams:
@@ -112,7 +149,9 @@ def test_rows_hold_every_token_of_every_text_once_an_epoch(tmp_path_factory, len
 
 def test_best_fit_leaves_rows_nearly_full(tmp_path):
     lengths = np.random.default_rng().integers(1, 300, 3000).tolist()
-    batches = draw(loader(write(tmp_path, "text", numbered(lengths)), 16, "rows", max_tokens=512), sum(lengths) // (16 * 512))
+    batches = draw(
+        loader(write(tmp_path, "text", numbered(lengths)), 16, "rows", max_tokens=512), sum(lengths) // (16 * 512)
+    )
     assert sum(len(batch.tokens) for batch in batches) > 0.98 * 16 * 512 * len(batches)
 
 
@@ -120,14 +159,21 @@ def three_sources(tmp_path_factory, kind):
     folder = tmp_path_factory.mktemp("shards")
     rng = np.random.default_rng(1)
     lengths = {"a": rng.integers(1, 9, 50), "b": rng.integers(1, 30, 7), "c": rng.integers(1, 9, 1)}
-    records = {name: numbered(n) if kind == "text" else [[field[0], field[0]] for field in numbered(n)] for name, n in lengths.items()}
+    records = {
+        name: numbered(n) if kind == "text" else [[field[0], field[0]] for field in numbered(n)]
+        for name, n in lengths.items()
+    }
     return {name: write(folder / name, kind, records[name]) for name in records}
 
 
-@pytest.mark.parametrize(("kind", "shape", "batch"), [("text", "rows", 6), ("pairs", "records", 6), ("pairs", "tokens", 200)])
+@pytest.mark.parametrize(
+    ("kind", "shape", "batch"), [("text", "rows", 6), ("pairs", "records", 6), ("pairs", "tokens", 200)]
+)
 @property_test
 @given(stop=st.integers(0, 12), more=st.integers(1, 8), world=worlds, threads=st.integers(1, 3))
-def test_stopped_anywhere_it_goes_on_as_if_never_stopped_on_any_number_of_ranks(tmp_path_factory, kind, shape, batch, stop, more, world, threads):
+def test_stopped_anywhere_it_goes_on_as_if_never_stopped_on_any_number_of_ranks(
+    tmp_path_factory, kind, shape, batch, stop, more, world, threads
+):
     shards = three_sources(tmp_path_factory, kind)
     options = {"weights": {"a": 3.0, "b": 1.5, "c": 0.3}, "max_tokens": 12}
     whole = draw(loader(shards, batch, shape, **options), stop + more)
@@ -157,7 +203,10 @@ def test_a_token_budget_is_kept_and_no_pair_is_lost(tmp_path_factory, lengths, b
     drawn = []
     while len(drawn) < len(lengths):
         batches = [stream.next() for stream in streams]
-        assert len({len(batch.records) for batch in batches}) == 1 and sum(len(batch.tokens) for batch in batches) <= budget
+        assert (
+            len({len(batch.records) for batch in batches}) == 1
+            and sum(len(batch.tokens) for batch in batches) <= budget
+        )
         assert all(int(batch.cu_seqlens.diff().max()) <= 8 for batch in batches)
         drawn += np.concatenate([batch.records for batch in batches]).tolist()
     for stream in streams:
@@ -176,7 +225,8 @@ def test_steps_are_shared_out_by_weight_and_size(tmp_path_factory, weights):
         wanted = np.array([weight * n**size_power for weight, n in zip(weights, sizes)])
         sources = [batch.source for batch in draw(loader(shards, 1, weights=named, size_power=size_power), 400)]
         drawn = np.array([sources.count(name) for name in named])
-        assert np.abs(drawn - 400 * wanted / wanted.sum()).max() < len(weights)  # within one percent, and never further off than this
+        # within one percent, and never further off than this
+        assert np.abs(drawn - 400 * wanted / wanted.sum()).max() < len(weights)
 
 
 def test_long_run_shares_are_exact():
@@ -189,12 +239,17 @@ def test_long_run_shares_are_exact():
 @given(count=st.integers(1, 80), steps=st.integers(1, 9), seed=st.integers(0, 2**31))
 def test_what_all_steps_draw_is_told_beforehand(tmp_path_factory, count, steps, seed):
     folder = tmp_path_factory.mktemp("shards")
-    shards = {"a": write(folder / "a", "pairs", pairs_of([(1, 1)] * count)), "b": write(folder / "b", "pairs", pairs_of([(1, 1)] * 30))}
+    shards = {
+        "a": write(folder / "a", "pairs", pairs_of([(1, 1)] * count)),
+        "b": write(folder / "b", "pairs", pairs_of([(1, 1)] * 30)),
+    }
     stream = loader(shards, 5, weights={"a": 2.0, "b": 1.0}, seed=seed)
     batches = draw(stream, steps)
     for name in shards:
         seen = [batch.records for batch in batches if batch.source == name]
-        assert stream.drawn_from(name, steps).tolist() == sorted(set(np.concatenate(seen or [np.array([], int)]).tolist()))
+        assert stream.drawn_from(name, steps).tolist() == sorted(
+            set(np.concatenate(seen or [np.array([], int)]).tolist())
+        )
 
 
 def test_instructions_are_learnt_from_their_output_on(tmp_path):
@@ -257,9 +312,24 @@ def test_a_damaged_block_names_shard_and_record_and_later_steps_say_it_again(tmp
         ("text", [[[1]], [[]]], {"shape": "rows"}, "record 1: has no tokens"),
         ("text", [[[1]], [[1], [2]]], {"shape": "rows"}, "record 1: has 2 fields, expected 1"),
         ("instruction", [[[], [], [1]], [[], [2], []]], {"shape": "rows"}, "record 1: field 2 has no tokens"),
-        ("instruction", [[[], [], [1]], [[2], [2], [2], [2]]], {"shape": "rows"}, "record 1: has 4 fields, expected 3, 5, 7"),
-        ("instruction", [[[], [], [1]], [[2], [2], [2], [2], []]], {"shape": "rows"}, "record 1: field 4 has no tokens"),
-        ("instruction", [[[], [], [1]], [[2] * 9, [2], [2]]], {"shape": "rows"}, "record 1: has 11 tokens, more than max_tokens = 8"),
+        (
+            "instruction",
+            [[[], [], [1]], [[2], [2], [2], [2]]],
+            {"shape": "rows"},
+            "record 1: has 4 fields, expected 3, 5, 7",
+        ),
+        (
+            "instruction",
+            [[[], [], [1]], [[2], [2], [2], [2], []]],
+            {"shape": "rows"},
+            "record 1: field 4 has no tokens",
+        ),
+        (
+            "instruction",
+            [[[], [], [1]], [[2] * 9, [2], [2]]],
+            {"shape": "rows"},
+            "record 1: has 11 tokens, more than max_tokens = 8",
+        ),
         ("pairs", [[[1], [1]], [[2]]], {}, "record 1: has 1 fields, expected 2"),
         ("pairs", [[[1], [1]], [[2], []]], {}, "record 1: field 1 has no tokens"),
     ],
@@ -272,7 +342,11 @@ def test_a_record_that_does_not_fit_is_named_or_left_out_and_counted(tmp_path, c
     stream.close()
     stream = loader(shards, 2, max_tokens=8, skip_bad_records=True, **options)
     batch = draw(stream, 1)[0]
-    said_so = [line for line in capfd.readouterr().err.splitlines() if f"left out: {shards.directory / 'shard-00000.tokens'}: {said}" in line]
+    said_so = [
+        line
+        for line in capfd.readouterr().err.splitlines()
+        if f"left out: {shards.directory / 'shard-00000.tokens'}: {said}" in line
+    ]
     assert len(said_so) == stream.skipped >= 1
     assert set(batch.tokens.tolist()) == {1}
     assert "shape" in options or len(batch.records) == 2  # pairs: another of the batch takes its place
@@ -285,7 +359,14 @@ def test_a_pair_larger_than_the_budget_is_named(tmp_path):
     stream.close()
 
 
-@pytest.mark.parametrize(("do", "said"), [(lambda path: path.unlink(), "was removed while in use"), (lambda path: path.write_bytes(path.read_bytes()), "was rewritten while in use"), (lambda path: os.truncate(path, 200), "while in use")])
+@pytest.mark.parametrize(
+    ("do", "said"),
+    [
+        (lambda path: path.unlink(), "was removed while in use"),
+        (lambda path: path.write_bytes(path.read_bytes()), "was rewritten while in use"),
+        (lambda path: os.truncate(path, 200), "while in use"),
+    ],
+)
 def test_a_shard_taken_away_while_in_use_is_named(tmp_path, do, said):
     stream = loader(write(tmp_path, "text", numbered([50] * 2000)), 1, "rows", max_tokens=64)
     stream.next()
@@ -300,7 +381,14 @@ def test_a_shard_taken_away_while_in_use_is_named(tmp_path, do, said):
 
 def test_settings_that_do_not_fit_together_are_value_errors(tmp_path):
     shards = write(tmp_path, "pairs", pairs_of([(1, 1)]))
-    for options in ({"shape": "rows", "max_tokens": 4}, {"batch": 0}, {"group": Ranks(2, 2)}, {"batch": 3, "group": Ranks(0, 2)}, {"threads": 0}, {"weights": {"a": float("inf")}}):
+    for options in (
+        {"shape": "rows", "max_tokens": 4},
+        {"batch": 0},
+        {"group": Ranks(2, 2)},
+        {"batch": 3, "group": Ranks(0, 2)},
+        {"threads": 0},
+        {"weights": {"a": float("inf")}},
+    ):
         with pytest.raises(ValueError):
             loader(shards, **{"batch": 2, **options}).next()
     stream = loader(shards, 2)
@@ -322,7 +410,11 @@ def test_batches_outlive_their_loader(tmp_path):
 
 
 def open_things():
-    return len(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), len(open("/proc/self/maps").readlines())
+    return (
+        len(os.listdir("/proc/self/fd")),
+        len(os.listdir("/proc/self/task")),
+        len(open("/proc/self/maps").readlines()),
+    )
 
 
 def test_a_thousand_loaders_opened_and_closed_leave_nothing_behind(tmp_path):
@@ -363,14 +455,22 @@ print("ready", flush=True)
     [
         ("while True: stream.next()", [signal.SIGINT], -signal.SIGINT),
         ("", [], 0),  # the interpreter ends with threads at work
-        ("import os; pid = os.fork()\nif pid == 0:\n  try: stream.next()\n  except RuntimeError as e: os._exit(7 if 'fork' in str(e) else 1)\nassert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7; stream.next()", [], 0),
+        (
+            "import os; pid = os.fork()\nif pid == 0:\n  try: stream.next()\n  except RuntimeError as e: "
+            "os._exit(7 if 'fork' in str(e) else 1)\nassert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) "
+            "== 7; stream.next()",
+            [],
+            0,
+        ),
     ],
     ids=["Ctrl-C", "exit", "fork"],
 )
 def test_a_process_ends_as_it_should(tmp_path, then, signals, code):
     write(tmp_path, "text", numbered([30] * 200))
     script = SCRIPT.format(tests=os.path.dirname(__file__), folder=str(tmp_path), then=then)
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline() == "ready\n"
     for number in signals:
         process.send_signal(number)

@@ -28,12 +28,24 @@ def rows_of(path):
 
 def test_what_is_left_out_is_listed_and_counted_by_reason(tmp_path, tokenizer, capsys):
     path = tmp_path / "x.jsonl"
-    path.write_bytes("\n".join([*GOOD[:200], "{broken", *GOOD[200:], '{"query": "a", "pos": [" "]}']).encode() + b'\n{"query": "\xff", "pos": "b"}\n')
+    path.write_bytes(
+        "\n".join([*GOOD[:200], "{broken", *GOOD[200:], '{"query": "a", "pos": [" "]}']).encode()
+        + b'\n{"query": "\xff", "pos": "b"}\n'
+    )
     assert len(shards_of(path, tokenizer)) == 300
-    assert [(row["use"], row["file"], row["line"]) for row in rows_of(path)] == [("weak", str(path), n) for n in (201, 302, 303)]
-    assert [row["reason"].split(" (")[0] for row in rows_of(path)] == ["broken JSON", "'pos' holds an empty text; there is nothing to embed in it: fill it or leave the record out", "not UTF-8"]
+    assert [(row["use"], row["file"], row["line"]) for row in rows_of(path)] == [
+        ("weak", str(path), n) for n in (201, 302, 303)
+    ]
+    assert [row["reason"].split(" (")[0] for row in rows_of(path)] == [
+        "broken JSON",
+        "'pos' holds an empty text; there is nothing to embed in it: fill it or leave the record out",
+        "not UTF-8",
+    ]
     said = capsys.readouterr().err
-    assert f"{path}: left out 3 of 303 records for weak: 1 broken JSON, 1 empty text, 1 not UTF-8; see {tmp_path}/data/rejected.jsonl" in said.splitlines()
+    assert (
+        f"{path}: left out 3 of 303 records for weak: 1 broken JSON, 1 empty text, 1 not UTF-8; see "
+        f"{tmp_path}/data/rejected.jsonl" in said.splitlines()
+    )
 
 
 def test_without_the_setting_the_first_one_stops_the_run(tmp_path, tokenizer):
@@ -50,7 +62,11 @@ def test_more_than_the_largest_share_stops_the_run(tmp_path, tokenizer, bad, sto
     if not stops:
         assert len(shards_of(path, tokenizer)) == 300
         return
-    with pytest.raises(UserError, match=r"x.jsonl: 4 of the first 304 records cannot be used \(4 broken JSON\), more than max_bad_share = 0.01; .*rejected.jsonl lists them"):
+    with pytest.raises(
+        UserError,
+        match=r"x.jsonl: 4 of the first 304 records cannot be used \(4 broken JSON\), more than max_bad_share = 0.01; "
+        r".*rejected.jsonl lists them",
+    ):
         shards_of(path, tokenizer)
     assert len(rows_of(path)) == 4
     assert not list((tmp_path / "data").glob("*/manifest.json"))

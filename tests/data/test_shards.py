@@ -43,7 +43,11 @@ def write(folder, records, vocab, **options):
 
 def random_records(rng, vocab, count, longest):
     return [
-        ([rng.integers(0, vocab, rng.integers(0, longest)).tolist() for _ in range(rng.integers(0, 5))], rng.standard_normal(), int(rng.integers(2**62)))
+        (
+            [rng.integers(0, vocab, rng.integers(0, longest)).tolist() for _ in range(rng.integers(0, 5))],
+            rng.standard_normal(),
+            int(rng.integers(2**62)),
+        )
         for _ in range(count)
     ]
 
@@ -60,7 +64,10 @@ def read_all(shards):
     everyone = np.arange(len(shards))
     flat = iter([tokens[a:b].tolist() for a, b in zip(cu_seqlens, cu_seqlens[1:])])
     counts = shards.field_counts(everyone)
-    return [([next(flat) for _ in range(n)], score, group) for n, score, group in zip(counts, shards.scores(everyone).tolist(), shards.groups(everyone).tolist())]
+    return [
+        ([next(flat) for _ in range(n)], score, group)
+        for n, score, group in zip(counts, shards.scores(everyone).tolist(), shards.groups(everyone).tolist())
+    ]
 
 
 def assert_same(found, written):
@@ -84,7 +91,12 @@ def test_a_hash_stands_for_the_tokens(tmp_path):
 def test_the_fingerprint_stands_for_all_that_is_in_them(tmp_path):
     records = random_records(np.random.default_rng(), 300, 40, 30)
     fields, score, group = records[7]
-    others = {"same": records, "shorter": records[:-1], "order": records[::-1], "score": [*records[:7], (fields, 0.5, group), *records[8:]]}
+    others = {
+        "same": records,
+        "shorter": records[:-1],
+        "order": records[::-1],
+        "score": [*records[:7], (fields, 0.5, group), *records[8:]],
+    }
     write(tmp_path / "first", records, 300)
     first = Shards(tmp_path / "first").fingerprint
     for name, other in others.items():
@@ -102,7 +114,11 @@ def test_records_come_back_as_written(tmp_path_factory, data, shard_bytes):
     vocab, records = data
     folder = write(tmp_path_factory.mktemp("shards"), records, vocab, shard_bytes=shard_bytes)
     shards = Shards(folder, HASH)
-    assert (shards.kind, shards.vocab_size, shards.tokens) == ("pairs", vocab, sum(len(f) for r in records for f in r[0]))
+    assert (shards.kind, shards.vocab_size, shards.tokens) == (
+        "pairs",
+        vocab,
+        sum(len(f) for r in records for f in r[0]),
+    )
     assert_same(read_all(shards), records)
     for file in shard_files(folder):
         alone = json.loads((folder / "manifest.json").read_text())["shards"][int(file.name[6:11])]
@@ -151,26 +167,49 @@ def test_a_reader_written_from_the_format_description_agrees(tmp_path):
     for width, vocab in VOCAB.items():
         records = random_records(rng, vocab, 100, 1000)
         folder = write(tmp_path / str(width), records, vocab, shard_bytes=100_000)
-        assert_same([record for file in shard_files(folder) for record in read_as_described(file.read_bytes())], records)
+        assert_same(
+            [record for file in shard_files(folder) for record in read_as_described(file.read_bytes())], records
+        )
 
 
 def read_as_described(data):
     """csrc/shards/FORMAT.md in Python."""
     magic, version, width, vocab, tokenizer, kind, crc = struct.unpack_from("<8sIIQ32s36sI", data)
-    assert (magic, version, tokenizer.hex(), kind.rstrip(b"\0")) == (b"CONANTOK", 1, HASH, b"pairs") and crc == _loader.crc32c(data[:92])
+    assert (magic, version, tokenizer.hex(), kind.rstrip(b"\0")) == (
+        b"CONANTOK",
+        1,
+        HASH,
+        b"pairs",
+    ) and crc == _loader.crc32c(data[:92])
     at, records, fields, tokens, index_crc, crc, magic = struct.unpack("<QQQQII8s", data[-48:])
-    assert magic == b"CONANEND" and crc == _loader.crc32c(data[:96] + data[-48:-12]) and index_crc == _loader.crc32c(data[at:-48])
+    assert (
+        magic == b"CONANEND"
+        and crc == _loader.crc32c(data[:96] + data[-48:-12])
+        and index_crc == _loader.crc32c(data[at:-48])
+    )
     ids = [int.from_bytes(data[i : i + width], "little") for i in range(96, at, width)]
     assert len(ids) == tokens and all(i < vocab for i in ids)
     arrays = []
-    for letter, count in (("q", records), ("f", records), ("I", records + 1), ("I", fields + 1), ("I", -(-tokens * width // 16384))):
+    for letter, count in (
+        ("q", records),
+        ("f", records),
+        ("I", records + 1),
+        ("I", fields + 1),
+        ("I", -(-tokens * width // 16384)),
+    ):
         arrays.append(struct.unpack_from(f"<{count}{letter}", data, at))
         at += struct.calcsize(f"<{count}{letter}")
     assert at == len(data) - 48
     groups, scores, first_field, first_token, block_crc = arrays
-    assert list(block_crc) == [_loader.crc32c(data[i : min(i + 16384, 96 + tokens * width)]) for i in range(96, 96 + tokens * width, 16384)]
+    assert list(block_crc) == [
+        _loader.crc32c(data[i : min(i + 16384, 96 + tokens * width)]) for i in range(96, 96 + tokens * width, 16384)
+    ]
     for r in range(records):
-        yield [ids[first_token[f] : first_token[f + 1]] for f in range(first_field[r], first_field[r + 1])], scores[r], groups[r]
+        yield (
+            [ids[first_token[f] : first_token[f + 1]] for f in range(first_field[r], first_field[r + 1])],
+            scores[r],
+            groups[r],
+        )
 
 
 @given(data=st.binary(max_size=200))
@@ -203,7 +242,16 @@ def test_fields_that_are_no_ids_are_refused(tmp_path, fields):
     assert Shards(tmp_path).field_counts([0]) == [65_535]
 
 
-@pytest.mark.parametrize("bad", [{"kind": "poem"}, {"tokenizer_hash": "5e"}, {"tokenizer_hash": "x" * 64}, {"vocab_size": 0}, {"vocab_size": 2**24 + 1}])
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"kind": "poem"},
+        {"tokenizer_hash": "5e"},
+        {"tokenizer_hash": "x" * 64},
+        {"vocab_size": 0},
+        {"vocab_size": 2**24 + 1},
+    ],
+)
 def test_bad_arguments_are_value_errors(tmp_path, bad):
     with pytest.raises(ValueError):
         ShardWriter(tmp_path, **{"kind": "text", "tokenizer_hash": HASH, "vocab_size": 10, **bad})
@@ -233,7 +281,9 @@ def damage(pristine):
 def bytes_of(files):
     """A byte anywhere, or (small parts would seldom be hit) in a shard's header, index or footer."""
     return st.sampled_from(sorted(files)).flatmap(
-        lambda path: st.tuples(st.just(path), st.integers(0, len(files[path]) - 1) | st.integers(0, 95) | st.integers(-400, -1))
+        lambda path: st.tuples(
+            st.just(path), st.integers(0, len(files[path]) - 1) | st.integers(0, 95) | st.integers(-400, -1)
+        )
     )
 
 
@@ -437,7 +487,11 @@ def test_many_threads_read_at_once(tmp_path):
 # ---- order
 
 
-@given(seed=st.integers(-(2**70), 2**70), epoch=st.integers(0, 2**40), count=st.integers(1, 3000) | st.integers(1, 40).map(lambda n: n * n))
+@given(
+    seed=st.integers(-(2**70), 2**70),
+    epoch=st.integers(0, 2**40),
+    count=st.integers(1, 3000) | st.integers(1, 40).map(lambda n: n * n),
+)
 @settings(deadline=None)
 def test_order_is_a_permutation(seed, epoch, count):
     assert sorted(order(seed, epoch, count, np.arange(count)).tolist()) == list(range(count))
@@ -461,7 +515,11 @@ def test_order_differs_by_seed_and_epoch():
     seed, epoch, count = int(rng.integers(2**60)), int(rng.integers(2**30)), int(rng.integers(5000, 10**9))
     base = order(seed, epoch, count, np.arange(5000))
     assert (base == np.arange(5000)).sum() < 20
-    for other in (order(seed + 1, epoch, count, np.arange(5000)), order(seed, epoch + 1, count, np.arange(5000)), order(epoch, seed, count, np.arange(5000))):
+    for other in (
+        order(seed + 1, epoch, count, np.arange(5000)),
+        order(seed, epoch + 1, count, np.arange(5000)),
+        order(epoch, seed, count, np.arange(5000)),
+    ):
         assert (base == other).sum() < 20  # about one would agree by chance
 
 
@@ -470,7 +528,9 @@ def test_every_permutation_is_as_likely_as_any(count):
     first = int(np.random.default_rng().integers(2**60))
     trials, cells = 20_000, math.factorial(count)
     seen = Counter(tuple(order(first + i, i % 3, count, np.arange(count)).tolist()) for i in range(trials))
-    chi_squared = sum((n - trials / cells) ** 2 for n in seen.values()) * cells / trials + (cells - len(seen)) * trials / cells
+    chi_squared = (
+        sum((n - trials / cells) ** 2 for n in seen.values()) * cells / trials + (cells - len(seen)) * trials / cells
+    )
     assert chi_squared < cells + 20 + 7 * math.sqrt(2 * cells)  # by chance less often than once in 1e7 runs
 
 

@@ -1,4 +1,5 @@
-"""Sources cut into units: every record once, wherever the cuts fall, and the same shards from any number of processes and parts."""
+"""Sources cut into units: every record once, wherever the cuts fall, and the same shards from any number of processes
+and parts."""
 
 import gzip
 import json
@@ -32,7 +33,10 @@ def small_units(monkeypatch):
 
 
 def some_texts(chance, count):
-    return ["".join(chance.choices(["question ", "answer\u2028", "é", "日本", "\\n", '"', ","], k=chance.randrange(40))) for _ in range(count)]
+    return [
+        "".join(chance.choices(["question ", "answer\u2028", "é", "日本", "\\n", '"', ","], k=chance.randrange(40)))
+        for _ in range(count)
+    ]
 
 
 def write(path, texts):
@@ -48,10 +52,14 @@ def write(path, texts):
     else:
         rows = texts if kind == "txt" else [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
     data = "".join(f"{row}\n" for row in rows).encode()
-    path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else zstandard.compress(data) if path.suffix == ".zst" else data)
+    path.write_bytes(
+        gzip.compress(data) if path.suffix == ".gz" else zstandard.compress(data) if path.suffix == ".zst" else data
+    )
 
 
-@pytest.mark.parametrize("name", ["x.jsonl", "x.txt", "x.jsonl.gz", "x.txt.zst", "x.csv", "x.csv.gz", "x.json", "x.parquet"])
+@pytest.mark.parametrize(
+    "name", ["x.jsonl", "x.txt", "x.jsonl.gz", "x.txt.zst", "x.csv", "x.csv.gz", "x.json", "x.parquet"]
+)
 def test_the_parts_of_a_file_are_the_file(tmp_path, monkeypatch, name):
     monkeypatch.setattr(files._File, "STRIPE", 3)
     chance = random.Random()
@@ -79,18 +87,34 @@ def test_what_cannot_be_used_is_at_its_line_in_the_whole_file(tmp_path):
     (tmp_path / "x.jsonl").write_text("\n".join(lines))
     found = []
     for part in range(5):
-        assert len(list(files.Reader([paths.Piece(tmp_path / "x.jsonl", 1, part, 5)], reject=lambda *what: found.append((part, *what))))) == (19 if part == 3 else 20)
+        assert len(
+            list(
+                files.Reader(
+                    [paths.Piece(tmp_path / "x.jsonl", 1, part, 5)], reject=lambda *what: found.append((part, *what))
+                )
+            )
+        ) == (19 if part == 3 else 20)
     ((part, path, place, bad),) = found
     assert (part, path, place, bad.reason) == (3, tmp_path / "x.jsonl", "line 61", "broken JSON")
 
 
 def test_units_depend_on_names_and_sizes(tmp_path, small_units):
-    for name, size in (("a.jsonl", 200), ("b.jsonl", 250), ("c.jsonl", 100), ("d.jsonl.gz", 1200), ("e.jsonl", 1600), ("f.jsonl", 0), ("g.parquet", 900)):
+    for name, size in (
+        ("a.jsonl", 200),
+        ("b.jsonl", 250),
+        ("c.jsonl", 100),
+        ("d.jsonl.gz", 1200),
+        ("e.jsonl", 1600),
+        ("f.jsonl", 0),
+        ("g.parquet", 900),
+    ):
         (tmp_path / name).write_bytes(b"x" * size)
     cut = [[(piece.path.name, piece.part, piece.parts) for piece in unit] for unit in paths.cut(tmp_path)]
     assert cut == [
-        [("a.jsonl", 0, 1), ("b.jsonl", 0, 1)], [("c.jsonl", 0, 1), ("d.jsonl.gz", 0, 3)], [("d.jsonl.gz", 1, 3)], [("d.jsonl.gz", 2, 3)],
-        [("e.jsonl", 0, 4)], [("e.jsonl", 1, 4)], [("e.jsonl", 2, 4)], [("e.jsonl", 3, 4), ("f.jsonl", 0, 1)], [("g.parquet", 0, 2)], [("g.parquet", 1, 2)],
+        [("a.jsonl", 0, 1), ("b.jsonl", 0, 1)], [("c.jsonl", 0, 1), ("d.jsonl.gz", 0, 3)], [("d.jsonl.gz", 1, 3)],
+        [("d.jsonl.gz", 2, 3)],
+        [("e.jsonl", 0, 4)], [("e.jsonl", 1, 4)], [("e.jsonl", 2, 4)], [("e.jsonl", 3, 4), ("f.jsonl", 0, 1)],
+        [("g.parquet", 0, 2)], [("g.parquet", 1, 2)],
     ]  # fmt: skip
 
 
@@ -121,7 +145,9 @@ def test_the_same_shards_from_any_number_of_processes_and_parts(corpus, tokenize
     folder, texts = corpus
     one = shards_in(folder / "one", folder / "web", tokenizer, processes=1)
     assert len([name for name in one if name.endswith(".tokens")]) > 5
-    (manifest,) = (json.loads(data) for name, data in one.items() if name.count("/") == 1 and name.endswith("manifest.json"))
+    (manifest,) = (
+        json.loads(data) for name, data in one.items() if name.count("/") == 1 and name.endswith("manifest.json")
+    )
     assert manifest["records"] == len(texts)
     assert shards_in(folder / "three", folder / "web", tokenizer, processes=3) == one
     assert shards_in(folder / "parts", folder / "web", tokenizer, parts=3, processes=1) == one
@@ -133,12 +159,16 @@ def test_a_broken_unit_is_said_and_the_others_are_finished(corpus, tokenizer, ca
     (folder / "web/03a.jsonl").write_text('{"text": "fine"}\n{"text": \n')
     (folder / "web/07a.jsonl").write_text('{"text": "fine"}\n{"txt": ""}\n' + '{"text": "fine"}\n' * 50)
     job = build.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
-    with pytest.raises(UserError, match=r"03a.jsonl: line 2: broken JSON .* \(2 of \d+ units failed; the others are finished\)"):
+    with pytest.raises(
+        UserError, match=r"03a.jsonl: line 2: broken JSON .* \(2 of \d+ units failed; the others are finished\)"
+    ):
         build.make_shards([job], tokenizer, 2)
     assert "07a.jsonl: line 2" in capsys.readouterr().err
     cut = job.units()
     unfinished = [cut[number] for number in range(len(cut)) if not job.finished(number)]
-    assert len(unfinished) == 2 and all(any(piece.path.name in ("03a.jsonl", "07a.jsonl") for piece in pieces) for pieces in unfinished)
+    assert len(unfinished) == 2 and all(
+        any(piece.path.name in ("03a.jsonl", "07a.jsonl") for piece in pieces) for pieces in unfinished
+    )
     assert not job.finished()
 
 
@@ -152,7 +182,13 @@ def test_what_is_finished_is_not_made_again(corpus, tokenizer, monkeypatch):
         (job.unit(number) / "shard-00000.tokens").write_bytes(b"half")
     (job.folder / "manifest.json").unlink()
     made = []
-    monkeypatch.setattr(units, "make", lambda tokenizer, job, number, *rest, make=units.make: made.append(number) or make(tokenizer, job, number, *rest))
+    monkeypatch.setattr(
+        units,
+        "make",
+        lambda tokenizer, job, number, *rest, make=units.make: (
+            made.append(number) or make(tokenizer, job, number, *rest)
+        ),
+    )
     assert shards_in(folder / "data", folder / "web", tokenizer, processes=1) == whole
     assert sorted(made) == sorted(gone)
 
@@ -165,7 +201,12 @@ def test_two_at_one_unit_do_not_meet(corpus, tokenizer):
         "units.make(*pickle.load(sys.stdin.buffer), print)"
     )  # fmt: skip
     job = build.make_job(str(folder / "web"), "pretrain", Pretrain(), tokenizer, folder / "data")
-    processes = [subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) for _ in range(4)]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        for _ in range(4)
+    ]
     for process in processes:
         process.stdin.write(pickle.dumps((tokenizer, job, 2, job.units()[2])))
         process.stdin.close()
@@ -178,7 +219,10 @@ def test_files_of_two_kinds_are_one_line(tmp_path, tokenizer, small_units):
         write_lines(tmp_path / f"{name}.jsonl", [record])
     write_lines(tmp_path / "b.jsonl", [{"instruction": "q", "output": "x" * 600}])
     job = build.make_job(str(tmp_path), "pretrain", Pretrain(), tokenizer, tmp_path / "data")
-    with pytest.raises(UserError, match=r"b.jsonl: holds instruction records, and .*a.jsonl text records; make each kind a source of its own"):
+    with pytest.raises(
+        UserError,
+        match=r"b.jsonl: holds instruction records, and .*a.jsonl text records; make each kind a source of its own",
+    ):
         build.make_shards([job], tokenizer, 1)
 
 
@@ -186,7 +230,9 @@ def test_too_much_left_out_is_judged_over_all_units(tmp_path, tokenizer, small_u
     good = [json.dumps({"query": f"question {i}", "pos": [f"answer {i}"]}) for i in range(200)]
     (tmp_path / "x.jsonl").write_text("\n".join([*good, *["{broken"] * 3]))
     for share, enough in ((0.02, True), (0.01, False)):
-        job = build.make_job(str(tmp_path / "x.jsonl"), "supervised", Supervised(), tokenizer, tmp_path / f"data-{share}", share)
+        job = build.make_job(
+            str(tmp_path / "x.jsonl"), "supervised", Supervised(), tokenizer, tmp_path / f"data-{share}", share
+        )
         if enough:
             assert len(build.make_shards([job], tokenizer, 2)[job.folder]) == 200
         else:
@@ -214,7 +260,9 @@ def test_killed_and_started_again_it_goes_on(tmp_path, victim):
     until = time.monotonic() + 60
     while not list(tmp_path.glob("run/data/*/unit-*/manifest.json")) and time.monotonic() < until:
         time.sleep(0.02)
-    children = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "loky"], capture_output=True, text=True).stdout.split()
+    children = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "loky"], capture_output=True, text=True
+    ).stdout.split()
     os.kill(int(children[-1]) if victim == "worker" else process.pid, signal.SIGKILL)
     _, err = process.communicate(timeout=60)
     assert process.returncode != 0 and "Traceback" not in err
@@ -231,7 +279,10 @@ def test_killed_and_started_again_it_goes_on(tmp_path, victim):
 def test_a_reader_says_how_far_it_is(tmp_path):
     write_lines(tmp_path / "a.jsonl", [{"text": "x" * 1000}] * 500)
     write_lines(tmp_path / "b.jsonl", [{"text": "x" * 1000}] * 500)
-    cut = [paths.Piece(tmp_path / "a.jsonl", (tmp_path / "a.jsonl").stat().st_size), paths.Piece(tmp_path / "b.jsonl", 250_000, 1, 2)]
+    cut = [
+        paths.Piece(tmp_path / "a.jsonl", (tmp_path / "a.jsonl").stat().st_size),
+        paths.Piece(tmp_path / "b.jsonl", 250_000, 1, 2),
+    ]
     reader = files.Reader(cut)
     behind = [reader.behind for _ in reader]
     assert behind == sorted(behind) and behind[499] > 450_000 and 700_000 < behind[-1] <= 770_000

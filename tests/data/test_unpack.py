@@ -28,7 +28,9 @@ def random_batch(rng, width, lengths):
     cu_seqlens = np.concatenate(([0], np.cumsum(lengths))).astype(np.int32)
     tokens = rng.integers(0, VOCAB[width], cu_seqlens[-1]).astype(np.int32)
     ids = np.ascontiguousarray(tokens.astype("<u4").view(np.uint8).reshape(-1, 4)[:, :width]).reshape(-1)
-    follow = np.where(rng.random(len(lengths)) < 0.5, -100, rng.integers(0, VOCAB[width], len(lengths))).astype(np.int32)
+    follow = np.where(rng.random(len(lengths)) < 0.5, -100, rng.integers(0, VOCAB[width], len(lengths))).astype(
+        np.int32
+    )
     return (ids, width, cu_seqlens, follow), tokens
 
 
@@ -40,11 +42,20 @@ def expected(batch, tokens):
         positions += range(len(row))
         targets += row[1:] + [int(follow[s])] * bool(row)
     targets = np.array(targets, np.int32)
-    return {"tokens": tokens, "cu_seqlens": cu_seqlens, "positions": np.array(positions, np.int32), "targets": targets, "mask": targets != -100}
+    return {
+        "tokens": tokens,
+        "cu_seqlens": cu_seqlens,
+        "positions": np.array(positions, np.int32),
+        "targets": targets,
+        "mask": targets != -100,
+    }
 
 
 class Narrow(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("ids", "cu_seqlens", "follow")] + [("width", ctypes.c_uint32), ("sequences", ctypes.c_int32)]
+    _fields_ = [(name, ctypes.c_void_p) for name in ("ids", "cu_seqlens", "follow")] + [
+        ("width", ctypes.c_uint32),
+        ("sequences", ctypes.c_int32),
+    ]
 
 
 class Wide(ctypes.Structure):
@@ -53,17 +64,29 @@ class Wide(ctypes.Structure):
 
 @pytest.fixture(scope="module")
 def unpack_host(tmp_path_factory):
-    """unpack_token.h as the host runs it: called with a batch, gives the columns; what it leaves alone is -1, or 7 in the mask."""
+    """unpack_token.h as the host runs it: called with a batch, gives the columns; what it leaves alone is -1, or 7 in
+    the mask."""
     library = tmp_path_factory.mktemp("unpack") / "unpack_host.so"
     flags = ["-std=c++17", "-O1", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared", f"-I{ROOT / 'csrc'}"]
-    subprocess.run([*os.environ.get("CXX", "c++").split(), *flags, str(ROOT / "tests/csrc/unpack_host.cpp"), "-o", str(library)], check=True)
+    subprocess.run(
+        [*os.environ.get("CXX", "c++").split(), *flags, str(ROOT / "tests/csrc/unpack_host.cpp"), "-o", str(library)],
+        check=True,
+    )
     function = ctypes.CDLL(str(library)).unpack_host
     function.argtypes, function.restype = [Narrow, Wide], None
 
     def call(ids, width, cu_seqlens, follow=None):
         count, pointer = int(cu_seqlens[-1]), lambda a: None if a is None else a.ctypes.data
-        out = {"tokens": np.full(count, -1, np.int32), "positions": np.full(count, -1, np.int32), "targets": np.full(count, -1, np.int32), "mask": np.full(count, 7, np.uint8)}
-        function(Narrow(pointer(ids), pointer(cu_seqlens), pointer(follow), width, len(cu_seqlens) - 1), Wide(*map(pointer, out.values())))
+        out = {
+            "tokens": np.full(count, -1, np.int32),
+            "positions": np.full(count, -1, np.int32),
+            "targets": np.full(count, -1, np.int32),
+            "mask": np.full(count, 7, np.uint8),
+        }
+        function(
+            Narrow(pointer(ids), pointer(cu_seqlens), pointer(follow), width, len(cu_seqlens) - 1),
+            Wide(*map(pointer, out.values())),
+        )
         return out
 
     return call
@@ -95,11 +118,15 @@ def test_raw_batches_hold_what_the_loader_gives_on_a_cpu(unpack_host, tmp_path, 
             writer.add([rng.integers(0, vocab, rng.integers(1, longest)) for _ in range({"text": 1, "pairs": 2}[kind])])
     shards = Shards(tmp_path)
     group = types.SimpleNamespace(rank=1, world=2, device=torch.device("cpu"))
-    plain = Loader({"a": shards}, {"a": 1.0}, kind=kind, shape=shape, batch=6, max_tokens=30, seed=0, group=group, threads=1)
+    plain = Loader(
+        {"a": shards}, {"a": 1.0}, kind=kind, shape=shape, batch=6, max_tokens=30, seed=0, group=group, threads=1
+    )
     raw = _loader.Loader(sets=[shards.mapped], weights=[1.0], step=0, state=None, **{**plain.options, "raw": True})
     for _ in range(40):
         wanted, batch = plain.next(), raw.next()
-        assert batch["tokens"] is batch["positions"] is batch["targets"] is batch["mask"] is None and batch["width"] == (2 if vocab == 2**16 else 3)
+        assert batch["tokens"] is batch["positions"] is batch["targets"] is batch["mask"] is None and batch[
+            "width"
+        ] == (2 if vocab == 2**16 else 3)
         found = unpack_host(*(batch[name] for name in ("ids", "width", "cu_seqlens", "follow")))
         for name in ("tokens", "positions") + (("targets", "mask") if shape == "rows" else ()):
             np.testing.assert_array_equal(found[name], getattr(wanted, name).numpy(), err_msg=name)
@@ -119,7 +146,21 @@ def test_the_kernel_is_compiled_for_each_named_architecture(tmp_path):
         pytest.skip("needs nvcc")
     for arch in ("sm_80", "sm_90"):
         cubin = tmp_path / f"{arch}.cubin"
-        subprocess.run([nvcc, "-std=c++17", f"-I{ROOT / 'csrc'}", "-cubin", f"-arch={arch}", "-Werror", "all-warnings", str(ROOT / "csrc/unpack/unpack.cu"), "-o", str(cubin)], check=True)
+        subprocess.run(
+            [
+                nvcc,
+                "-std=c++17",
+                f"-I{ROOT / 'csrc'}",
+                "-cubin",
+                f"-arch={arch}",
+                "-Werror",
+                "all-warnings",
+                str(ROOT / "csrc/unpack/unpack.cu"),
+                "-o",
+                str(cubin),
+            ],
+            check=True,
+        )
         assert b"unpack" in cubin.read_bytes()
 
 
@@ -176,7 +217,13 @@ def test_holding_every_slot_is_an_error_and_letting_go_mends_it():
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(
-    "change", [{"width": 4}, {"cu_seqlens": np.array([0, 5, 3, 11], np.int32)}, {"cu_seqlens": np.array([0, 12], np.int32)}, {"follow": np.zeros(1, np.int32)}]
+    "change",
+    [
+        {"width": 4},
+        {"cu_seqlens": np.array([0, 5, 3, 11], np.int32)},
+        {"cu_seqlens": np.array([0, 12], np.int32)},
+        {"follow": np.zeros(1, np.int32)},
+    ],
 )
 def test_arrays_that_do_not_fit_together_are_refused(change):
     batch, _ = random_batch(np.random.default_rng(), 2, [5, 6])
@@ -192,7 +239,17 @@ def test_a_loader_for_a_gpu_gives_the_batches_of_one_for_a_cpu(tmp_path):
             writer.add([rng.integers(0, 150_000, rng.integers(1, 3000))])
     shards = Shards(tmp_path)
     here, there = (
-        Loader({"a": shards}, {"a": 1.0}, kind="text", shape="rows", batch=8, max_tokens=1024, seed=0, group=types.SimpleNamespace(rank=0, world=1, device=torch.device(d)), threads=2)
+        Loader(
+            {"a": shards},
+            {"a": 1.0},
+            kind="text",
+            shape="rows",
+            batch=8,
+            max_tokens=1024,
+            seed=0,
+            group=types.SimpleNamespace(rank=0, world=1, device=torch.device(d)),
+            threads=2,
+        )
         for d in ("cpu", "cuda")
     )
     for _ in range(100):

@@ -9,7 +9,13 @@ from conan_engine.evaluation.baselines import RandomProjection
 
 def test_a_projection_keeps_the_cosines_of_counted_and_weighed_tokens(untrained_run):
     tokenizer = Tokenizer.load(Tokenizer.of(untrained_run))
-    texts = ["the path of the file is the name of the file", "the shortest path in a graph", "a list of names", "", "the"]
+    texts = [
+        "the path of the file is the name of the file",
+        "the shortest path in a graph",
+        "a list of names",
+        "",
+        "the",
+    ]
     wide = RandomProjection(tokenizer, texts, 20_000)
     counts = np.zeros((len(texts), tokenizer.vocab_size))
     for row, text in zip(counts, texts):

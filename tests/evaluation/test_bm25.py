@@ -12,7 +12,9 @@ from conan_engine.evaluation.tasks import Search
 
 def test_bm25_finds_words_and_nothing_where_none_is_shared():
     documents = ["a graph with weighted edges", "the roots of a polynomial", "matrix of zeros"]
-    search = Search(["polynomial roots", "weighted graph", "entirely elsewhere", "été"], documents, np.array([1, 0, 2, 2]), ndcg)
+    search = Search(
+        ["polynomial roots", "weighted graph", "entirely elsewhere", "été"], documents, np.array([1, 0, 2, 2]), ndcg
+    )
     assert bm25_ranks(search).tolist() == [1, 1, 3, 3]
 
 
@@ -34,7 +36,12 @@ def test_without_spaces_characters_and_their_pairs_are_words(text, wanted):
 
 
 def test_a_text_is_found_by_a_part_of_it_in_a_script_without_spaces():
-    documents = ["東京は日本の首都です。", "京都には寺がたくさんあります。", "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย", "เชียงใหม่อยู่ทางภาคเหนือ"]
+    documents = [
+        "東京は日本の首都です。",
+        "京都には寺がたくさんあります。",
+        "กรุงเทพมหานครเป็นเมืองหลวงของประเทศไทย",
+        "เชียงใหม่อยู่ทางภาคเหนือ",
+    ]
     search = Search(["日本の首都", "京都の寺", "เมืองหลวงของไทย", "เชียงใหม่"], documents, np.arange(4), ndcg)
     assert bm25_ranks(search).tolist() == [1, 1, 1, 1]
 

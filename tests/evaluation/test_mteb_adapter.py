@@ -32,14 +32,17 @@ TEXTS = [
     for _, member in sorted(inspect.getmembers(module, inspect.isfunction))
     if "\n\n" in (inspect.getdoc(member) or "")
 ]
-BY_DOCUMENT = {document: query for query, document in dict(text.split("\n\n", 1) for text in TEXTS).items()}  # no ties: each once
+# no ties: each once
+BY_DOCUMENT = {document: query for query, document in dict(text.split("\n\n", 1) for text in TEXTS).items()}
 DOCUMENTS, QUERIES = zip(*BY_DOCUMENT.items())
 
 
 def metadata(name, kind, score):
     return TaskMetadata(
-        name=name, type=kind, main_score=score, description="Docstrings of the standard library.", dataset={"path": "none", "revision": "none"},
-        category="t2t", modalities=["text"], eval_splits=["test"], eval_langs=["eng-Latn"], date=("2022-10-24", "2022-10-24"),
+        name=name, type=kind, main_score=score, description="Docstrings of the standard library.",
+        dataset={"path": "none", "revision": "none"},
+        category="t2t", modalities=["text"], eval_splits=["test"], eval_langs=["eng-Latn"],
+        date=("2022-10-24", "2022-10-24"),
         domains=["Programming"], task_subtypes=[], license="not specified", annotations_creators="derived", dialect=[],
         sample_creation="found", bibtex_citation="", reference=None,
     )  # fmt: skip
@@ -49,10 +52,17 @@ class Docstrings(AbsTaskRetrieval):
     metadata = metadata("Docstrings", "Retrieval", "ndcg_at_10")
 
     def load_data(self, **_):
-        rows = [[{"id": f"{kind}{i}", "text": text} for i, text in enumerate(texts)] for kind, texts in (("q", QUERIES), ("d", DOCUMENTS))]
+        rows = [
+            [{"id": f"{kind}{i}", "text": text} for i, text in enumerate(texts)]
+            for kind, texts in (("q", QUERIES), ("d", DOCUMENTS))
+        ]
         relevant = {f"q{i}": {f"d{i}": 1} for i in range(len(QUERIES))}
         queries, corpus = (Dataset.from_list(part) for part in rows)
-        self.dataset = {"default": {"test": RetrievalSplitData(queries=queries, corpus=corpus, relevant_docs=relevant, top_ranked=None)}}
+        self.dataset = {
+            "default": {
+                "test": RetrievalSplitData(queries=queries, corpus=corpus, relevant_docs=relevant, top_ranked=None)
+            }
+        }
         self.data_loaded = True
 
 
@@ -69,7 +79,9 @@ class DocstringSTS(AbsTaskSTS):
 
     def load_data(self, **_):
         first, second, score = zip(*PAIRS)
-        self.dataset = DatasetDict({"test": Dataset.from_dict({"sentence1": first, "sentence2": second, "score": score})})
+        self.dataset = DatasetDict(
+            {"test": Dataset.from_dict({"sentence1": first, "sentence2": second, "score": score})}
+        )
         self.data_loaded = True
 
 
@@ -124,7 +136,9 @@ def test_retrieval_scores_what_our_own_evaluation_does(model):
 
 
 def test_queries_come_behind_their_tasks_instruction_and_documents_do_not(model):
-    queries, documents = (model.encoder.encode(texts, DIM) for texts in ([f"{INSTRUCTION}\n{query}" for query in QUERIES], DOCUMENTS))
+    queries, documents = (
+        model.encoder.encode(texts, DIM) for texts in ([f"{INSTRUCTION}\n{query}" for query in QUERIES], DOCUMENTS)
+    )
     ours = ndcg(ranks(queries @ documents.T, np.arange(len(QUERIES))))
     assert score_of(model, InstructedDocstrings()) == pytest.approx(ours, abs=1e-4)
     model.instructions = False

@@ -35,7 +35,11 @@ def test_what_is_restored_is_near(precision, dim):
     ranges = ranges_of(vectors)
     stored = quantize(vectors, precision, ranges)
     found = restore(stored, precision, dim, ranges)
-    assert stored.nbytes == 150 * -(-dim * BITS[precision] // 8) and found.dtype == np.float32 and found.shape == vectors.shape
+    assert (
+        stored.nbytes == 150 * -(-dim * BITS[precision] // 8)
+        and found.dtype == np.float32
+        and found.shape == vectors.shape
+    )
     if precision == "binary":
         np.testing.assert_array_equal(found, np.where(vectors > 0, 1, -1))
     else:

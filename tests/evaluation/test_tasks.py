@@ -39,20 +39,40 @@ def test_scores_are_those_of_the_texts_vectors_cut_to_each_dim():
         assert results[key] == pytest.approx(np.where(rank <= 10, 1 / np.log2(1 + rank), 0).mean(), abs=1e-6)
         order = lambda values: np.argsort(np.argsort(values))
         cosines = (cut[:20] * cut[40:60]).sum(axis=1)
-        assert results[f"{prefix}sts.docs.spearman"] == pytest.approx(np.corrcoef(order(cosines), order(grades))[0, 1], abs=1e-6)
+        assert results[f"{prefix}sts.docs.spearman"] == pytest.approx(
+            np.corrcoef(order(cosines), order(grades))[0, 1], abs=1e-6
+        )
         assert 0 <= results[f"{prefix}cross_lingual.de.recall@20"] <= 1
 
 
 def test_classes_are_parts_of_packages_and_what_is_shown_is_not_asked():
-    modules = {"sympy.geometry.line": 60, "networkx.algorithms.flow.maxflow": 50, "networkx.algorithms.tree": 20, "sympy.core": 48}
-    docs = [Docstring("p", module, f"{module}.f{i}", "f.py", 1, f"{module} {i}", "Text.") for module, count in modules.items() for i in range(count)]
+    modules = {
+        "sympy.geometry.line": 60,
+        "networkx.algorithms.flow.maxflow": 50,
+        "networkx.algorithms.tree": 20,
+        "sympy.core": 48,
+    }
+    docs = [
+        Docstring("p", module, f"{module}.f{i}", "f.py", 1, f"{module} {i}", "Text.")
+        for module, count in modules.items()
+        for i in range(count)
+    ]
     task = tasks.classification(docs)
-    assert set(task.shown_labels) == set(task.asked_labels) == {"sympy.geometry", "networkx.algorithms.flow", "sympy.core"}
-    assert all(task.shown_labels.count(label) == tasks.SHOWN for label in set(task.shown_labels)) and not set(task.shown) & set(task.asked)
+    assert (
+        set(task.shown_labels) == set(task.asked_labels) == {"sympy.geometry", "networkx.algorithms.flow", "sympy.core"}
+    )
+    assert all(task.shown_labels.count(label) == tasks.SHOWN for label in set(task.shown_labels)) and not set(
+        task.shown
+    ) & set(task.asked)
     assert len(task.asked) == 44 + 34 + 32
     centres = {label: rng.standard_normal(8) for label in set(task.shown_labels)}
     label = dict(zip(task.shown + task.asked, task.shown_labels + task.asked_labels))
-    assert task.score(lambda texts: unit(np.stack([centres[label[text]] + 0.1 * rng.standard_normal(8) for text in texts]))) > 0.95
+    assert (
+        task.score(
+            lambda texts: unit(np.stack([centres[label[text]] + 0.1 * rng.standard_normal(8) for text in texts]))
+        )
+        > 0.95
+    )
     assert task.score(lambda texts: unit(rng.standard_normal((len(texts), 8)))) < 0.7
 
 
@@ -81,7 +101,9 @@ def test_saved_tasks_score_as_they_did(tmp_path):
     tasks.save(given, tmp_path / "tasks.json.xz")
     again = tasks.load(tmp_path / "tasks.json.xz")
     encode = lambda asked: vectors[[texts.index(text) for text in asked]]
-    assert tasks.measure(tasks.Embedded(encode, again), again, [4]) == tasks.measure(tasks.Embedded(encode, given), given, [4])
+    assert tasks.measure(tasks.Embedded(encode, again), again, [4]) == tasks.measure(
+        tasks.Embedded(encode, given), given, [4]
+    )
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no xz"])

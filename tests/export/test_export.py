@@ -11,13 +11,23 @@ from runs import ROOT
 
 def export(*arguments, hide=""):
     """hide: a package that this process cannot import."""
-    code = f"import runpy, sys; sys.modules[{hide!r}] = None; sys.argv[0] = 'export'; runpy.run_module('conan_engine.export', run_name='__main__', alter_sys=True)"
+    code = (
+        f"import runpy, sys; sys.modules[{hide!r}] = None; sys.argv[0] = 'export'; "
+        f"runpy.run_module('conan_engine.export', run_name='__main__', alter_sys=True)"
+    )
     command = ["-c", code] if hide else ["-m", "conan_engine.export"]
     done = subprocess.run([sys.executable, *command, *map(str, arguments)], capture_output=True, text=True, cwd=ROOT)
     return done.returncode, done.stdout, done.stderr
 
 
-@pytest.mark.parametrize(("options", "file"), [(["--instruction=Find"], "model.safetensors"), (["--format=gguf", "--dtype=q8_0"], "untrained-q8_0.gguf"), pytest.param(["--format=onnx"], "model.onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("options", "file"),
+    [
+        (["--instruction=Find"], "model.safetensors"),
+        (["--format=gguf", "--dtype=q8_0"], "untrained-q8_0.gguf"),
+        pytest.param(["--format=onnx"], "model.onnx", marks=pytest.mark.slow),
+    ],
+)
 def test_each_form(untrained_run, tmp_path, options, file):
     (tmp_path / "out").mkdir()  # an empty one will do
     code, out, err = export(untrained_run, tmp_path / "out", *options)
@@ -40,7 +50,9 @@ def test_a_dtype_that_a_form_lacks(untrained_run, tmp_path, options, said):
 @pytest.mark.parametrize("form", ["gguf", "onnx"])
 def test_an_instruction_where_there_is_no_place_for_it(untrained_run, tmp_path, form):
     code, _, err = export(untrained_run, tmp_path / "out", f"--format={form}", "--instruction=Find")
-    assert (code, err.count("\n")) == (2, 1) and f"{form} has no place for it" in err and not (tmp_path / "out").exists()
+    assert (
+        (code, err.count("\n")) == (2, 1) and f"{form} has no place for it" in err and not (tmp_path / "out").exists()
+    )
 
 
 def test_a_folder_with_something_in_it_is_left_alone(untrained_run, tmp_path):

@@ -35,7 +35,9 @@ def test_every_dim_is_ours(untrained_run, tmp_path, pooling, other):
     one_by_one = [theirs.encode(text) for text in TEXTS]  # without padding, and so without a mask
     np.testing.assert_allclose(one_by_one, encoder.encode(TEXTS), atol=1e-5)
     causal = encoder.model.embed(*_packed(encoder, TEXTS[0]), alpha=0.0)
-    assert torch.nn.functional.cosine_similarity(causal, torch.from_numpy(encoder.encode(TEXTS[:1]))).item() < 0.99, "else nothing is shown of the mask"
+    assert torch.nn.functional.cosine_similarity(causal, torch.from_numpy(encoder.encode(TEXTS[:1]))).item() < 0.99, (
+        "else nothing is shown of the mask"
+    )
     assert theirs.max_seq_length == encoder.max_tokens
 
 
@@ -55,7 +57,9 @@ def test_transformers_alone(untrained_run, tmp_path):
     folder = exported(tmp_path / "out", untrained_run, encoder)
     tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
     given = tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")
-    assert [ids[: sum(mask)] for ids, mask in zip(given["input_ids"].tolist(), given["attention_mask"].tolist())] == [ids[: encoder.max_tokens] for ids in encoder.tokenizer.encode_batch(TEXTS)]
+    assert [ids[: sum(mask)] for ids, mask in zip(given["input_ids"].tolist(), given["attention_mask"].tolist())] == [
+        ids[: encoder.max_tokens] for ids in encoder.tokenizer.encode_batch(TEXTS)
+    ]
     mask = given["attention_mask"][:, :, None]
     with torch.no_grad():
         mean = (model(**given).last_hidden_state * mask).sum(1) / mask.sum(1)
@@ -87,15 +91,23 @@ def test_an_instruction_reaches_queries_here_and_in_mteb(untrained_run, tmp_path
     encoder, instruction = Encoder.load(untrained_run), InstructedDocstrings.metadata.prompt["query"]
     folder = exported(tmp_path / "out", untrained_run, encoder, instruction=instruction)
     theirs = SentenceTransformer(folder, device="cpu")
-    np.testing.assert_allclose(theirs.encode_query(TEXTS), encoder.encode([f"{instruction}\n{text}" for text in TEXTS]), atol=1e-5)
+    np.testing.assert_allclose(
+        theirs.encode_query(TEXTS), encoder.encode([f"{instruction}\n{text}" for text in TEXTS]), atol=1e-5
+    )
     np.testing.assert_allclose(theirs.encode_document(TEXTS), encoder.encode(TEXTS), atol=1e-5)
     assert f'encode_query([...])  # puts "{instruction}" and a new line' in (tmp_path / "out/README.md").read_text()
     ours = score_of(Model(untrained_run), InstructedDocstrings())
-    assert score_of(mteb.models.SentenceTransformerEncoderWrapper(theirs), InstructedDocstrings()) == pytest.approx(ours, abs=1e-4)
+    assert score_of(mteb.models.SentenceTransformerEncoderWrapper(theirs), InstructedDocstrings()) == pytest.approx(
+        ours, abs=1e-4
+    )
 
 
 def test_the_card_is_one_that_the_hub_reads(whole, tmp_path):
     card = ModelCard.load(exported(tmp_path / "out", whole, Encoder.load(whole)) + "/README.md")
-    assert card.data.library_name == "sentence-transformers" and card.data.pipeline_tag == "sentence-similarity" and card.data.license is None
+    assert (
+        card.data.library_name == "sentence-transformers"
+        and card.data.pipeline_tag == "sentence-similarity"
+        and card.data.license is None
+    )
     assert "| supervised | 6 | pairs.jsonl (2), label.jsonl (1), sts.jsonl (1) | 8 queries | 32 tokens |" in card.text
     assert "its first 8, 16, 32 are embeddings too" in card.text

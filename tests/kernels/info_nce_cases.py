@@ -10,8 +10,8 @@ NAMES = ("loss", "loss_per_dim", "positive", "hard", "accuracy", "dqueries", "dd
 
 
 def batch(N, M, E, K=0, groups=False, known=False, temperature=0.05, dtype=torch.float32, seed=None, device="cpu"):
-    """Arguments of `info_nce` by name: queries near their positives, some documents twice, some the positive of several;
-    drawn anew each time, where no seed says which."""
+    """Arguments of `info_nce` by name: queries near their positives, some documents twice, some the positive of
+    several; drawn anew each time, where no seed says which."""
     generator = torch.Generator().manual_seed(torch.randint(2**62, ()).item() if seed is None else seed)
     documents = torch.randn(M, E, generator=generator) * torch.rand(M, 1, generator=generator).add(0.1)
     target = torch.randint(M, (N,), generator=generator)
@@ -48,7 +48,8 @@ def known_groups(arguments, generator):
 
 
 def clear_margin(arguments, dims, fraction=False):
-    """A margin in the widest gap between the similarities' distances from the positives', so that no rounding crosses it."""
+    """A margin in the widest gap between the similarities' distances from the positives', so that no rounding crosses
+    it."""
     distances = []
     for dim in dims:
         q, d = (unit(arguments[name][:, :dim].double()) for name in ("queries", "documents"))
@@ -74,8 +75,8 @@ def results_and_gradients(form, arguments, dtype=None, **options):
 
 
 def assert_as_exact_as_textbook(form, arguments, **options):
-    """Against the textbook form in fp64: no error is above twice the largest of the textbook form in the inputs' dtype, or,
-    where that is larger, above what rounding may do to that number (`rounding_bounds`)."""
+    """Against the textbook form in fp64: no error is above twice the largest of the textbook form in the inputs' dtype,
+    or, where that is larger, above what rounding may do to that number (`rounding_bounds`)."""
     exact = results_and_gradients(info_nce_reference, arguments, torch.float64, **options)
     plain = results_and_gradients(info_nce_reference, arguments, **options)
     found = results_and_gradients(form, arguments, **options)
@@ -86,15 +87,17 @@ def assert_as_exact_as_textbook(form, arguments, **options):
 
 
 def rounding_bounds(arguments, dims=None, weights=None, margin=None, symmetric=False):
-    """By name, for each number of the results, what rounding may do to it on any processor and in any order of summation, to first order.
-    eps is fp32's, h that of the inputs' dtype, in which gradients are given and weights multiply. With s the cosines over
-    d columns, z = s / T, and p, u = dloss / dz and 1 / norms r as in kernels/info_nce/chunked.py:
+    """By name, for each number of the results, what rounding may do to it on any processor and in any order of
+    summation, to first order. eps is fp32's, h that of the inputs' dtype, in which gradients are given and weights
+    multiply. With s the cosines over d columns, z = s / T, and p, u = dloss / dz and 1 / norms r as in
+    kernels/info_nce/chunked.py:
 
         e_ij = eps (sqrt(d) |s_ij| + 2)             the cosine: its product, and the norms
         z_ij : (e_ij + eps (2 |s_ij| + 1)) / T      the logit, when it is divided by T and the maximum is taken off it
         p_ij : p_ij (error of z_ij + sum_j p_ij error of z_ij + (sqrt(M) + 4) eps)
         u_ij : that + (eps + 1.5 h) |u_ij|, for it is rounded, then the sum over the dims, then the gradient
-        dq_i : sum_j r_i / T (error of u_ij + sqrt(M) eps |u_ij|) (|d^_j| + |s_ij| |q^_i|)     q^, d^: of length 1; dd_j likewise
+        dq_i : sum_j r_i / T (error of u_ij + sqrt(M) eps |u_ij|) (|d^_j| + |s_ij| |q^_i|)     q^, d^: of length 1; dd_j
+            likewise
         dT   : sum_ij (error of u_ij |z_ij| + |u_ij| error of z_ij) / T
 
     Both ways (symmetric) a half of each is that of the columns, whose u have the same errors by the same reasons.
@@ -133,7 +136,9 @@ def rounding_bounds(arguments, dims=None, weights=None, margin=None, symmetric=F
         columns = slice(0, dim)
         (Q, rq), (D, rd), (H, rh) = (unit_and_inverse_norm(x[..., columns]) for x in (q, d, hard))
         Q, D, H = Q.abs(), D.abs(), H.abs()
-        b["dqueries"][:, columns] += rq / T * (total_d @ D + (total_h[..., None] * H).sum(1) + (total * s.abs()).sum(1, keepdim=True) * Q)
+        b["dqueries"][:, columns] += (
+            rq / T * (total_d @ D + (total_h[..., None] * H).sum(1) + (total * s.abs()).sum(1, keepdim=True) * Q)
+        )
         b["ddocuments"][:, columns] += rd / T * (total_d.T @ Q + (total_d * s_d).sum(0)[:, None] * D)
         b["dhard"][..., columns] += rh / T * (total_h[..., None] * Q[:, None] + (total_h * s_h)[..., None] * H)
     b["positive"], b["hard"] = of_s[is_positive], of_s[:, M:]
@@ -141,7 +146,8 @@ def rounding_bounds(arguments, dims=None, weights=None, margin=None, symmetric=F
 
 
 def of_documents(z, of_z, is_positive, target, M, eps):
-    """Of z [N, M+K] and its errors, what the documents' finding of their queries adds: N times dloss / dz, its error, and that of the loss."""
+    """Of z [N, M+K] and its errors, what the documents' finding of their queries adds: N times dloss / dz, its error,
+    and that of the loss."""
     others = z.masked_fill(is_positive, -torch.inf)[:, :M].clamp(min=-1e30)  # [N, M]
     log_sum = others.logsumexp(0)
     share = (others - log_sum).exp()

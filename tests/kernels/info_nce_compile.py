@@ -1,5 +1,6 @@
-"""Run by test_info_nce_compiled.py and matrix.py, without Triton's interpreter: compiles the InfoNCE kernels for GPUs that need
-not be there, with the launch options that they would have there, and prints what the machine code uses, one JSON a line.
+"""Run by test_info_nce_compiled.py and matrix.py, without Triton's interpreter: compiles the InfoNCE kernels for GPUs
+that need not be there, with the launch options that they would have there, and prints what the machine code uses, one
+JSON a line.
 
     python tests/kernels/info_nce_compile.py [--archs 90 ...] [--dtypes bf16 ...]
 """
@@ -52,12 +53,31 @@ if __name__ == "__main__":
         for dtype in map(DTYPES.get, chosen.dtypes):
             W_dtype, product = architecture.product_options(dtype, arch)
             for known, both_ways in itertools.product((False, True), repeat=2):
-                for kernel, options in zip((kernels.forward_tile, kernels.weight_tile), architecture.similarity_tiles(dtype, arch, known or both_ways)):
+                for kernel, options in zip(
+                    (kernels.forward_tile, kernels.weight_tile),
+                    architecture.similarity_tiles(dtype, arch, known or both_ways),
+                ):
                     arguments = kernel.fn.__name__, arch, dtype, kernel, dtype, W_dtype, arch, options
-                    left_out = {name: None for name in ((() if known else KNOWN) + (() if both_ways else COLUMNS)) if name in kernel.arg_names}
-                    report(f"7 dims with masks{', several positives' * known}{', both ways' * both_ways}", *arguments, EVEN=True, **left_out)
+                    left_out = {
+                        name: None
+                        for name in ((() if known else KNOWN) + (() if both_ways else COLUMNS))
+                        if name in kernel.arg_names
+                    }
+                    report(
+                        f"7 dims with masks{', several positives' * known}{', both ways' * both_ways}",
+                        *arguments,
+                        EVEN=True,
+                        **left_out,
+                    )
                     if dtype != torch.float32 and not (known or both_ways):
-                        report("1 dim", *arguments, EVEN=True, K=1, **left_out, **dict.fromkeys(("limits", "query_group", "document_group")))
+                        report(
+                            "1 dim",
+                            *arguments,
+                            EVEN=True,
+                            K=1,
+                            **left_out,
+                            **dict.fromkeys(("limits", "query_group", "document_group")),
+                        )
             for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
                 arguments = kernels.add_product, dtype, W_dtype, arch, product
                 report(f"for {side}", "add_product", arch, dtype, *arguments, **{stride: 1})

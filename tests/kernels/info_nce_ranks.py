@@ -1,5 +1,5 @@
-"""Run by test_info_nce_ranks.py: `info_nce_ranks.py WORLD FOLDER SEED`. Forks WORLD gloo ranks, each of which compares its loss
-and gradients with those of one rank that has everything; exits with the number of ranks that failed."""
+"""Run by test_info_nce_ranks.py: `info_nce_ranks.py WORLD FOLDER SEED`. Forks WORLD gloo ranks, each of which compares
+its loss and gradients with those of one rank that has everything; exits with the number of ranks that failed."""
 
 import multiprocessing
 import sys
@@ -20,14 +20,17 @@ def check(rank, world, folder, seed):
         known = whole["known"]
         mine = {name: x if name == "known" or x.ndim == 0 else x.chunk(world)[rank] for name, x in whole.items()}
         mine["known"] = known._replace(first=known.first.chunk(world)[rank], last=known.last.chunk(world)[rank])
-        whole["target"] = torch.arange(world).repeat_interleave(5) * 7 + torch.arange(5).repeat(world)  # row i of one's own
+        # row i of one's own
+        whole["target"] = torch.arange(world).repeat_interleave(5) * 7 + torch.arange(5).repeat(world)
         mine["target"] = whole["target"].chunk(world)[rank]
         exact = results_and_gradients(info_nce_reference, whole, torch.float64, dims=dims)
         alone = results_and_gradients(info_nce, whole, dims=dims)
         bounds = rounding_bounds(whole, dims)
 
         def over_ranks(documents, document_group, **arguments):
-            found = info_nce(**arguments, documents=gather_documents(documents), document_group=gather_documents(document_group))
+            found = info_nce(
+                **arguments, documents=gather_documents(documents), document_group=gather_documents(document_group)
+            )
             return found._replace(loss=found.loss / world)
 
         found = results_and_gradients(over_ranks, mine, dims=dims)
@@ -35,7 +38,10 @@ def check(rank, world, folder, seed):
             found[name] = found[name].detach().clone()
             dist.all_reduce(found[name])
         for name in ("loss", "positive", "dqueries", "ddocuments", "dtemperature", *["dhard"] * (K > 0)):
-            *expected, bound = (x if not torch.is_tensor(x) or x.ndim == 0 else x.chunk(world)[rank] for x in (alone[name], exact[name], bounds[name]))
+            *expected, bound = (
+                x if not torch.is_tensor(x) or x.ndim == 0 else x.chunk(world)[rank]
+                for x in (alone[name], exact[name], bounds[name])
+            )
             assert name in ("loss", "positive") or expected[1].abs().max() > 1e-4
             assert_within(f"rank {rank}, {name}", found[name], *expected, bound)
     dist.destroy_process_group()
@@ -44,7 +50,10 @@ def check(rank, world, folder, seed):
 if __name__ == "__main__":
     world, folder, seed = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
-    processes = [multiprocessing.get_context("fork").Process(target=check, args=(rank, world, folder, seed)) for rank in range(world)]
+    processes = [
+        multiprocessing.get_context("fork").Process(target=check, args=(rank, world, folder, seed))
+        for rank in range(world)
+    ]
     for process in processes:
         process.start()
     for process in processes:

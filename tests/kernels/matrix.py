@@ -1,11 +1,12 @@
 """Every kernel with every Triton that the README promises, for every architecture: `make matrix`.
 
-For each version an environment of its own, kept between runs: that Triton in build/triton/VERSION, before everything else of this
-environment. In it all sizes that ship in bf16 and fp16 are compiled for all architectures (compiled ones are cached) and held to
-sass.faults, and a part of the parity tests runs in its interpreter. A line for each version and architecture, and what is wrong;
-exit code 1 if anything is.
+For each version an environment of its own, kept between runs: that Triton in build/triton/VERSION, before everything
+else of this environment. In it all sizes that ship in bf16 and fp16 are compiled for all architectures (compiled ones
+are cached) and held to sass.faults, and a part of the parity tests runs in its interpreter. A line for each version and
+architecture, and what is wrong; exit code 1 if anything is.
 
-    python tests/kernels/matrix.py [--versions 3.6.0 ...] [--archs 90 ...] [--dims 112 ...] [--dtypes bf16 ...] [--no-parity]
+    python tests/kernels/matrix.py [--versions 3.6.0 ...] [--archs 90 ...] [--dims 112 ...] [--dtypes bf16 ...]
+        [--no-parity]
 """
 
 import argparse
@@ -44,7 +45,21 @@ def environment(version):
     if not (folder / "triton").exists():
         # beside, then renamed: what is there is whole
         partial = folder.with_suffix(".partial")
-        subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", partial, f"triton=={version}", *VERSIONS.get(version, ())], check=True)
+        subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pip",
+                "install",
+                "-q",
+                "--no-deps",
+                "--target",
+                partial,
+                f"triton=={version}",
+                *VERSIONS.get(version, ()),
+            ],
+            check=True,
+        )
         partial.rename(folder)
     variables = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     return variables | {"PYTHONPATH": str(folder)}
@@ -63,24 +78,51 @@ def check(version, chosen):
     variables, failed = environment(version), 0
     for arch in chosen.archs:
         options = "--archs", arch, "--dtypes", *chosen.dtypes
-        attention, broken = compiled("soft_mask_compile.py", variables, *options, "--dims", *chosen.dims, "--processes", os.cpu_count())
+        attention, broken = compiled(
+            "soft_mask_compile.py", variables, *options, "--dims", *chosen.dims, "--processes", os.cpu_count()
+        )
         info_nce, also_broken = compiled("info_nce_compile.py", variables, *options)
         pointwise, broken_too = compiled("pointwise_compile.py", variables, "--archs", arch)
         faults = collections.Counter()
         for row in attention + info_nce + pointwise:
-            faults.update(f"{row['kernel']} {row['dtype']} {row.get('D', row.get('case', ''))}: {fault}" for fault in sass.faults(row))
+            faults.update(
+                f"{row['kernel']} {row['dtype']} {row.get('D', row.get('case', ''))}: {fault}"
+                for fault in sass.faults(row)
+            )
         faults.update(broken + also_broken + broken_too)
-        failed += report(f"triton {version}  sm_{arch:<4}", f"{len(attention) + len(info_nce) + len(pointwise)} kernels", faults)
+        failed += report(
+            f"triton {version}  sm_{arch:<4}", f"{len(attention) + len(info_nce) + len(pointwise)} kernels", faults
+        )
     if chosen.parity:
-        command = [sys.executable, "-m", "pytest", "-q", "--no-header", "-p", "no:cacheprovider", *(str(HERE / test) for test in PARITY)]
-        done = subprocess.run(command, env=variables | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=HERE.parent.parent)
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--no-header",
+            "-p",
+            "no:cacheprovider",
+            *(str(HERE / test) for test in PARITY),
+        ]
+        done = subprocess.run(
+            command, env=variables | {"TRITON_INTERPRET": "1"}, capture_output=True, text=True, cwd=HERE.parent.parent
+        )
         lines = done.stdout.strip().splitlines() or ["pytest printed nothing"]
-        failed += report(f"triton {version}  parity ", lines[-1], [line for line in lines if line.startswith(("FAILED", "ERROR"))] if done.returncode else [])
+        failed += report(
+            f"triton {version}  parity ",
+            lines[-1],
+            [line for line in lines if line.startswith(("FAILED", "ERROR"))] if done.returncode else [],
+        )
     return failed
 
 
 def report(what, count, faults):
-    print(f"{what}  {'FALLS SHORT' if faults else 'holds'}  {count}", *(f"    {fault}" for fault in sorted(faults)), sep="\n", flush=True)
+    print(
+        f"{what}  {'FALLS SHORT' if faults else 'holds'}  {count}",
+        *(f"    {fault}" for fault in sorted(faults)),
+        sep="\n",
+        flush=True,
+    )
     return bool(faults)
 
 

@@ -1,5 +1,5 @@
-"""Run by test_pointwise_compiled.py and matrix.py, without Triton's interpreter: compiles the pointwise kernels at the 1.4B model's
-shape for GPUs that need not be there, and prints what the machine code uses, one JSON a line.
+"""Run by test_pointwise_compiled.py and matrix.py, without Triton's interpreter: compiles the pointwise kernels at the
+1.4B model's shape for GPUs that need not be there, and prints what the machine code uses, one JSON a line.
 
     python tests/kernels/pointwise_compile.py [--archs 90 ...]
 """
@@ -12,9 +12,25 @@ import sass
 from conan_kernels.pointwise import api, tiles
 
 ROW = api._row(3584)
-ARGUMENTS = {  # kernel: (launch options, as kernels/pointwise/api.py has them; dtypes of pointers, "i32" what is not listed)
-    "rms_norm_row": (ROW, {"x": "*fp32", "y": "*bf16", "total": "*fp32", "weight": "*bf16", "out": "*bf16", "inverse": "*fp32", "eps": "fp32"}),
-    "rms_norm_gradients": (ROW, dict.fromkeys(("x", "inverse", "dtotal", "dx", "dweight"), "*fp32") | dict.fromkeys(("weight", "dout", "dy"), "*bf16")),
+# kernel: (launch options, as kernels/pointwise/api.py has them; dtypes of pointers, "i32" what is not listed)
+ARGUMENTS = {
+    "rms_norm_row": (
+        ROW,
+        {
+            "x": "*fp32",
+            "y": "*bf16",
+            "total": "*fp32",
+            "weight": "*bf16",
+            "out": "*bf16",
+            "inverse": "*fp32",
+            "eps": "fp32",
+        },
+    ),
+    "rms_norm_gradients": (
+        ROW,
+        dict.fromkeys(("x", "inverse", "dtotal", "dx", "dweight"), "*fp32")
+        | dict.fromkeys(("weight", "dout", "dy"), "*bf16"),
+    ),
     "rotate_token": (
         {"N": 48, "TURNED": 40, "HALF": 56, "BLOCK": 64, "HEADS": 16},
         {"x": "*bf16", "cos": "*fp32", "sin": "*fp32", "out": "*bf16", "sign": "fp32"},
@@ -35,7 +51,23 @@ if __name__ == "__main__":
             kernel = getattr(tiles, name)
             constants = {key: value for key, value in options.items() if key != "num_warps"}
             signature = dict.fromkeys(kernel.arg_names, "i32") | dtypes
-            machine = sass.compile(kernel, signature, constants, arch, options.get("num_warps", 4), 3, ("C", "F", "V", "stride", "n"))
+            machine = sass.compile(
+                kernel, signature, constants, arch, options.get("num_warps", 4), 3, ("C", "F", "V", "stride", "n")
+            )
             # of a thread, in bits
-            widest = max((int(part) for name in sass.opcodes(machine.sass) if name.startswith("LDG") for part in name.split(".") if part.isdigit()), default=32)
-            print(json.dumps({"kernel": name, "dtype": "fp32", "arch": arch, "widest_load": widest} | sass.describe(machine)), flush=True)
+            widest = max(
+                (
+                    int(part)
+                    for name in sass.opcodes(machine.sass)
+                    if name.startswith("LDG")
+                    for part in name.split(".")
+                    if part.isdigit()
+                ),
+                default=32,
+            )
+            print(
+                json.dumps(
+                    {"kernel": name, "dtype": "fp32", "arch": arch, "widest_load": widest} | sass.describe(machine)
+                ),
+                flush=True,
+            )

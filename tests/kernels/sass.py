@@ -12,12 +12,28 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}  # a program's most
+# a program's most
+SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Triton 3.6 spills these, 3.9 none; with them it is 1.2 times as fast as with the largest tile that spills none (H200)
 SPILLS = {("dk_dv_block", 90): 21}
 MATRIX_PRODUCTS = {90: ("HGMMA",), 100: ("UTCHMMA", "HMMA")}  # on others HMMA
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
-OPCODES = ("HGMMA", "HMMA", "UTCHMMA", "FFMA", "FADD", "FMUL", "FMNMX", "FSEL", "MUFU", "LDG", "LDGSTS", "ISETP", "WARPGROUP", "BAR")
+OPCODES = (
+    "HGMMA",
+    "HMMA",
+    "UTCHMMA",
+    "FFMA",
+    "FADD",
+    "FMUL",
+    "FMNMX",
+    "FSEL",
+    "MUFU",
+    "LDG",
+    "LDGSTS",
+    "ISETP",
+    "WARPGROUP",
+    "BAR",
+)
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]+\*/\s+(?:\{\s*)?(?:@!?U?P\d\s+)?([A-Z][A-Zx0-9_.]*)", re.M)
 
 
@@ -32,16 +48,18 @@ class Machine:
 
     def count(self, opcode):
         """How often an instruction occurs, with any modifiers: count("HGMMA") includes HGMMA.64x128x16.F32.BF16."""
-        return sum(number for name, number in opcodes(self.sass).items() if name == opcode or name.startswith(opcode + "."))
+        return sum(
+            number for name, number in opcodes(self.sass).items() if name == opcode or name.startswith(opcode + ".")
+        )
 
     @property
     def spills(self):
         return self.count("STL") + self.count("LDL")
 
     def loops(self):
-        """The innermost loops in the order of the code, each a Counter of full opcodes ("MUFU.EX2"). Loops of less than 16
-        instructions are none: they wait (sm_100: for a matrix product), or end the program. Nor are jumps back from behind
-        the last EXIT: there stand waits that the program left for, to return where it was."""
+        """The innermost loops in the order of the code, each a Counter of full opcodes ("MUFU.EX2"). Loops of less than
+        16 instructions are none: they wait (sm_100: for a matrix product), or end the program. Nor are jumps back from
+        behind the last EXIT: there stand waits that the program left for, to return where it was."""
         lines = self.sass[: self.sass.rfind("EXIT")].splitlines()  # none at all: a compiler that gave up left a trap
         at = {match[1]: number for number, line in enumerate(lines) if (match := re.match(r"(\.L\w+):", line))}
         spans = set()
@@ -54,7 +72,8 @@ class Machine:
 
 
 def faults(row):
-    """What is wrong with a kernel described by soft_mask_compile.py or info_nce_compile.py: a list of words, empty if nothing is."""
+    """What is wrong with a kernel described by soft_mask_compile.py or info_nce_compile.py: a list of words, empty if
+    nothing is."""
     found = []
     if row["spills"] > SPILLS.get((row["kernel"], row["arch"]), 0) or (row["stack"] and not row["spills"]):
         found.append(f"{row['spills']} spills, {row['stack']} bytes of stack")
@@ -68,9 +87,17 @@ def faults(row):
 
 
 def describe(machine):
-    """For JSON: what it uses, and its innermost loops, how many instructions and those of OPCODES with any modifiers."""
-    loops = [{"instructions": loop.total()} | {name: counted(loop, name) for name in OPCODES} for loop in machine.loops()]
-    used = {"stack": machine.stack, "spills": machine.spills, "registers": machine.registers, "shared_bytes": machine.shared_bytes}
+    """For JSON: what it uses, and its innermost loops, how many instructions and those of OPCODES with any
+    modifiers."""
+    loops = [
+        {"instructions": loop.total()} | {name: counted(loop, name) for name in OPCODES} for loop in machine.loops()
+    ]
+    used = {
+        "stack": machine.stack,
+        "spills": machine.spills,
+        "registers": machine.registers,
+        "shared_bytes": machine.shared_bytes,
+    }
     return used | {"loops": loops}
 
 
@@ -83,8 +110,8 @@ def opcodes(sass):
 
 
 def compile(fn, signature, constants, target, num_warps, num_stages, aligned=(), **options):
-    """fn: a @triton.jit function. signature: {argument: type, e.g. "*bf16", "i32", "fp32"}. constants: {argument: value of
-    a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are). options: others of
+    """fn: a @triton.jit function. signature: {argument: type, e.g. "*bf16", "i32", "fp32"}. constants: {argument: value
+    of a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are). options: others of
     Triton's, as at a launch -> Machine."""
     position = fn.arg_names.index
     options |= {"num_warps": num_warps, "num_stages": num_stages}

@@ -35,8 +35,9 @@ def results_and_gradients(form, arguments, *options, dtype=None, **named):
 
 
 def assert_as_exact_as_pytorch(form, arguments, alpha, mask="column", scale=None):
-    """Against the reference form in fp64: no error is above twice the largest of the reference form in the inputs' dtype, or,
-    where that is larger, above what rounding may do to that number (`rounding_bounds`); and so for the root mean square."""
+    """Against the reference form in fp64: no error is above twice the largest of the reference form in the inputs'
+    dtype, or, where that is larger, above what rounding may do to that number (`rounding_bounds`); and so for the root
+    mean square."""
     exact = results_and_gradients(soft_mask_attention_reference, arguments, alpha, mask, scale, dtype=torch.float64)
     plain = results_and_gradients(soft_mask_attention_reference, arguments, alpha, mask, scale)
     found = results_and_gradients(form, arguments, alpha, mask, scale)
@@ -48,12 +49,13 @@ def assert_as_exact_as_pytorch(form, arguments, alpha, mask="column", scale=None
 
 
 def rounding_bounds(arguments, alpha, mask, scale):
-    """By name, for each number of the results, what rounding may do to it on any processor and in any order of summation, to first order.
-    eps is fp32's, h that of the inputs' dtype, to which weights are rounded before they multiply, and results at the end.
-    With X_ij = scale * sum_d |q_id k_jd| and P, S, dP, delta as in
+    """By name, for each number of the results, what rounding may do to it on any processor and in any order of
+    summation, to first order. eps is fp32's, h that of the inputs' dtype, to which weights are rounded before they
+    multiply, and results at the end. With X_ij = scale * sum_d |q_id k_jd| and P, S, dP, delta as in
     kernels/attention/api.py:
 
-        e_ij = eps (sqrt(D) X_ij + 2 max|S| + 4)       the exponent: its product, its size when the maximum is taken off it, exp
+        e_ij = eps (sqrt(D) X_ij + 2 max|S| + 4)       the exponent: its product, its size when the maximum is taken off
+            it, exp
         r_ij = e_ij + sum_j P_ij e_ij + sqrt(l) eps    the weight, relative to itself, once it is normalised
         out  : sum_j P_ij (r_ij + h) |v_j|                                dv : sum_i P_ij (r_ij + h) |dout_i|
         dS_ij: P_ij ((r_ij + h) |dP_ij - delta_i| + |dout_i| . (sqrt(D) eps (|v_j| + |out_i|) + error of out_i))
@@ -64,7 +66,13 @@ def rounding_bounds(arguments, alpha, mask, scale):
     eps = torch.finfo(torch.float32).eps
     (_, H, D), G = q.shape, k.shape[1]
     scale = D**-0.5 if scale is None else scale
-    bounds = {"out": torch.zeros_like(q), "lse": q.new_zeros(H, len(q)), "dq": torch.zeros_like(q), "dk": torch.zeros_like(k), "dv": torch.zeros_like(v)}
+    bounds = {
+        "out": torch.zeros_like(q),
+        "lse": q.new_zeros(H, len(q)),
+        "dq": torch.zeros_like(q),
+        "dk": torch.zeros_like(k),
+        "dv": torch.zeros_like(v),
+    }
     ends = arguments["cu_seqlens"].tolist()
     for start, end in zip(ends, ends[1:]):
         own, length = slice(start, end), end - start
@@ -88,7 +96,8 @@ def rounding_bounds(arguments, alpha, mask, scale):
             bounds["out"][rows, head] = of_out
             bounds["lse"][head, rows] = of_row[:, 0] + many + eps * lse.abs()
             bounds["dq"][rows, head] = scale * of_dS @ K.abs() + h * (scale * dS @ K).abs()
-            bounds["dk"][own, group] += scale * of_dS.T @ Q.abs() + h * (scale * dS.T @ Q).abs()  # over rows in parts: a little larger
+            # over rows in parts: a little larger
+            bounds["dk"][own, group] += scale * of_dS.T @ Q.abs() + h * (scale * dS.T @ Q).abs()
             bounds["dv"][own, group] += r.T @ dO.abs() + h * (P.T @ dO).abs()
     return bounds
 
@@ -113,8 +122,8 @@ def pairwise(*axes):
 
 
 def count_tiles(monkeypatch):
-    """Makes the interpreted kernels count the products of queries and keys: -> Counter of (loop, kind), one for each tile
-    and head that `attend`, `add_dq` and `add_dk_dv` compute; kind is PLAIN, MIXED or FUTURE."""
+    """Makes the interpreted kernels count the products of queries and keys: -> Counter of (loop, kind), one for each
+    tile and head that `attend`, `add_dq` and `add_dk_dv` compute; kind is PLAIN, MIXED or FUTURE."""
     counts, running = Counter(), []
 
     def loop(original):

@@ -36,7 +36,10 @@ def test_a_gpu_that_is_too_old_is_refused_before_anything_is_launched(monkeypatc
 
 
 def test_each_architecture_gets_its_own_row_and_a_later_one_the_last_before_it():
-    for tiles in (lambda arch: attention_tiles(torch.bfloat16, 112, arch), lambda arch: similarity_tiles(torch.bfloat16, arch)):
+    for tiles in (
+        lambda arch: attention_tiles(torch.bfloat16, 112, arch),
+        lambda arch: similarity_tiles(torch.bfloat16, arch),
+    ):
         assert tiles(89) == tiles(86) and tiles(103) == tiles(100) and tiles(121) == tiles(120)
         assert tiles(120) != tiles(100)  # 99 KB of shared memory there, 227 here
     assert product_options(torch.bfloat16, 89)[1]["BN"] < product_options(torch.bfloat16, 90)[1]["BN"]

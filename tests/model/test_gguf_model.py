@@ -1,4 +1,5 @@
-"""A GGUF file as a start: hidden states and losses are those of transformers, what we cannot do is named, some of its layers may be taken."""
+"""A GGUF file as a start: hidden states and losses are those of transformers, what we cannot do is named, some of its
+layers may be taken."""
 
 import re
 
@@ -15,8 +16,17 @@ from conan_engine.errors import UserError
 from conan_engine.model import gguf_model, llama
 from conan_engine.model.transformer import Transformer, frequencies
 
-SHAPE = dict(vocab_size=512, hidden_size=256, intermediate_size=512, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64)
-LLAMA, QWEN3 = (transformers.LlamaForCausalLM, transformers.LlamaConfig), (transformers.Qwen3ForCausalLM, transformers.Qwen3Config)
+SHAPE = dict(
+    vocab_size=512,
+    hidden_size=256,
+    intermediate_size=512,
+    num_hidden_layers=3,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    max_position_embeddings=64,
+)
+LLAMA = (transformers.LlamaForCausalLM, transformers.LlamaConfig)
+QWEN3 = (transformers.Qwen3ForCausalLM, transformers.Qwen3Config)
 KINDS = {
     "llama": (*LLAMA, {}),
     "llama, tied": (*LLAMA, {"tie_word_embeddings": True, "rms_norm_eps": 1e-3}),
@@ -54,11 +64,19 @@ def assert_same(ours, theirs):
         for row, own in zip(ids, found):
             torch.testing.assert_close(own, theirs.model(row[None]).last_hidden_state[0], rtol=1e-4, atol=5e-5)
         whole = theirs(ids[0][None], labels=ids[0][None]).loss
-        loss = ours.next_token_loss(ids[0].int(), torch.tensor([0, 40]).int(), torch.cat((ids[0][1:], torch.tensor([-100])))) / 39
+        loss = (
+            ours.next_token_loss(
+                ids[0].int(), torch.tensor([0, 40]).int(), torch.cat((ids[0][1:], torch.tensor([-100])))
+            )
+            / 39
+        )
     assert loss.item() == pytest.approx(whole.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "quantised"), [*((kind, "F32") for kind in KINDS), *(("llama", quantised) for quantised in TYPES[1:]), ("qwen3, tied", "Q4_K")])
+@pytest.mark.parametrize(
+    ("kind", "quantised"),
+    [*((kind, "F32") for kind in KINDS), *(("llama", quantised) for quantised in TYPES[1:]), ("qwen3, tied", "Q4_K")],
+)
 def test_hidden_states_and_losses_are_those_of_transformers(tmp_path, kind, quantised):
     theirs = make(kind)
     write_model(tmp_path / "m.gguf", theirs, quantised)
@@ -69,9 +87,19 @@ def test_hidden_states_and_losses_are_those_of_transformers(tmp_path, kind, quan
     assert_same(ours, theirs.eval())
 
 
-@pytest.mark.parametrize(("factor", "low", "high", "original", "theta", "head"), [(8.0, 1.0, 4.0, 8192, 5e5, 128), (32.0, 1.0, 4.0, 8192, 5e5, 64), (3.5, 2.0, 5.0, 32, 1e4, 64)])
+@pytest.mark.parametrize(
+    ("factor", "low", "high", "original", "theta", "head"),
+    [(8.0, 1.0, 4.0, 8192, 5e5, 128), (32.0, 1.0, 4.0, 8192, 5e5, 64), (3.5, 2.0, 5.0, 32, 1e4, 64)],
+)
 def test_llama_3s_rope_scaling_comes_back_from_its_factors(tmp_path, factor, low, high, original, theta, head):
-    own = {"rope_type": "llama3", "rope_theta": theta, "factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_max_position_embeddings": original}
+    own = {
+        "rope_type": "llama3",
+        "rope_theta": theta,
+        "factor": factor,
+        "low_freq_factor": low,
+        "high_freq_factor": high,
+        "original_max_position_embeddings": original,
+    }
     theirs = transformers.LlamaForCausalLM(transformers.LlamaConfig(**SHAPE, head_dim=head, rope_parameters=own)).eval()
     plain = Model(head_dim=head, rope_theta=theta)
     scaled = Model(head_dim=head, rope_theta=theta, rope_scaling=RopeScaling(factor, low, high, original))
@@ -79,7 +107,12 @@ def test_llama_3s_rope_scaling_comes_back_from_its_factors(tmp_path, factor, low
     torch.testing.assert_close(frequencies(scaled), theirs.model.rotary_emb.inv_freq, rtol=1e-5, atol=0)
     write_model(tmp_path / "m.gguf", theirs, slower=slower)
     if low == 1:
-        assert gguf_model.shape(tmp_path / "m.gguf")[0]["rope_scaling"] == {"factor": factor, "low_freq_factor": low, "high_freq_factor": high, "original_context": original}
+        assert gguf_model.shape(tmp_path / "m.gguf")[0]["rope_scaling"] == {
+            "factor": factor,
+            "low_freq_factor": low,
+            "high_freq_factor": high,
+            "original_context": original,
+        }
     assert_same(ours_of(tmp_path / "m.gguf"), theirs)
 
 
@@ -115,11 +148,23 @@ def test_pooling_and_window_are_the_files(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (lambda writer: writer.add_expert_count(8), "llama.expert_count is 8: a mixture of experts, which this engine does not have"),
-        (lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN), "llama.rope.scaling.type is 'yarn': RoPE scaling of another kind"),
+        (
+            lambda writer: writer.add_expert_count(8),
+            "llama.expert_count is 8: a mixture of experts, which this engine does not have",
+        ),
+        (
+            lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
+            "llama.rope.scaling.type is 'yarn': RoPE scaling of another kind",
+        ),
         (lambda writer: writer.add_logit_scale(0.5), "llama.logit_scale is 0.5: scaled logits"),
-        (lambda writer: writer.add_pooling_type(gguf.PoolingType.RANK), "llama.pooling_type is 4; this engine has 1 (mean) and 3 (last)"),
-        (lambda writer: writer.add_value_length(16), "llama.attention.value_length is 16; expected the size of a head, 64"),
+        (
+            lambda writer: writer.add_pooling_type(gguf.PoolingType.RANK),
+            "llama.pooling_type is 4; this engine has 1 (mean) and 3 (last)",
+        ),
+        (
+            lambda writer: writer.add_value_length(16),
+            "llama.attention.value_length is 16; expected the size of a head, 64",
+        ),
         (lambda writer: writer.add_uint16("split.count", 3), "is one of 3 parts; put them together"),
     ],
 )
@@ -136,7 +181,9 @@ def test_another_architecture_is_named(tmp_path):
     writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gemma3")
     placeholders(300)(writer)
     close(writer)
-    with pytest.raises(UserError, match=r"m.gguf: general.architecture is 'gemma3'; init_from takes llama, llama-embed, qwen3"):
+    with pytest.raises(
+        UserError, match=r"m.gguf: general.architecture is 'gemma3'; init_from takes llama, llama-embed, qwen3"
+    ):
         gguf_model.shape(tmp_path / "m.gguf")
 
 
@@ -154,10 +201,14 @@ def test_a_tensor_that_has_no_place_or_is_missing_is_named(tmp_path):
         writer.add_tensor("blk.0.attn_q.bias", np.zeros(256, np.float32))
 
     write_model(tmp_path / "bias.gguf", make("llama"), change=extra)
-    with pytest.raises(UserError, match="bias.gguf: holds layers.0.self_attn.q_proj.bias, which this engine's model has no place for"):
+    with pytest.raises(
+        UserError, match="bias.gguf: holds layers.0.self_attn.q_proj.bias, which this engine's model has no place for"
+    ):
         ours_of(tmp_path / "bias.gguf")
     write_model(tmp_path / "more.gguf", make("llama"), change=lambda writer: writer.add_block_count(4))
-    with pytest.raises(UserError, match="more.gguf: holds no layers.3.input_layernorm.weight, which its metadata promises"):
+    with pytest.raises(
+        UserError, match="more.gguf: holds no layers.3.input_layernorm.weight, which its metadata promises"
+    ):
         ours_of(tmp_path / "more.gguf")
 
 

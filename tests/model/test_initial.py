@@ -13,7 +13,22 @@ from conan_engine.model import initial
 from conan_engine.model.transformer import Transformer
 from conan_engine.run import checkpoint
 
-WORDS = ["path", "paths", "Path", " path", "graph", "of", "des", "zyx", "\ufffd", "\ufffd", "", "  ", "график", "графика"]
+WORDS = [
+    "path",
+    "paths",
+    "Path",
+    " path",
+    "graph",
+    "of",
+    "des",
+    "zyx",
+    "\ufffd",
+    "\ufffd",
+    "",
+    "  ",
+    "график",
+    "графика",
+]
 SIZE = len(WORDS) + 2  # which 4 ranks can share
 
 
@@ -34,7 +49,16 @@ def _shards(folder, kind, texts):
 
 
 def _model(group=None, **settings):
-    shape = {"layers": 1, "width": 96, "ffn": 16, "heads": 4, "kv_heads": 4, "context": 32, "vocab_size": SIZE, "embedding_scale": 50.0}
+    shape = {
+        "layers": 1,
+        "width": 96,
+        "ffn": 16,
+        "heads": 4,
+        "kv_heads": 4,
+        "context": 32,
+        "vocab_size": SIZE,
+        "embedding_scale": 50.0,
+    }
     return Transformer(Model(**shape | settings), len(WORDS), "float32", group).init_weights(3)
 
 
@@ -55,8 +79,10 @@ def test_words_spelled_alike_are_alike_and_others_are_not():
 
 
 def test_rarity_is_counted_by_text_where_it_is_most_frequent(tmp_path):
-    pairs = _shards(tmp_path / "a", "pairs", [([1, 1, 2], [1, 3], [1]), ([1], [4])])  # 5 texts: token 1 in 4, others in 1
-    texts = _shards(tmp_path / "b", "text", [([2, 5],), ([2],), ([],), ([2],), ([6],)])  # 4 that are texts: token 2 in 3
+    # 5 texts: token 1 in 4, others in 1
+    pairs = _shards(tmp_path / "a", "pairs", [([1, 1, 2], [1, 3], [1]), ([1], [4])])
+    # 4 that are texts: token 2 in 3
+    texts = _shards(tmp_path / "b", "text", [([2, 5],), ([2],), ([],), ([2],), ([6],)])
     found = initial.rarity([pairs, texts], SIZE)
     share = {1: 4 / 5, 2: 3 / 4, 3: 1 / 5, 4: 1 / 5, 5: 1 / 4, 6: 1 / 4}
     for token in range(SIZE):
@@ -95,7 +121,9 @@ def test_each_half_can_be_left_out(tmp_path, vectors, weights):
     initial.start(model, Words(), [shards], Config(token_vectors=vectors, token_weights=weights))
     same = torch.eq(model.embedding, plain.embedding)
     assert same[:, :-1].all() if vectors == "random" else not same[: len(WORDS), :-1].any()
-    assert torch.equal(model.embedding[len(WORDS) :, :-1], plain.embedding[len(WORDS) :, :-1]), "rows without a token stay"
+    assert torch.equal(model.embedding[len(WORDS) :, :-1], plain.embedding[len(WORDS) :, :-1]), (
+        "rows without a token stay"
+    )
     assert model.norm[-1] == (weights == "equal")
     length = plain.embedding.square().mean().sqrt()
     assert 0.8 * length < model.embedding[: len(WORDS), :-1].square().mean().sqrt() < 1.2 * length

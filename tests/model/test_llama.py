@@ -27,7 +27,9 @@ def _saved(folder, files):
     for name, part in zip(names, parts):
         save_file({f"model.{key}": tensor for key, tensor in part.items()}, folder / name)
     if files > 1:
-        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {f"model.{key}": name for name, part in zip(names, parts) for key in part}}))
+        (folder / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {f"model.{key}": name for name, part in zip(names, parts) for key in part}})
+        )
     return _vectors(model).detach()
 
 

@@ -21,13 +21,20 @@ def case(T=50, C=24, V=301, dtype=torch.float32):
 def obvious(hidden, weight, targets):
     """Loss and gradients from the whole logits, in the arguments' dtype."""
     leaves = [x.detach().requires_grad_() for x in (hidden, weight)]
-    loss = F.cross_entropy((leaves[0] @ leaves[1].to(hidden.dtype).T).float() if hidden.dtype != torch.float64 else leaves[0] @ leaves[1].T, targets, reduction="sum")
+    loss = F.cross_entropy(
+        (leaves[0] @ leaves[1].to(hidden.dtype).T).float()
+        if hidden.dtype != torch.float64
+        else leaves[0] @ leaves[1].T,
+        targets,
+        reduction="sum",
+    )
     return loss.detach(), *torch.autograd.grad(loss, leaves)
 
 
 def rounding_bounds(hidden, weight, targets):
-    """For loss, dhidden and dweight, in the manner of tests/kernels/rounding.py. With S the logits and p their softmax, the exponent
-    errs by e = eps (sqrt(C) |x| . |w| + 2 max|S| + 4), p by p (e + sum p e + sqrt(V) eps), to which comes rounding to hidden's dtype."""
+    """For loss, dhidden and dweight, in the manner of tests/kernels/rounding.py. With S the logits and p their softmax,
+    the exponent errs by e = eps (sqrt(C) |x| . |w| + 2 max|S| + 4), p by p (e + sum p e + sqrt(V) eps), to which comes
+    rounding to hidden's dtype."""
     (T, C), V = hidden.shape, len(weight)
     eps, h = torch.finfo(torch.float32).eps, torch.finfo(hidden.dtype).eps
     h = 0.0 if h == eps else h
@@ -42,7 +49,11 @@ def rounding_bounds(hidden, weight, targets):
     u = (p - target) * counted[:, None]
     of_u = p * (e + of_row) * counted[:, None] + (h + V**0.5 * eps + T**0.5 * eps) * u.abs()
     rounded = (h * (u @ w).abs(), h * (u.T @ x).abs())
-    return of_loss.sum() + T**0.5 * eps * of_loss.numel() * S.logsumexp(1).abs().max(), of_u @ w.abs() + rounded[0], of_u.T @ x.abs() + rounded[1]
+    return (
+        of_loss.sum() + T**0.5 * eps * of_loss.numel() * S.logsumexp(1).abs().max(),
+        of_u @ w.abs() + rounded[0],
+        of_u.T @ x.abs() + rounded[1],
+    )
 
 
 def assert_as_exact_as_pytorch(hidden, weight, targets):
@@ -50,7 +61,13 @@ def assert_as_exact_as_pytorch(hidden, weight, targets):
     assert count == (targets != -100).sum()
     found = loss.detach(), *torch.autograd.grad(loss, (hidden, weight))
     exact = obvious(hidden.double(), weight.double(), targets)
-    for name, *x in zip(("loss", "dhidden", "dweight"), found, obvious(hidden, weight, targets), exact, rounding_bounds(hidden, weight, targets)):
+    for name, *x in zip(
+        ("loss", "dhidden", "dweight"),
+        found,
+        obvious(hidden, weight, targets),
+        exact,
+        rounding_bounds(hidden, weight, targets),
+    ):
         assert_within(name, *x)
 
 
@@ -74,7 +91,11 @@ def test_by_the_kernels_too(monkeypatch, dtype):
 
 def test_a_planted_error_is_found(monkeypatch):
     hidden, weight, targets = case()
-    monkeypatch.setattr(sys.modules[__name__], "linear_cross_entropy", lambda x, w, t, right=linear_cross_entropy: right(x * (1 + 1e-4), w, t))
+    monkeypatch.setattr(
+        sys.modules[__name__],
+        "linear_cross_entropy",
+        lambda x, w, t, right=linear_cross_entropy: right(x * (1 + 1e-4), w, t),
+    )
     with pytest.raises(AssertionError, match="error .* allowed"):
         assert_as_exact_as_pytorch(hidden, weight, targets)
 
@@ -82,7 +103,11 @@ def test_a_planted_error_is_found(monkeypatch):
 def test_gradients_have_the_dtype_of_what_they_are_of():
     hidden, weight, targets = case(dtype=torch.bfloat16)
     loss, _ = linear_cross_entropy(hidden, weight, targets)
-    assert [x.dtype for x in (loss, *torch.autograd.grad(loss, (hidden, weight)))] == [torch.float32, torch.bfloat16, torch.float32]
+    assert [x.dtype for x in (loss, *torch.autograd.grad(loss, (hidden, weight)))] == [
+        torch.float32,
+        torch.bfloat16,
+        torch.float32,
+    ]
 
 
 def test_no_token_counts():
@@ -113,7 +138,9 @@ def test_memory_never_holds_the_logits(monkeypatch):
         def __torch_dispatch__(self, function, types, args=(), kwargs=None):
             nonlocal largest
             result = function(*args, **(kwargs or {}))
-            largest = max([largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor))])
+            largest = max(
+                [largest, *(x.numel() for x in torch.utils._pytree.tree_leaves(result) if isinstance(x, torch.Tensor))]
+            )
             return result
 
     hidden, weight, targets = case(T=1000)

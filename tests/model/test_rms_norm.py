@@ -10,7 +10,10 @@ from conan_engine.model import rms_norm
 @pytest.mark.parametrize("shape", [(0, 8), (1, 1), (1, 512), (37, 24), (5, 3, 7)])
 def test_values_and_gradients_are_those_of_the_definition(shape, dtype, cached, monkeypatch):
     monkeypatch.setattr(rms_norm, "CACHED", cached)
-    x = torch.randn(shape, dtype=dtype) * torch.logspace(-3, 3, max(1, shape[0]), dtype=dtype).view(-1, *[1] * (len(shape) - 1))[: shape[0]]
+    x = (
+        torch.randn(shape, dtype=dtype)
+        * torch.logspace(-3, 3, max(1, shape[0]), dtype=dtype).view(-1, *[1] * (len(shape) - 1))[: shape[0]]
+    )
     weight, gradient, eps = torch.randn(shape[-1], dtype=dtype), torch.randn(shape, dtype=dtype), 1e-6
 
     def run(norm, dtype):

@@ -19,7 +19,11 @@ def packed(lengths, vocab=100):
 
 
 def random_qkv(total, dtype=torch.float64):
-    return torch.randn(total, 6, 8, dtype=dtype), torch.randn(total, 2, 8, dtype=dtype), torch.randn(total, 2, 8, dtype=dtype)
+    return (
+        torch.randn(total, 6, 8, dtype=dtype),
+        torch.randn(total, 2, 8, dtype=dtype),
+        torch.randn(total, 2, 8, dtype=dtype),
+    )
 
 
 def textbook(q, k, v, cu_seqlens, alpha, mask):
@@ -81,7 +85,10 @@ def test_the_future_reaches_a_token_only_as_alpha_opens():
     model = Transformer(SMALL, 100).init_weights(0)
     changed = tokens.clone()
     changed[15] = (changed[15] + 1) % 100
-    before = {alpha: (model(tokens, cu_seqlens, alpha)[:15] - model(changed, cu_seqlens, alpha)[:15]).abs().max() for alpha in (0.0, 0.3, 1.0)}
+    before = {
+        alpha: (model(tokens, cu_seqlens, alpha)[:15] - model(changed, cu_seqlens, alpha)[:15]).abs().max()
+        for alpha in (0.0, 0.3, 1.0)
+    }
     assert before[0.0] == 0 < before[0.3] < before[1.0]
 
 
@@ -105,7 +112,9 @@ def test_gradients_are_those_of_one_by_one():
     together = {name: p.grad.clone() for name, p in model.named_parameters()}
     model.zero_grad()
     for i, (start, end) in enumerate(zip(cu_seqlens[:-1], cu_seqlens[1:])):
-        (model.embed(tokens[start:end], torch.tensor([0, end - start], dtype=torch.int32), 0.5) * weight[i]).sum().backward()
+        (
+            model.embed(tokens[start:end], torch.tensor([0, end - start], dtype=torch.int32), 0.5) * weight[i]
+        ).sum().backward()
     for name, p in model.named_parameters():
         torch.testing.assert_close(together[name], p.grad, rtol=1e-4, atol=1e-5)
 
@@ -141,7 +150,11 @@ def test_bfloat16_products_stay_near_those_of_float32():
 
 
 def test_products_are_in_bfloat16_as_set_and_on_a_cpu_not_by_themselves():
-    assert [Transformer(SMALL, 100, precision).in_bfloat16() for precision in ("float32", "bfloat16", "auto")] == [False, True, False]
+    assert [Transformer(SMALL, 100, precision).in_bfloat16() for precision in ("float32", "bfloat16", "auto")] == [
+        False,
+        True,
+        False,
+    ]
 
 
 def test_rope_turns_by_the_distance_within_the_own_sequence():
@@ -161,6 +174,14 @@ def test_memory_estimate_shares_the_optimiser_state_over_ranks():
     one, many = (memory_per_device(Model(), 150_000, 0, ranks) for ranks in (1, 64))
     assert one == count_parameters(Model(), 150_000) * 16
     assert one - many == pytest.approx(count_parameters(Model(), 150_000) * 8 * 63 / 64)
-    assert one < memory_per_device(Model(), 150_000, 1024, 1, recompute="block") < memory_per_device(Model(), 150_000, 1024, 1)
-    assert memory_per_device(Model(), 150_000, 0, 8, bfloat16=True) == pytest.approx(count_parameters(Model(), 150_000) * (2 + 4 + 12 / 8))
-    assert memory_per_device(Model(), 150_000, 0, 8, tensor=2) == pytest.approx(memory_per_device(Model(), 150_000, 0, 8) / 2)
+    assert (
+        one
+        < memory_per_device(Model(), 150_000, 1024, 1, recompute="block")
+        < memory_per_device(Model(), 150_000, 1024, 1)
+    )
+    assert memory_per_device(Model(), 150_000, 0, 8, bfloat16=True) == pytest.approx(
+        count_parameters(Model(), 150_000) * (2 + 4 + 12 / 8)
+    )
+    assert memory_per_device(Model(), 150_000, 0, 8, tensor=2) == pytest.approx(
+        memory_per_device(Model(), 150_000, 0, 8) / 2
+    )

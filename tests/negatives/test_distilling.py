@@ -1,4 +1,5 @@
-"""A teacher's scores as targets: asked once for mined pools, right when a negative is replaced, in a step that is the textbook's, on any ranks."""
+"""A teacher's scores as targets: asked once for mined pools, right when a negative is replaced, in a step that is the
+textbook's, on any ranks."""
 
 import sys
 import types
@@ -17,11 +18,17 @@ from conan_engine.parallel.mesh import Mesh
 from conan_engine.settings import load
 from runs import losses, one_line, shards_of, small_tokenizer, start, train, untimed, write_lines
 
-RECORDS = [{"query": f"question {i}", "pos": [f"answer {i}", f"another {i}"], "neg": [f"wrong {i}", f"bad {i}"]} for i in range(40)]
-SCORED = [{**record, "pos_scores": [i, i + 0.25], "neg_scores": [i - 1.5, -i]} if i % 3 else record for i, record in enumerate(RECORDS)]
+RECORDS = [
+    {"query": f"question {i}", "pos": [f"answer {i}", f"another {i}"], "neg": [f"wrong {i}", f"bad {i}"]}
+    for i in range(40)
+]
+SCORED = [
+    {**record, "pos_scores": [i, i + 0.25], "neg_scores": [i - 1.5, -i]} if i % 3 else record
+    for i, record in enumerate(RECORDS)
+]
 
 # Scores and vectors that any process works out alike.
-TEACHER = '''
+TEACHER = """
 import hashlib
 import numpy as np
 
@@ -44,7 +51,7 @@ class Model:
         return (q * d).sum(1) / np.linalg.norm(q, axis=1) / np.linalg.norm(d, axis=1)
 
 model = Model()
-'''
+"""
 
 
 @pytest.fixture
@@ -66,7 +73,16 @@ def make(tiny, tmp_path):
     def made(records, *overrides):
         path = write_lines(tmp_path / "pairs.jsonl", records)
         tiny_like = ("data={}", "steps=5", "batch=16", "sts={}", "dims=[8, 32]", "temperature=0.1")
-        config = load(tiny, [f"--out_dir={tmp_path}", "--negatives.pool=6", "--negatives.count=3", *(f"--supervised.{one}" for one in tiny_like[1:]), *overrides])
+        config = load(
+            tiny,
+            [
+                f"--out_dir={tmp_path}",
+                "--negatives.pool=6",
+                "--negatives.count=3",
+                *(f"--supervised.{one}" for one in tiny_like[1:]),
+                *overrides,
+            ],
+        )
         config.supervised.data = {str(path): Source()}
         tokenizer = small_tokenizer(tmp_path)
         model = Transformer(config.model, tokenizer.vocab_size, "float32").init_weights(0)
@@ -92,11 +108,14 @@ def pool_texts(tokenizer, pools, row):
 
 def test_targets_are_the_records_own_scores_where_nobody_else_gives_them(make):
     _, _, tokenizer, pools = make(SCORED, "--supervised.distil=kl")
-    own = {(r["query"], t): s for r in SCORED for key in ("pos", "neg") for t, s in zip(r[key], r.get(f"{key}_scores", ()))}
+    own = {
+        (r["query"], t): s for r in SCORED for key in ("pos", "neg") for t, s in zip(r[key], r.get(f"{key}_scores", ()))
+    }
     assert pools.targets.shape == (len(pools.queries), 7)
     for row in range(len(pools.queries)):
         query, documents = pool_texts(tokenizer, pools, row)
-        expected = [own.get((query, document), np.nan) for document in documents[:3]]  # what the record itself gives comes first
+        # what the record itself gives comes first
+        expected = [own.get((query, document), np.nan) for document in documents[:3]]
         np.testing.assert_array_equal(pools.targets[row], np.array(expected + [np.nan] * 4, np.float32))
     assert 0.3 < np.isnan(pools.targets[:, 0]).mean() < 0.4
 
@@ -106,8 +125,20 @@ def test_a_teacher_scores_every_pool_once_from_wherever_it_was_stopped(make, tea
     asked, finished, stops = [], Blocks.finished, [1]
     for method in ("documents", "queries"):
         given = getattr(teacher.Model, method)
-        monkeypatch.setattr(teacher.Model, method, lambda self, texts, method=method, given=given: asked.extend((method, t) for t in texts) or given(self, texts))
-    monkeypatch.setattr(teacher, "score", lambda queries, documents, given=teacher.score: asked.extend(zip(queries, documents)) or given(queries, documents))
+        monkeypatch.setattr(
+            teacher.Model,
+            method,
+            lambda self, texts, method=method, given=given: (
+                asked.extend((method, t) for t in texts) or given(self, texts)
+            ),
+        )
+    monkeypatch.setattr(
+        teacher,
+        "score",
+        lambda queries, documents, given=teacher.score: (
+            asked.extend(zip(queries, documents)) or given(queries, documents)
+        ),
+    )
     for size in ("QUERIES", "TEXTS", "PAIRS"):
         monkeypatch.setattr(distilling, size, 10)
 
@@ -138,7 +169,8 @@ def test_a_teacher_scores_every_pool_once_from_wherever_it_was_stopped(make, tea
 
 
 def textbook(kind, queries, documents, targets, temperature, scale, dims):
-    """In fp64, query by query: the mean over queries of KL(teacher, model), or of the mean squared difference of leads, and over dims."""
+    """In fp64, query by query: the mean over queries of KL(teacher, model), or of the mean squared difference of leads,
+    and over dims."""
     found = []
     for dim in dims:
         for query, own, target in zip(queries.double(), documents.double(), targets.double()):
@@ -160,9 +192,15 @@ def textbook(kind, queries, documents, targets, temperature, scale, dims):
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_a_step_is_the_textbooks_also_when_negatives_are_replaced(make, teacher, kind, chunk):
     stage, model, tokenizer, pools = make(
-        SCORED, f"--supervised.distil={kind}", "--supervised.teacher=own_teacher:score", "--supervised.distil_temperature=0.7", "--supervised.distil_weight=1.3",
-        f"--supervised.chunk={chunk}", "--negatives.low=0.9", "--negatives.bound=0.9",
-    )  # fmt: skip
+        SCORED,
+        f"--supervised.distil={kind}",
+        "--supervised.teacher=own_teacher:score",
+        "--supervised.distil_temperature=0.7",
+        "--supervised.distil_weight=1.3",
+        f"--supervised.chunk={chunk}",
+        "--negatives.low=0.9",
+        "--negatives.bound=0.9",
+    )
     (name,) = stage.shards
     changed = False
     for step in range(4):
@@ -171,7 +209,10 @@ def test_a_step_is_the_textbooks_also_when_negatives_are_replaced(make, teacher,
         hard = stages.Packed(*map(torch.from_numpy, stage.shards[name].gather(record, field, 32)))
         everything = stages.concatenate(stages.packed(batch), hard)
         embeddings = model.embed(everything.tokens, everything.cu_seqlens, 1.0, "column")
-        texts = [tokenizer.decode(everything.tokens[a:b].tolist()) for a, b in zip(everything.cu_seqlens.tolist(), everything.cu_seqlens[1:].tolist())]
+        texts = [
+            tokenizer.decode(everything.tokens[a:b].tolist())
+            for a, b in zip(everything.cu_seqlens.tolist(), everything.cu_seqlens[1:].tolist())
+        ]
         own = [[texts[16 + i], *texts[32 + 3 * i : 35 + 3 * i]] for i in range(16)]
         targets = torch.tensor([teacher.score([texts[i]] * 4, own[i]) for i in range(16)])
         documents = torch.cat((embeddings[16:32, None], embeddings[32:].view(16, 3, -1)), dim=1)
@@ -203,14 +244,30 @@ def test_queries_of_which_the_teacher_says_nothing_add_nothing(make):
     stage.close()
 
 
-VECTORS = ("--weak.distil=cosine", "--weak.distil_teacher=own_teacher:model", "--weak.texts_batch=8", "--weak.distil_weight=0.7")
+VECTORS = (
+    "--weak.distil=cosine",
+    "--weak.distil_teacher=own_teacher:model",
+    "--weak.texts_batch=8",
+    "--weak.distil_weight=0.7",
+)
 
 
 @pytest.mark.parametrize("chunk", [0, 5])
 def test_a_text_without_a_pair_is_to_be_where_the_teacher_has_it(tiny, tmp_path, teacher, chunk):
     pairs = write_lines(tmp_path / "pairs.jsonl", RECORDS)
-    alone = [write_lines(tmp_path / "alone.jsonl", [{"text": f"another question {i}"} for i in range(30)]), write_lines(tmp_path / "halves.jsonl", RECORDS[:3])]
-    config = load(tiny, [f"--out_dir={tmp_path}", *VECTORS, f"--weak.texts={{ '{alone[0]}' = 1, '{alone[1]}' = 1 }}", f"--weak.chunk={chunk}"])
+    alone = [
+        write_lines(tmp_path / "alone.jsonl", [{"text": f"another question {i}"} for i in range(30)]),
+        write_lines(tmp_path / "halves.jsonl", RECORDS[:3]),
+    ]
+    config = load(
+        tiny,
+        [
+            f"--out_dir={tmp_path}",
+            *VECTORS,
+            f"--weak.texts={{ '{alone[0]}' = 1, '{alone[1]}' = 1 }}",
+            f"--weak.chunk={chunk}",
+        ],
+    )
     config.weak.data = {str(pairs): Source()}
     tokenizer = small_tokenizer(tmp_path)
     model = Transformer(config.model, tokenizer.vocab_size, "float32").init_weights(0)
@@ -224,7 +281,9 @@ def test_a_text_without_a_pair_is_to_be_where_the_teacher_has_it(tiny, tmp_path,
         batch, some = stage.draw()
         bounds = some.cu_seqlens.tolist()
         assert len(bounds) == 9
-        wanted = torch.from_numpy(teacher.model.documents([tokenizer.decode(some.tokens[a:b].tolist()) for a, b in zip(bounds, bounds[1:])]))
+        wanted = torch.from_numpy(
+            teacher.model.documents([tokenizer.decode(some.tokens[a:b].tolist()) for a, b in zip(bounds, bounds[1:])])
+        )
         vectors = model.embed(some.tokens, some.cu_seqlens, *stage.attention(step)).double()
         expected = (1 - torch.nn.functional.cosine_similarity(vectors[:, :8], wanted)).mean()
         gradients, found = torch.autograd.grad(0.7 * expected, list(model.parameters())), []
@@ -233,16 +292,24 @@ def test_a_text_without_a_pair_is_to_be_where_the_teacher_has_it(tiny, tmp_path,
             model.zero_grad()
             row = stage.backward(model, (batch, some), step)
             found.append([p.grad.clone() for p in model.parameters()])
-        assert row["distil"] == pytest.approx(expected.item(), rel=2e-3) and row["loss"] == pytest.approx(row["info_nce"] + 0.7 * row["distil"], rel=1e-5)
+        assert row["distil"] == pytest.approx(expected.item(), rel=2e-3) and row["loss"] == pytest.approx(
+            row["info_nce"] + 0.7 * row["distil"], rel=1e-5
+        )
         for without, together, gradient in zip(*found, gradients):
             torch.testing.assert_close(together - without, gradient, rtol=5e-3, atol=1e-4)
     stage.close()
 
 
 def distilling_run(tmp_path, run, tiny, *options):
-    texts, pairs = write_lines(tmp_path / "alone.jsonl", [{"text": f"another question {i}"} for i in range(30)]), write_lines(tmp_path / "scored.jsonl", RECORDS)
+    texts = write_lines(tmp_path / "alone.jsonl", [{"text": f"another question {i}"} for i in range(30)])
+    pairs = write_lines(tmp_path / "scored.jsonl", RECORDS)
     sources = [f'--weak.texts={{ "{texts}" = 1 }}', f'--supervised.data={{ "{pairs}" = 1 }}']
-    taught = ["--supervised.distil=kl", "--supervised.teacher=own_teacher:score", "--negatives.low=0.9", "--negatives.bound=0.9"]
+    taught = [
+        "--supervised.distil=kl",
+        "--supervised.teacher=own_teacher:score",
+        "--negatives.low=0.9",
+        "--negatives.bound=0.9",
+    ]
     return tiny, run, "--stages=['weak', 'supervised']", *VECTORS, *sources, *taught, *options
 
 
@@ -253,7 +320,9 @@ def test_a_run_that_distils_has_the_same_losses_after_a_kill(tiny, tmp_path, tea
     rows = untimed(whole)
     assert all(row["distil"] > 0 for row in rows) and rows[-1]["replaced"] > 0
     process = start(*distilling_run(tmp_path, stopped, tiny))
-    while process.poll() is None and not ((stopped / "metrics.jsonl").exists() and len((stopped / "metrics.jsonl").read_text().splitlines()) >= 11):
+    while process.poll() is None and not (
+        (stopped / "metrics.jsonl").exists() and len((stopped / "metrics.jsonl").read_text().splitlines()) >= 11
+    ):
         pass
     process.kill()
     process.communicate()
@@ -278,15 +347,30 @@ def test_a_run_that_distils_has_the_same_losses_on_a_mesh(tiny, tmp_path, teache
     [
         (["--supervised.distil=kl"], "supervised.distil: no record brings scores"),
         (["--supervised.distil=cosine"], "expected '' or 'kl' or 'margin_mse'"),
-        (["--supervised.teacher=own_teacher:score"], "supervised.teacher is 'own_teacher:score'; expected none, since supervised.distil asks for no scores"),
-        (["--supervised.distil=kl", "--supervised.teacher=own_teacher:nobody"], "supervised.teacher: cannot load 'own_teacher:nobody'"),
+        (
+            ["--supervised.teacher=own_teacher:score"],
+            "supervised.teacher is 'own_teacher:score'; expected none, since supervised.distil asks for no scores",
+        ),
+        (
+            ["--supervised.distil=kl", "--supervised.teacher=own_teacher:nobody"],
+            "supervised.teacher: cannot load 'own_teacher:nobody'",
+        ),
         (["--supervised.distil=kl", "--negatives.count=0"], "no source has hard negatives that a teacher could score"),
         (["--weak.distil=cosine"], "weak.texts is {}; expected at least one source = weight"),
-        (["--weak.distil=cosine", "--weak.texts={ TEXTS = 1 }"], "weak.distil_teacher is ''; expected a teacher with vectors"),
-        ([*VECTORS[:1], "--weak.distil_teacher=own_teacher:score", "--weak.texts={ TEXTS = 1 }"], "weak.distil_teacher: own_teacher:score gives scores alone, and vectors are wanted"),
-        ([*VECTORS, "--weak.texts={ TEXTS = 1 }", "--model.width=4", "--weak.dims=[]", "--supervised.dims=[4]"], "have 8 numbers, and the model's 4; raise model.width"),
+        (
+            ["--weak.distil=cosine", "--weak.texts={ TEXTS = 1 }"],
+            "weak.distil_teacher is ''; expected a teacher with vectors",
+        ),
+        (
+            [*VECTORS[:1], "--weak.distil_teacher=own_teacher:score", "--weak.texts={ TEXTS = 1 }"],
+            "weak.distil_teacher: own_teacher:score gives scores alone, and vectors are wanted",
+        ),
+        (
+            [*VECTORS, "--weak.texts={ TEXTS = 1 }", "--model.width=4", "--weak.dims=[]", "--supervised.dims=[4]"],
+            "have 8 numbers, and the model's 4; raise model.width",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_learnt_from_a_teacher_is_one_line(tiny, tmp_path, teacher, options, said):
     texts = write_lines(tmp_path / "alone.jsonl", [{"text": f"question {i}"} for i in range(30)])
     first = "--stages=['weak']" if any("weak" in option for option in options) else "--stages=['supervised']"

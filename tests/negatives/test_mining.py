@@ -1,4 +1,5 @@
-"""Pools mined from a source small enough to check by eye, and from more vectors than that, by any ranks, from wherever a start stopped."""
+"""Pools mined from a source small enough to check by eye, and from more vectors than that, by any ranks, from wherever
+a start stopped."""
 
 import functools
 import threading
@@ -53,8 +54,13 @@ class FakeShards:
 def test_corpus_holds_each_positive_once_and_every_given_negative():
     corpus = Corpus(FakeShards(groups=[7, 8, 7, 9], given=[0, 2, 1, 0]), known_of([7, 8, 7, 9], [0, 2, 1, 0]))
     assert list(zip(corpus.record, corpus.field, corpus.group)) == [
-        (0, 1, 7), (1, 1, 8), (3, 1, 9), (1, 2, -1), (1, 3, -1), (2, 2, -1),
-    ]  # fmt: skip
+        (0, 1, 7),
+        (1, 1, 8),
+        (3, 1, 9),
+        (1, 2, -1),
+        (1, 3, -1),
+        (2, 2, -1),
+    ]
     assert corpus.given_start.tolist() == [3, 3, 5, 6, 6]
 
 
@@ -77,12 +83,20 @@ def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives(tmp_path
 
 @pytest.mark.parametrize("cosine", [-0.5, 0.5])
 def test_what_is_too_near_the_positive_is_no_negative_whatever_the_sign(tmp_path, cosine):
-    """Query 0's positive has that cosine; of the others one is a little nearer than the bound and one a little further."""
+    """Query 0's positive has that cosine; of the others one is a little nearer than the bound and one a little
+    further."""
     bound = cosine - 0.05 * abs(cosine)
     cosines = np.array([cosine, bound + 0.01, bound - 0.01, bound - 0.2])
     vectors = np.stack((cosines, np.sqrt(1 - cosines**2)), axis=1).astype(np.float32)
     asked = np.array([[1, 0]], np.float32)
-    found = mine(tmp_path, FakeShards(range(4), np.zeros(4)), known_of(range(4)), np.arange(1), lambda r, f: np.where((f == 0)[:, None], asked[0], vectors[r]), Negatives(count=1, pool=2))
+    found = mine(
+        tmp_path,
+        FakeShards(range(4), np.zeros(4)),
+        known_of(range(4)),
+        np.arange(1),
+        lambda r, f: np.where((f == 0)[:, None], asked[0], vectors[r]),
+        Negatives(count=1, pool=2),
+    )
     assert found.candidates.tolist() == [[2, 3]]
 
 
@@ -101,7 +115,14 @@ def test_bounds_by_quantile_are_cosines_of_what_was_mined_first(tmp_path):
 
 def test_random_negatives_are_no_ones_neighbours_and_never_the_querys_own(tmp_path):
     groups = np.arange(200)
-    found = mine(tmp_path, FakeShards(groups, np.zeros(200)), known_of(groups), groups, None, Negatives(count=7, pool=8, index="random"))
+    found = mine(
+        tmp_path,
+        FakeShards(groups, np.zeros(200)),
+        known_of(groups),
+        groups,
+        None,
+        Negatives(count=7, pool=8, index="random"),
+    )
     documents = found.corpus.group[found.candidates]
     assert all(len(set(row)) == 8 for row in documents) and not (documents == groups[:, None]).any()
     assert len(np.unique(documents)) > 190
@@ -111,7 +132,9 @@ def test_given_negatives_come_first(tmp_path):
     groups = np.arange(30)
     shards = FakeShards(groups, given=[2] + [0] * 29)
     vectors = np.eye(30, dtype=np.float32)
-    found = mine(tmp_path, shards, known_of(groups, [2]), np.arange(30), lambda r, f: vectors[r], Negatives(count=2, pool=6))
+    found = mine(
+        tmp_path, shards, known_of(groups, [2]), np.arange(30), lambda r, f: vectors[r], Negatives(count=2, pool=6)
+    )
     assert found.draw(np.array([0]))[1].tolist() == [2, 3]
 
 
@@ -121,18 +144,29 @@ def test_of_few_documents_a_query_has_all_others_once(tmp_path):
     assert (rule.count, rule.pool) == (4, 4) and mining.fitted(Negatives(count=3), Corpus(shards, known)).count == 3
     vectors = np.random.default_rng().normal(size=(5, 8)).astype(np.float32)
     found = mine(tmp_path, shards, known, np.arange(5), lambda r, f: vectors[r], rule).candidates
-    assert [sorted(row) for row in found.tolist()] == [[other for other in range(5) if other != own] for own in range(5)]
+    assert [sorted(row) for row in found.tolist()] == [
+        [other for other in range(5) if other != own] for own in range(5)
+    ]
 
 
 def test_no_positive_of_the_query_is_mined_or_taken_from_those_given(tmp_path):
     groups = np.arange(30)
     queries = np.arange(30) // 3  # three positives each
     vectors = np.random.default_rng().normal(size=(10, 8)).astype(np.float32)
-    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[queries]  # what is right for a query is nearest
+    # what is right for a query is nearest
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True))[queries]
     shards = FakeShards(groups, given=[1] + [0] * 29)
-    known = find(queries, 10**6 + groups, groups, np.array([10**6 + 1]))  # record 0's given negative is record 1's positive
+    # record 0's given negative is record 1's positive
+    known = find(queries, 10**6 + groups, groups, np.array([10**6 + 1]))
     for pool in (4, 25):  # found by the search alone, and filled up
-        found = mine(tmp_path / str(pool), shards, known, np.arange(30), lambda r, f: vectors[r], Negatives(count=2, pool=pool, max_ratio=2.0))
+        found = mine(
+            tmp_path / str(pool),
+            shards,
+            known,
+            np.arange(30),
+            lambda r, f: vectors[r],
+            Negatives(count=2, pool=pool, max_ratio=2.0),
+        )
         assert (found.corpus.group[found.candidates] // 3 != queries[:, None]).all()
 
 
@@ -140,7 +174,14 @@ def test_a_query_that_everything_answers_is_named(tmp_path):
     shards = FakeShards(np.arange(9), np.zeros(9))
     known = find(np.zeros(9, np.int64), 10**6 + np.arange(9), np.arange(9), np.empty(0, np.int64))
     with pytest.raises(UserError, match="x.jsonl: record 0: no negative to be found for its query, 9 "):
-        mine(tmp_path, shards, known, np.arange(9), lambda r, f: np.eye(9, dtype=np.float32)[r], Negatives(count=2, pool=4))
+        mine(
+            tmp_path,
+            shards,
+            known,
+            np.arange(9),
+            lambda r, f: np.eye(9, dtype=np.float32)[r],
+            Negatives(count=2, pool=4),
+        )
 
 
 def clustered(count, dim=32, chance=None):
@@ -158,7 +199,8 @@ def small_blocks(monkeypatch):
 
 def rank_of(rank, world, tensor=1):
     """As much of a Mesh as mining asks for."""
-    data, within = SimpleNamespace(rank=rank // tensor, world=world // tensor), SimpleNamespace(rank=rank % tensor, world=tensor)
+    data = SimpleNamespace(rank=rank // tensor, world=world // tensor)
+    within = SimpleNamespace(rank=rank % tensor, world=tensor)
     return SimpleNamespace(rank=rank, world=world, data=data, tensor=within, device=torch.device("cpu"))
 
 
@@ -183,7 +225,8 @@ def on_ranks(folder, world, embed, *what, tensor=1):
 
 @pytest.fixture
 def source():
-    """(corpus, known, queries, embed, the groups of the records): 700 records of 350 documents, each query near its positive."""
+    """(corpus, known, queries, embed, the groups of the records): 700 records of 350 documents, each query near its
+    positive."""
     groups = np.sort(np.random.default_rng().permutation(np.repeat(np.arange(350), 2)))
     shards, known = FakeShards(groups, np.zeros(700)), known_of(groups)
     vectors = clustered(350)
@@ -216,7 +259,15 @@ def test_the_nearest_are_the_textbooks(tmp_path, source, small_blocks):
 @pytest.mark.parametrize("stopped", [False, True])
 def test_any_ranks_give_the_same_pools_from_wherever_a_start_stopped(tmp_path, source, small_blocks, index, stopped):
     corpus, known, queries, embed, _ = source
-    rule = Negatives(count=3, pool=8, index=index, search="nprobe=4" if index.startswith("IVF") else "", dim=16, bounds="quantile", low=0.2)
+    rule = Negatives(
+        count=3,
+        pool=8,
+        index=index,
+        search="nprobe=4" if index.startswith("IVF") else "",
+        dim=16,
+        bounds="quantile",
+        low=0.2,
+    )
     asked = {}
 
     def watched(rank, records, fields):
@@ -234,7 +285,9 @@ def test_any_ranks_give_the_same_pools_from_wherever_a_start_stopped(tmp_path, s
             assert isinstance(raised[0], KeyboardInterrupt)
         asked["again"] = []
         assert on_ranks(tmp_path / name, world, watched, *what, tensor=tensor) == {}
-        of_first_in_a_copy = sum(sum(counts) for rank, counts in asked.items() if rank != "again" and rank % tensor == 0)
+        of_first_in_a_copy = sum(
+            sum(counts) for rank, counts in asked.items() if rank != "again" and rank % tensor == 0
+        )
         assert of_first_in_a_copy == (0 if index == "random" else 700 + (128 if stopped else 0)), "each text once"
         pools[name] = Pools.mapped(corpus, queries, rule, tmp_path / name)
         mining.tidy(tmp_path)
@@ -248,10 +301,20 @@ def test_an_index_finds_nearly_all_of_the_nearest(tmp_path):
     groups, queries = np.arange(5000), np.arange(500)
     shards, known, vectors = FakeShards(groups, np.zeros(5000)), known_of(groups), clustered(5000)
     found = {}
-    for index, search in (("Flat", ""), ("IVF32,SQfp16", "nprobe=8"), ("IVF32,SQfp16", "nprobe=1"), ("RR32,IVF32,Flat", "nprobe=16"), ("HNSW16", "efSearch=64")):
+    for index, search in (
+        ("Flat", ""),
+        ("IVF32,SQfp16", "nprobe=8"),
+        ("IVF32,SQfp16", "nprobe=1"),
+        ("RR32,IVF32,Flat", "nprobe=16"),
+        ("HNSW16", "efSearch=64"),
+    ):
         rule = Negatives(pool=16, index=index, search=search, max_ratio=2.0)
-        found[search] = mine(tmp_path / (search or "exact"), shards, known, queries, lambda r, f: vectors[r], rule).candidates
-    shared = {search: np.mean([len(set(a) & set(b)) / 16 for a, b in zip(found[""], found[search])]) for search in found}
+        found[search] = mine(
+            tmp_path / (search or "exact"), shards, known, queries, lambda r, f: vectors[r], rule
+        ).candidates
+    shared = {
+        search: np.mean([len(set(a) & set(b)) / 16 for a, b in zip(found[""], found[search])]) for search in found
+    }
     assert shared["nprobe=8"] > 0.9 > shared["nprobe=1"]
     assert shared["efSearch=64"] > 0.9 and shared["nprobe=16"] > 0.9
 
@@ -278,7 +341,9 @@ def test_an_index_half_made_is_made_whole(tmp_path, source, small_blocks, monkey
     monkeypatch.setattr(mining, "_merged", stopping)
     monkeypatch.setattr(Blocks, "finished", finishing)
     for _ in (1, 2):
-        assert isinstance(on_ranks(tmp_path / "half", 1, lambda rank, *texts: embed(*texts), *what)[0], KeyboardInterrupt)
+        assert isinstance(
+            on_ranks(tmp_path / "half", 1, lambda rank, *texts: embed(*texts), *what)[0], KeyboardInterrupt
+        )
     assert on_ranks(tmp_path / "half", 1, lambda rank, *texts: embed(*texts), *what) == {}
     one, two = (np.load(tmp_path / name / "candidates.npy") for name in ("whole", "half"))
     np.testing.assert_array_equal(one, two)
@@ -300,16 +365,32 @@ def test_a_query_is_measured_by_its_own_positive(tmp_path):
     shards.hashes = lambda records, fields: np.asarray(records)  # no two texts are the same
     documents, asked = clustered(40), clustered(40)
     documents[1] = asked[1]  # record 1's own positive is as near as can be; the class's other one is not
-    pools = mine(tmp_path, shards, known, np.arange(40), lambda r, f: np.where((f == 0)[:, None], asked[r], documents[r]), Negatives(count=2, pool=4, max_ratio=0.999))
+    pools = mine(
+        tmp_path,
+        shards,
+        known,
+        np.arange(40),
+        lambda r, f: np.where((f == 0)[:, None], asked[r], documents[r]),
+        Negatives(count=2, pool=4, max_ratio=0.999),
+    )
     nearest = np.argsort(-(asked[1] @ documents[2::2].T))[:4] + 1
     assert pools.candidates[1].tolist() == nearest.tolist()
 
 
-@pytest.mark.parametrize(("rule", "said"), [
-    (Negatives(pool=4, index="IVF2,Nothing"), "negatives.index: faiss cannot make 'IVF2,Nothing' of 50 vectors of 32 numbers"),
-    (Negatives(pool=4, index="IVF64,Flat"), "negatives.index: faiss cannot make 'IVF64,Flat' of 50 vectors"),
-    (Negatives(pool=4, index="IVF2,Flat", search="nonsense=3"), "negatives.search: 'nonsense=3' is nothing for an index 'IVF2,Flat'"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("rule", "said"),
+    [
+        (
+            Negatives(pool=4, index="IVF2,Nothing"),
+            "negatives.index: faiss cannot make 'IVF2,Nothing' of 50 vectors of 32 numbers",
+        ),
+        (Negatives(pool=4, index="IVF64,Flat"), "negatives.index: faiss cannot make 'IVF64,Flat' of 50 vectors"),
+        (
+            Negatives(pool=4, index="IVF2,Flat", search="nonsense=3"),
+            "negatives.search: 'nonsense=3' is nothing for an index 'IVF2,Flat'",
+        ),
+    ],
+)
 def test_what_faiss_does_not_know_is_named(tmp_path, rule, said):
     groups, vectors = np.arange(50), clustered(50)
     with pytest.raises(UserError, match=said) as error:

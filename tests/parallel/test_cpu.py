@@ -23,7 +23,10 @@ print(resident() - before)
 """
 
 
-@pytest.mark.skipif(not multiplies_bfloat16(), reason="this CPU does not multiply bfloat16: products of it are not what fills its memory")
+@pytest.mark.skipif(
+    not multiplies_bfloat16(),
+    reason="this CPU does not multiply bfloat16: products of it are not what fills its memory",
+)
 def test_steps_of_ever_other_lengths_take_no_more_memory():
     grown = int(subprocess.run([sys.executable, "-c", GROWTH], check=True, capture_output=True, text=True).stdout)
     assert grown < 80e6  # 22 MB; where the code for every shape is kept, 209 MB

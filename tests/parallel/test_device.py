@@ -14,7 +14,9 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
 
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(UserError, match=r"asks for CUDA GPU 2 and torch .* sees 2; use --device=cpu, or fewer processes"):
+    with pytest.raises(
+        UserError, match=r"asks for CUDA GPU 2 and torch .* sees 2; use --device=cpu, or fewer processes"
+    ):
         device.choose("cuda", 2)
 
 
@@ -22,7 +24,9 @@ def test_a_gpu_that_is_too_old(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (7, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Tesla V100")
-    with pytest.raises(UserError, match=r"device: Tesla V100 has compute capability 7\.0, .*; --device=cpu runs without"):
+    with pytest.raises(
+        UserError, match=r"device: Tesla V100 has compute capability 7\.0, .*; --device=cpu runs without"
+    ):
         device.choose("cuda")
 
 

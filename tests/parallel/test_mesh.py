@@ -28,7 +28,12 @@ def test_gather_gives_each_row_everyones_gradient():
 
 
 def _places(mesh):
-    assert (mesh.tensor.world, mesh.tensor.rank, mesh.data.world, mesh.data.rank) == (2, mesh.rank % 2, 2, mesh.rank // 2)
+    assert (mesh.tensor.world, mesh.tensor.rank, mesh.data.world, mesh.data.rank) == (
+        2,
+        mesh.rank % 2,
+        2,
+        mesh.rank // 2,
+    )
     mine = torch.tensor([10.0**mesh.rank])
     assert mesh.tensor.sum(mine.clone()).item() == (11, 11, 1100, 1100)[mesh.rank]  # neighbours share a model
     assert mesh.data.sum(mine.clone()).item() == (101, 1010, 101, 1010)[mesh.rank]

@@ -38,7 +38,12 @@ def test_four_ranks_have_the_losses_of_one(tiny, whole, tmp_path):
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_mesh_has_the_losses_of_one_rank(tiny, whole, tmp_path, stage, chunks):
     # rounding reaches a loss times 1 / T: at T = 0.02 it can be a few 1e-5 after some steps
-    options = [f"--stages=['{stage}']", f"--{stage}.steps=20", "--weak.temperature=0.05", "--supervised.temperature=0.05"]
+    options = [
+        f"--stages=['{stage}']",
+        f"--{stage}.steps=20",
+        "--weak.temperature=0.05",
+        "--supervised.temperature=0.05",
+    ]
     options += [f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}", *chunks]
     for mesh in MESHES:
         on_mesh(tiny, tmp_path / f"{mesh}", mesh, *options)

@@ -15,7 +15,8 @@ STEPS, LR, DECAY = 5, 1e-2, 1e-2
 
 def _model():
     torch.manual_seed(3)
-    return torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))  # 40 and 18 weights: filled up on three ranks
+    # 40 and 18 weights: filled up on three ranks
+    return torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))
 
 
 def _data(step):
@@ -41,15 +42,20 @@ def _saved(optimizer, folder):
     """What all ranks' optimisers hold, written to a folder of files and read."""
     mesh = optimizer.mesh
     held = [(f"{key}.{name}", start, values.clone()) for key, name, start, values in optimizer.held()]
-    pieces.write(folder / f"{mesh.rank}", {name: values for name, _, values in held}, {name: start for name, start, _ in held}, mesh.tensor)
+    pieces.write(
+        folder / f"{mesh.rank}",
+        {name: values for name, _, values in held},
+        {name: start for name, start, _ in held},
+        mesh.tensor,
+    )
     with mesh.together():
         pass
     return pieces.Pieces(sorted(folder.iterdir()))
 
 
 def _trained(mesh, restart=None, chunks=2, dtype=torch.float32, folder=None):
-    """The weights after STEPS steps, each of that many backwards; `restart`: a step at which model and optimiser are made anew from
-    what they wrote into `folder`."""
+    """The weights after STEPS steps, each of that many backwards; `restart`: a step at which model and optimiser are
+    made anew from what they wrote into `folder`."""
     model = _model()
     optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
     own = mesh.data.share(6)
@@ -112,7 +118,12 @@ def test_weights_in_bfloat16_have_a_float32_master(tmp_path):
         optimizer.step(1e-5, 1.0)
         optimizer.zero_gradients()
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and all(p.grad is None for p in model.parameters())
-    held = [x for b in optimizer.buckets for x in (b.weights, b.gradients, b.master, *optimizer.adam.state[b.master].values()) if x.numel() > 1]
+    held = [
+        x
+        for b in optimizer.buckets
+        for x in (b.weights, b.gradients, b.master, *optimizer.adam.state[b.master].values())
+        if x.numel() > 1
+    ]
     assert sum(x.nbytes for x in held) == (2 + 4 + 12) * len(before)  # on one rank; the 12 are shared out
     optimizer.close()
     moved = (_flat(model) - before.float()).abs()
@@ -145,7 +156,14 @@ def _watch(mesh, bytes_a_parameter, dtype):
 
     def noting(name, collective):
         def noted(out, given, **options):
-            seen.append((name, given.numel() * given.element_size() if name == "reduce-scatter" else out.numel() * out.element_size()))
+            seen.append(
+                (
+                    name,
+                    given.numel() * given.element_size()
+                    if name == "reduce-scatter"
+                    else out.numel() * out.element_size(),
+                )
+            )
             return collective(out, given, **options)
 
         return noted
@@ -165,11 +183,14 @@ def _watch(mesh, bytes_a_parameter, dtype):
     optimizer.reduce_gradients()
     optimizer.step(LR, 1.0)
     optimizer.zero_gradients()
-    assert [bucket.pending is not None for bucket in optimizer.buckets] == [True] * 3  # on their way while the next step begins
+    # on their way while the next step begins
+    assert [bucket.pending is not None for bucket in optimizer.buckets] == [True] * 3
     model[0](x)
-    assert [bucket.pending is not None for bucket in optimizer.buckets] == [False, True, True]  # waited for its own alone
+    # waited for its own alone
+    assert [bucket.pending is not None for bucket in optimizer.buckets] == [False, True, True]
     optimizer.close()
-    forward, backward = [("forward", 0), ("forward", 1), ("forward", 2)], [("backward", 2), ("backward", 1), ("backward", 0)]
+    forward = [("forward", 0), ("forward", 1), ("forward", 2)]
+    backward = [("backward", 2), ("backward", 1), ("backward", 0)]
     size = 64 * 4
     sent = [event for back in backward for event in (back, ("reduce-scatter", size))]
     gathered = [("all-gather", 64 * bytes_a_parameter)] * 3

@@ -10,10 +10,20 @@ from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Group
 from conan_engine.parallel.tensor_parallel import Split, TensorParallel, own
 
-SHAPE = {"layers": 2, "width": 48, "ffn": 96, "heads": 12, "kv_heads": 4, "context": 64, "rope_theta": 1e4, "embedding_scale": 3.0}
+SHAPE = {
+    "layers": 2,
+    "width": 48,
+    "ffn": 96,
+    "heads": 12,
+    "kv_heads": 4,
+    "context": 64,
+    "rope_theta": 1e4,
+    "embedding_scale": 3.0,
+}
 VOCAB = 100
 ALPHAS = {"float32": (0.0, 0.5, 1.0), "bfloat16": (0.5,)}
-LENGTHS = {"some": [5, 1, 0, 17, 2, 7], "few": [1], "one each": [2, 1, 1], "none": [0, 0]}  # 32 tokens; fewer than ranks; 4; 0
+# 32 tokens; fewer than ranks; 4; 0
+LENGTHS = {"some": [5, 1, 0, 17, 2, 7], "few": [1], "one each": [2, 1, 1], "none": [0, 0]}
 
 
 def _batch(case, seed):
@@ -22,7 +32,12 @@ def _batch(case, seed):
     tokens = torch.randint(VOCAB, (sum(lengths),), generator=generator)
     targets = torch.randint(VOCAB, (sum(lengths),), generator=generator)
     targets[torch.rand(len(targets), generator=generator) < 0.3] = -100
-    return tokens, torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32), targets, torch.randn(len(lengths), 48, generator=generator)
+    return (
+        tokens,
+        torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32),
+        targets,
+        torch.randn(len(lengths), 48, generator=generator),
+    )
 
 
 def _computed(model, case, seed, alpha):
@@ -31,7 +46,9 @@ def _computed(model, case, seed, alpha):
     vectors = model.embed(tokens, cu_seqlens, alpha)
     loss = model.next_token_loss(tokens, cu_seqlens, targets, alpha)
     ((vectors * weight).sum() + loss).backward()
-    found = {"vectors": vectors.detach(), "loss": loss.detach()} | {name: p.grad.clone() for name, p in model.named_parameters()}
+    found = {"vectors": vectors.detach(), "loss": loss.detach()} | {
+        name: p.grad.clone() for name, p in model.named_parameters()
+    }
     model.zero_grad()
     return found
 
@@ -39,7 +56,9 @@ def _computed(model, case, seed, alpha):
 def _shared(mesh, precision, pooling, seed, path):
     group = mesh.tensor
     model = Transformer(Model(**SHAPE, pooling=pooling), VOCAB, precision, group).init_weights(seed)
-    assert sum(p.numel() for p in model.parameters() if hasattr(p, "split_by")) * group.world == sum(p.numel() for p in _alone(precision, pooling, seed).parameters() if p.dim() == 2)
+    assert sum(p.numel() for p in model.parameters() if hasattr(p, "split_by")) * group.world == sum(
+        p.numel() for p in _alone(precision, pooling, seed).parameters() if p.dim() == 2
+    )
     found = {}
     for case in LENGTHS:
         for alpha in ALPHAS[precision]:
@@ -60,7 +79,10 @@ def _alone(precision, pooling, seed):
     return Transformer(Model(**SHAPE, pooling=pooling), VOCAB, precision).init_weights(seed)
 
 
-@pytest.mark.parametrize(("world", "precision", "pooling"), [(2, "float32", "mean"), pytest.param(4, "float32", "last", marks=pytest.mark.slow), (4, "bfloat16", "mean")])
+@pytest.mark.parametrize(
+    ("world", "precision", "pooling"),
+    [(2, "float32", "mean"), pytest.param(4, "float32", "last", marks=pytest.mark.slow), (4, "bfloat16", "mean")],
+)
 def test_ranks_that_share_a_model_have_its_vectors_losses_and_gradients(tmp_path, world, precision, pooling):
     seed = torch.randint(2**31, ()).item()
     on_ranks(world, _shared, precision, pooling, seed, str(tmp_path / "shared.pt"), tensor=world)
@@ -98,7 +120,11 @@ def test_every_id_is_in_one_ranks_part_of_the_vocabulary():
     ids = torch.arange(6)
     for rank in range(3):
         place, here = own(ids, 2, Group(rank=rank, world=3))
-        assert here.tolist() == [i // 2 == rank for i in range(6)] and place[here].tolist() == [0, 1] and not place[~here].any()
+        assert (
+            here.tolist() == [i // 2 == rank for i in range(6)]
+            and place[here].tolist() == [0, 1]
+            and not place[~here].any()
+        )
 
 
 def _head(mesh, seed, path):
@@ -116,7 +142,11 @@ def _head(mesh, seed, path):
     assert count == (targets != -100).sum() and sum(sizes) == 3 * count, "three numbers a token"
     del mesh.tensor.sum, mesh.tensor.max
     (2 * loss).backward()
-    found = loss.detach(), mesh.tensor.sum(hidden.grad), Split(0, (len(weight),)).join(mesh.tensor.gather(part.grad[None]))
+    found = (
+        loss.detach(),
+        mesh.tensor.sum(hidden.grad),
+        Split(0, (len(weight),)).join(mesh.tensor.gather(part.grad[None])),
+    )
     if mesh.rank == 0:
         torch.save(found, path)
 
@@ -132,7 +162,9 @@ def _head_case(seed):
 def test_a_head_cut_by_vocabulary_is_as_exact_as_the_whole(tmp_path):
     seed = torch.randint(2**31, ()).item()
     on_ranks(3, _head, seed, str(tmp_path / "head.pt"), tensor=3)
-    hidden, weight, targets, _ = (x.double().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in _head_case(seed))
+    hidden, weight, targets, _ = (
+        x.double().requires_grad_() if torch.is_tensor(x) and x.is_floating_point() else x for x in _head_case(seed)
+    )
     exact = torch.nn.functional.cross_entropy(hidden @ weight.T, targets, reduction="sum")
     right = exact.detach(), *torch.autograd.grad(2 * exact, (hidden, weight))
     eps, largest = torch.finfo(torch.float32).eps, (hidden @ weight.T).abs().max()

@@ -17,9 +17,16 @@ from runs import losses, start
 
 def ranks_of(process):
     """{rank: pid} of a torchrun's workers."""
-    pids = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True).stdout.split()
+    pids = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "train.py"], capture_output=True, text=True
+    ).stdout.split()
     environments = {int(pid): open(f"/proc/{pid}/environ").read().split("\0") for pid in pids}
-    return {int(line.removeprefix("RANK=")): pid for pid, lines in environments.items() for line in lines if line.startswith("RANK=")}
+    return {
+        int(line.removeprefix("RANK=")): pid
+        for pid, lines in environments.items()
+        for line in lines
+        if line.startswith("RANK=")
+    }
 
 
 @pytest.mark.parametrize("store", ["the launcher's", "rank 0's"])
@@ -30,7 +37,9 @@ def test_a_rank_that_is_stopped_is_named_and_the_run_ends(tiny, tmp_path, monkey
     rows = tmp_path / "run/metrics.jsonl"
     while process.poll() is None and not (rows.exists() and len(losses(tmp_path / "run")) > 2):
         time.sleep(0.1)
-    rank, pid = random.choice(sorted(ranks_of(process).items())) if store == "the launcher's" else (0, ranks_of(process)[0])
+    rank, pid = (
+        random.choice(sorted(ranks_of(process).items())) if store == "the launcher's" else (0, ranks_of(process)[0])
+    )
     os.kill(pid, signal.SIGSTOP)
     started = time.monotonic()
     said = next((line for line in process.stderr if "waited for" in line), "")
@@ -38,7 +47,11 @@ def test_a_rank_that_is_stopped_is_named_and_the_run_ends(tiny, tmp_path, monkey
     os.kill(pid, signal.SIGCONT)  # or torchrun would wait half a minute for it to hear
     process.communicate(timeout=60)
     assert process.returncode == 1
-    who = f"rank {rank} (process {pid} on host " if store == "the launcher's" else "the process that keeps the ranks' store"
+    who = (
+        f"rank {rank} (process {pid} on host "
+        if store == "the launcher's"
+        else "the process that keeps the ranks' store"
+    )
     assert said.startswith(f"rank {1 - rank}: waited for {who}"), said
     assert "given no sign of life for" in said
 

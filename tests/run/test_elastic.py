@@ -18,11 +18,15 @@ from runs import ROOT, a_gpu_each, losses
 def _machine(nodes, port, tiny, run):
     """A launcher of one rank, as on each of so many machines."""
     command = [
-        Path(sys.executable).parent / "torchrun", f"--nnodes={nodes}", "--nproc_per_node=1", "--max-restarts=3", "--rdzv_backend=c10d",
-        f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=test", "--rdzv_conf=last_call_timeout=5", ROOT / "conan_engine/train.py", tiny, f"--out_dir={run}",
+        Path(sys.executable).parent / "torchrun", f"--nnodes={nodes}", "--nproc_per_node=1", "--max-restarts=3",
+        "--rdzv_backend=c10d",
+        f"--rdzv_endpoint=localhost:{port}", "--rdzv_id=test", "--rdzv_conf=last_call_timeout=5",
+        ROOT / "conan_engine/train.py", tiny, f"--out_dir={run}",
     ]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    return subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+    return subprocess.Popen(
+        list(map(str, command)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    )
 
 
 def _ranks(machine):
@@ -31,7 +35,9 @@ def _ranks(machine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("nodes", "lost"), [("2", "a rank"), ("1:2", "a rank"), ("1:2", "a machine")])
-def test_a_run_starts_again_by_itself_and_ends_with_the_losses_of_an_undisturbed_one(tiny, whole, tmp_path, nodes, lost):
+def test_a_run_starts_again_by_itself_and_ends_with_the_losses_of_an_undisturbed_one(
+    tiny, whole, tmp_path, nodes, lost
+):
     a_gpu_each(2)
     run = tmp_path / "run"
     shutil.copytree(whole / "data", run / "data")

@@ -18,7 +18,9 @@ SHAPE = Model(layers=2, width=64, ffn=96, heads=4, kv_heads=2, head_dim=16)
 
 def packed(lengths):
     lengths = torch.tensor(lengths)
-    return Packed(torch.zeros(int(lengths.sum()), dtype=torch.int32), torch.cat((torch.zeros(1), lengths.cumsum(0))).int())
+    return Packed(
+        torch.zeros(int(lengths.sum()), dtype=torch.int32), torch.cat((torch.zeros(1), lengths.cumsum(0))).int()
+    )
 
 
 @pytest.mark.parametrize("name", ["text", "pairs"])
@@ -27,7 +29,8 @@ def test_flop_are_those_of_the_benchmark_of_steps(name):
     model = Transformer(SHAPE, 500)
     learnt = wanted.tokens if name == "text" else 0
     found = Work(model, Mesh("cpu")).flop(sizes(packed(wanted.lengths), Mesh("cpu"), name == "pairs", learnt))
-    assert found == pytest.approx(wanted.flops, rel=0.01)  # there norms count too, and the token table only as the LM head
+    # there norms count too, and the token table only as the LM head
+    assert found == pytest.approx(wanted.flops, rel=0.01)
 
 
 def test_frozen_weights_have_no_gradient_to_compute():
@@ -40,15 +43,35 @@ def test_frozen_weights_have_no_gradient_to_compute():
     assert Work(model, Mesh("cpu")).flop(one) == 4 * matrices + 6 * adapters + of_pair
 
 
-@pytest.mark.parametrize(("device", "tflops"), [("NVIDIA H100 80GB HBM3", 989), ("NVIDIA H100 PCIe", 756), ("NVIDIA H200", 989), ("NVIDIA H20-3e", 148), ("NVIDIA A100-SXM4-80GB", 312), ("NVIDIA A10G", 70), ("NVIDIA L40S", 362), ("NVIDIA L40", 181), ("NVIDIA L4", 121), ("NVIDIA RTX A4000", None), ("NVIDIA GH200 480GB", 989), ("Somebody's", None)])
+@pytest.mark.parametrize(
+    ("device", "tflops"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H20-3e", 148),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA RTX A4000", None),
+        ("NVIDIA GH200 480GB", 989),
+        ("Somebody's", None),
+    ],
+)
 def test_a_rate_is_told_where_the_devices_peak_is_known(monkeypatch, device, tflops):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
     assert work.peak(torch.device("cuda", 0)) == tflops and work.peak(torch.device("cpu")) is None
     monkeypatch.setattr(work, "peak", lambda _: tflops)
     found = Work(Transformer(SHAPE, 500, "bfloat16"), Mesh("cpu"))
     one = sizes(packed([30, 0, 1]), Mesh("cpu"), False)
-    assert found.rate(one, 2.0) == ({"tflops": found.flop(one) / 2e12, "mfu": found.flop(one) / 2e12 / tflops} if tflops else {})
-    assert Work(Transformer(SHAPE, 500, "float32"), Mesh("cpu")).rate(one, 2.0) == {}, "the peak is that of other products"
+    assert found.rate(one, 2.0) == (
+        {"tflops": found.flop(one) / 2e12, "mfu": found.flop(one) / 2e12 / tflops} if tflops else {}
+    )
+    assert Work(Transformer(SHAPE, 500, "float32"), Mesh("cpu")).rate(one, 2.0) == {}, (
+        "the peak is that of other products"
+    )
 
 
 def _sends(mesh):

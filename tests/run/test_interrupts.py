@@ -1,5 +1,5 @@
-"""SIGTERM and SIGUSR1: the step is finished and saved, one line says so, and the next start gives the losses of a run that
-was never stopped, bit for bit."""
+"""SIGTERM and SIGUSR1: the step is finished and saved, one line says so, and the next start gives the losses of a run
+that was never stopped, bit for bit."""
 
 import os
 import random
@@ -37,7 +37,9 @@ def said(err):
 
 
 @pytest.mark.parametrize(("moment", "how"), [
-    pytest.param("preparing", "SIGTERM", marks=pytest.mark.slow), ("step", "SIGUSR1"), pytest.param("saving", "SIGTERM", marks=pytest.mark.slow), pytest.param("mining", "SIGUSR1", marks=pytest.mark.slow),
+    pytest.param("preparing", "SIGTERM", marks=pytest.mark.slow), ("step", "SIGUSR1"),
+    pytest.param("saving", "SIGTERM", marks=pytest.mark.slow),
+    pytest.param("mining", "SIGUSR1", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_one_rank_stopped_goes_on_bit_for_bit(tiny, whole, tmp_path, moment, how):
     run, (place, where) = tmp_path / "run", MOMENTS[moment]
@@ -65,7 +67,9 @@ def test_two_ranks_stopped_go_on_bit_for_bit(tiny, whole_of_two, tmp_path, momen
     run, (place, where) = tmp_path / "run", MOMENTS[moment]
     code, err = stop(start(tiny, run, ranks=2, linger=place), getattr(signal, how))
     (line,) = said(err)  # the other rank may have come to mine first
-    assert code == 1 and line.removeprefix(f"stopped by {how} ").removesuffix("; the same command goes on from there") in (where, "while starting supervised"), err
+    assert code == 1 and line.removeprefix(f"stopped by {how} ").removesuffix(
+        "; the same command goes on from there"
+    ) in (where, "while starting supervised"), err
     assert "RuntimeError" not in err and "UserError" not in err, err
     code, _, err = train(tiny, run, ranks=2)
     assert code == 0, err
@@ -74,15 +78,28 @@ def test_two_ranks_stopped_go_on_bit_for_bit(tiny, whole_of_two, tmp_path, momen
 
 def test_a_signal_to_one_rank_stops_both_after_the_step(tiny, whole, tmp_path):
     run = tmp_path / "run"
-    process = start(tiny, run, "--stages=['weak']", f"--init_from={whole}", f"--tokenizer.path={whole / 'tokenizer.model'}", ranks=2, linger="conan_engine.stages:Weak.backward")
+    process = start(
+        tiny,
+        run,
+        "--stages=['weak']",
+        f"--init_from={whole}",
+        f"--tokenizer.path={whole / 'tokenizer.model'}",
+        ranks=2,
+        linger="conan_engine.stages:Weak.backward",
+    )
     while "lingering" not in process.stdout.readline():
         pass
-    ranks = subprocess.run(["pgrep", "-P", str(process.pid), "-f", "linger.py"], capture_output=True, text=True).stdout.split()
+    ranks = subprocess.run(
+        ["pgrep", "-P", str(process.pid), "-f", "linger.py"], capture_output=True, text=True
+    ).stdout.split()
     assert len(ranks) == 2
     os.kill(int(random.choice(ranks)), signal.SIGTERM)
     _, err = process.communicate(timeout=60)
     (line,) = said(err)
-    assert line.endswith("after step 1 of weak, which is saved; the same command goes on from there") and "RuntimeError" not in err
+    assert (
+        line.endswith("after step 1 of weak, which is saved; the same command goes on from there")
+        and "RuntimeError" not in err
+    )
     assert (run / "checkpoints/weak-00000001/state.json").exists()
 
 
@@ -98,7 +115,8 @@ def test_stopped_at_random_moments_it_gets_to_the_same_end(tiny, whole, tmp_path
         time.sleep(random.uniform(0, 1.5))
         process.send_signal(random.choice([signal.SIGTERM, signal.SIGUSR1]))
         _, err = process.communicate(timeout=60)
-        assert process.returncode in (143, 0, -signal.SIGTERM, -signal.SIGUSR1) and "Traceback" not in err, err  # negative: it had not begun
+        # negative: it had not begun
+        assert process.returncode in (143, 0, -signal.SIGTERM, -signal.SIGUSR1) and "Traceback" not in err, err
     code, _, err = train(tiny, run)
     assert code == 0, err
     assert losses(run) == losses(whole)

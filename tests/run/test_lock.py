@@ -14,7 +14,9 @@ from runs import one_line, start, train
 
 def test_the_second_is_told_who_holds_it_until_that_one_lets_go(tmp_path):
     held = lock.hold(tmp_path / "run")
-    with pytest.raises(UserError, match=f"run: process {os.getpid()} on host {socket.gethostname()} is training in this folder"):
+    with pytest.raises(
+        UserError, match=f"run: process {os.getpid()} on host {socket.gethostname()} is training in this folder"
+    ):
         lock.hold(tmp_path / "run")
     held.close()
     lock.hold(tmp_path / "run").close()
@@ -42,7 +44,10 @@ def test_a_second_run_gets_one_line_and_changes_nothing_and_kill_9_frees_the_fol
         pass
     first.send_signal(signal.SIGSTOP)  # it shall write nothing while the second starts, however long that takes
     before = contents(run)
-    one_line(train(tiny, run, "--stages=['pretrain']", "--seed=2"), f"process {first.pid} on host {socket.gethostname()} is training in this folder")
+    one_line(
+        train(tiny, run, "--stages=['pretrain']", "--seed=2"),
+        f"process {first.pid} on host {socket.gethostname()} is training in this folder",
+    )
     assert contents(run) == before
     first.kill()  # while it prepares data on other processes
     first.communicate(timeout=20)

@@ -12,7 +12,9 @@ def row(loss, source="a"):
 
 
 def lines(run):
-    return [(r["stage"], r["step"], r["loss"]) for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())]
+    return [
+        (r["stage"], r["step"], r["loss"]) for r in map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    ]
 
 
 @pytest.fixture

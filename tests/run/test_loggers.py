@@ -1,4 +1,5 @@
-"""A run shown elsewhere: by stand-ins for the packages, which may fail or hang, and by the packages themselves where they are installed."""
+"""A run shown elsewhere: by stand-ins for the packages, which may fail or hang, and by the packages themselves where
+they are installed."""
 
 import importlib.util
 import json
@@ -14,7 +15,7 @@ from conan_engine.run import loggers
 from runs import one_line, start, train
 
 # wandb as follow.py uses it: it writes what it is given beside itself.
-STAND_IN = '''
+STAND_IN = """
 import json, os, time
 from pathlib import Path
 
@@ -48,7 +49,7 @@ class Run:
 def init(**options):
     tell(pid=os.getpid(), id=options["id"], name=options["name"], config=options["config"])
     return Run()
-'''
+"""
 
 
 @pytest.fixture
@@ -75,7 +76,10 @@ def told(folder):
 
 def as_sent(run, untimed_too=True):
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return [{f"{row['stage']}/{key}": value for key, value in row.items() if not isinstance(value, str) and key != "step"} for row in rows]
+    return [
+        {f"{row['stage']}/{key}": value for key, value in row.items() if not isinstance(value, str) and key != "step"}
+        for row in rows
+    ]
 
 
 STAGES = "--stages=['pretrain', 'weak']"
@@ -84,7 +88,9 @@ TO = '--log_to=["wandb"]'
 
 def test_every_row_is_shown_once_and_a_resumed_run_is_one_curve(tiny, ready, stand_in):
     process = start(tiny, ready, STAGES, TO, "--save_every=4", ranks=2)
-    while process.poll() is None and not ((ready / "metrics.jsonl").exists() and len((ready / "metrics.jsonl").read_text().splitlines()) >= 7):
+    while process.poll() is None and not (
+        (ready / "metrics.jsonl").exists() and len((ready / "metrics.jsonl").read_text().splitlines()) >= 7
+    ):
         time.sleep(0.01)
     process.kill()  # the launcher; its ranks end, and the command beside them sends what there is
     process.communicate()
@@ -92,7 +98,12 @@ def test_every_row_is_shown_once_and_a_resumed_run_is_one_curve(tiny, ready, sta
     assert code == 0 and "wandb: https://wandb.example/run" in out + err, err
     said = told(stand_in)
     starts = [x for x in said if "id" in x]
-    assert len(starts) == 2 and starts[0]["id"] == starts[1]["id"] and starts[0]["config"]["weak.lr"] == 1e-3 and starts[0]["name"] == "run"
+    assert (
+        len(starts) == 2
+        and starts[0]["id"] == starts[1]["id"]
+        and starts[0]["config"]["weak.lr"] == 1e-3
+        and starts[0]["name"] == "run"
+    )
     rows = [x for x in said if x.get("step") is not None]
     assert [x["step"] for x in rows] == list(range(12)), "each once, in order"
     expected = as_sent(ready)
@@ -106,23 +117,41 @@ def test_every_row_is_shown_once_and_a_resumed_run_is_one_curve(tiny, ready, sta
 @pytest.mark.parametrize("how", ["fail", "hang"])
 def test_a_logger_that_fails_or_hangs_never_stops_training(tiny, ready, whole, stand_in, monkeypatch, how):
     (stand_in / how).touch()
-    (stand_in / "sitecustomize.py").write_text("import conan_engine.run.loggers\nconan_engine.run.loggers.PATIENCE = 3\n")
+    (stand_in / "sitecustomize.py").write_text(
+        "import conan_engine.run.loggers\nconan_engine.run.loggers.PATIENCE = 3\n"
+    )
     code, out, err = train(tiny, ready, STAGES, TO)
     assert code == 0 and f"python -m conan_engine.follow {ready} wandb" in out + err, err
     assert ("the network is gone" if how == "fail" else "has not taken all within 3 s") in out + err
     assert len(as_sent(ready)) == 12 and (ready / "loss.png").exists()
     (stand_in / how).unlink()
     subprocess.run([sys.executable, "-m", "conan_engine.follow", str(ready), "wandb"], check=True, timeout=60)
-    assert [x["step"] for x in told(stand_in) if x.get("step") is not None] == list(range(12)) and told(stand_in)[-1] == {"finished": True}
+    assert [x["step"] for x in told(stand_in) if x.get("step") is not None] == list(range(12)) and told(stand_in)[
+        -1
+    ] == {"finished": True}
 
 
 def test_what_is_not_installed_or_no_logger_is_one_line(tiny, ready, stand_in):
-    (stand_in / "sitecustomize.py").write_text("import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *rest: None if name in ('mlflow', 'tensorboard') else find(name, *rest)\n")
+    (stand_in / "sitecustomize.py").write_text(
+        "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda name, *rest: None if name in "
+        "('mlflow', 'tensorboard') else find(name, *rest)\n"
+    )
     code, out, err = train(tiny, ready, STAGES, '--log_to=["mlflow"]')
-    assert code == 0 and (out + err).count("log_to: mlflow is not installed here, and nothing goes there: pip install mlflow") == 1
+    assert (
+        code == 0
+        and (out + err).count("log_to: mlflow is not installed here, and nothing goes there: pip install mlflow") == 1
+    )
     assert "not installed" not in train(tiny, ready, STAGES)[1]
-    one_line(train(tiny, ready, '--log_to=["wandp"]'), "log_to is ['wandp']; expected some of tensorboard, wandb, mlflow, trackio")
-    found = subprocess.run([sys.executable, "-m", "conan_engine.follow", str(stand_in), "wandb"], capture_output=True, text=True, timeout=60)
+    one_line(
+        train(tiny, ready, '--log_to=["wandp"]'),
+        "log_to is ['wandp']; expected some of tensorboard, wandb, mlflow, trackio",
+    )
+    found = subprocess.run(
+        [sys.executable, "-m", "conan_engine.follow", str(stand_in), "wandb"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
     assert found.returncode == 2 and "holds no metrics.jsonl and config.json" in found.stderr
     assert tuple(loggers.LOGGERS) == config.LOGGERS
 
@@ -137,7 +166,8 @@ def of_tensorboard(run):
 
 
 def records(data):
-    """Of a log as LevelDB writes it, behind 7 bytes of its own: blocks of 32 KiB of pieces, each CRC, length and whether it is a record's last."""
+    """Of a log as LevelDB writes it, behind 7 bytes of its own: blocks of 32 KiB of pieces, each CRC, length and
+    whether it is a record's last."""
     at, record = 7, b""
     while at + 7 <= len(data):
         length, kind = int.from_bytes(data[at + 4 : at + 6], "little"), data[at + 6]
@@ -174,8 +204,12 @@ def of_mlflow(run):
     client = mlflow.MlflowClient()
     (experiment,) = [x for x in client.search_experiments() if x.name == "conan-engine"]
     (one,) = client.search_runs([experiment.experiment_id])
-    assert one.data.params["weak.lr"] == "0.001" and [x.path for x in client.list_artifacts(one.info.run_id)] == ["loss.png"]
-    return {key: [(x.step, x.value) for x in client.get_metric_history(one.info.run_id, key)] for key in one.data.metrics}
+    assert one.data.params["weak.lr"] == "0.001" and [x.path for x in client.list_artifacts(one.info.run_id)] == [
+        "loss.png"
+    ]
+    return {
+        key: [(x.step, x.value) for x in client.get_metric_history(one.info.run_id, key)] for key in one.data.metrics
+    }
 
 
 def of_trackio(run):

@@ -36,8 +36,8 @@ def _settings(folder, tensor=1):
 
 
 def _trained(mesh, settings, steps=2):
-    """A model and its optimiser after some steps, and how to take one more. Close the optimiser: a process that ends while what a step
-    began is on its way is aborted."""
+    """A model and its optimiser after some steps, and how to take one more. Close the optimiser: a process that ends
+    while what a step began is on its way is aborted."""
     model = Transformer(settings.model, Words.vocab_size, "float32", mesh.tensor)
     model.init_weights(1)
     optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
@@ -95,7 +95,17 @@ def _writes_what_was(mesh, folder):
     again = _held(_restored(mesh, settings))
     assert again.keys() == before.keys() and all(torch.equal(again[key], before[key]) for key in before)
     files = sorted(path.name for path in (folder / "run/checkpoints/weak-00000002").iterdir())
-    assert files == sorted([*(f"{sort}-{rank:05d}-of-{mesh.world:05d}.safetensors" for sort in ("model", "optimizer") for rank in range(mesh.world)), "stage.safetensors", "state.json"])
+    assert files == sorted(
+        [
+            *(
+                f"{sort}-{rank:05d}-of-{mesh.world:05d}.safetensors"
+                for sort in ("model", "optimizer")
+                for rank in range(mesh.world)
+            ),
+            "stage.safetensors",
+            "state.json",
+        ]
+    )
     saver.close()
     optimizer.close()
 
@@ -113,7 +123,9 @@ def _bytes(folder):
 def test_it_holds_the_weights_of_its_step_each_once_while_training_goes_on(tmp_path, ranks, tensor):
     on_ranks(ranks, _writes_what_was, tmp_path, tensor=tensor)
     sizes = _bytes(tmp_path / "run/checkpoints/weak-00000002")
-    parameters = sum(p.numel() for p in Transformer(_settings(tmp_path).model, Words.vocab_size, "float32").parameters())
+    parameters = sum(
+        p.numel() for p in Transformer(_settings(tmp_path).model, Words.vocab_size, "float32").parameters()
+    )
     assert sum(sizes.values()) == 12 * parameters  # the weight and two moments, float32
     assert max(sizes.values()) < 1.1 * 8 * parameters / ranks, "shared out evenly"
 
@@ -137,8 +149,13 @@ def _cannot_write(mesh, folder):
         for _ in range(1000):
             step()
             saver.poll()
-    expected = f"{folder}/run/checkpoints/weak-00000003: cannot write it ([Errno 28] No space left on device); make room or free the folder, "
-    assert str(error.value) == (expected + "then start the same command again: it goes on from the checkpoint before" if mesh.rank == 0 else "")
+    expected = (
+        f"{folder}/run/checkpoints/weak-00000003: cannot write it ([Errno 28] No space left on device); "
+        f"make room or free the folder, "
+    )
+    assert str(error.value) == (
+        expected + "then start the same command again: it goes on from the checkpoint before" if mesh.rank == 0 else ""
+    )
     assert [path.name for path in (folder / "run/checkpoints").iterdir()] == ["weak-00000002"]
     optimizer.close()
 
@@ -154,7 +171,8 @@ def _passed_over(mesh, folder):
     for number in (2, 3, 4):
         saver.start("weak", number, optimizer, {}, COUNTERS)
     saver.finish()
-    assert sorted(path.name for path in saver.folder.iterdir()) == ["weak-00000003", "weak-00000004"]  # as many as `keep`
+    # as many as `keep`
+    assert sorted(path.name for path in saver.folder.iterdir()) == ["weak-00000003", "weak-00000004"]
     with mesh.together():
         if mesh.rank == 0:
             (saver.folder / "weak-00000004/optimizer-00001-of-00002.safetensors").unlink()
@@ -178,7 +196,11 @@ def test_machines_that_do_not_share_the_folder_are_told(tmp_path, monkeypatch):
     monkeypatch.setattr(pieces, "write", lambda path, *rest: path.write_bytes(b"elsewhere"))
     monkeypatch.setattr(checkpoint, "sync", lambda path: path.name.startswith("model") and path.unlink())
     saver.start("weak", 2, optimizer, {}, COUNTERS)
-    with pytest.raises(UserError, match="model-00000-of-00001.safetensors was written by another machine and is not here: out_dir must be a folder that all share"):
+    with pytest.raises(
+        UserError,
+        match="model-00000-of-00001.safetensors was written by another machine and is not here: out_dir must be a "
+        "folder that all share",
+    ):
         saver.finish()
 
 
@@ -200,9 +222,14 @@ def _as_before_pieces(run):
             path = folder / f"{sort}-00000-of-00001.safetensors"
             tensors = load_file(path)
             path.unlink()
-            whole = {name: tensor.view(shapes[re.sub(r"^exp_avg(_sq)?\.", "", name)]) for name, tensor in tensors.items()}
+            whole = {
+                name: tensor.view(shapes[re.sub(r"^exp_avg(_sq)?\.", "", name)]) for name, tensor in tensors.items()
+            }
             save_file(whole, folder / f"{sort}.safetensors")
-        state["digests"] = {f"{name}.safetensors": checkpoint.digest(folder / f"{name}.safetensors") for name in ("model", "optimizer", "stage")}
+        state["digests"] = {
+            f"{name}.safetensors": checkpoint.digest(folder / f"{name}.safetensors")
+            for name in ("model", "optimizer", "stage")
+        }
         (folder / "state.json").write_text(json.dumps(state))
 
 

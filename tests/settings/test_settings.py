@@ -60,7 +60,9 @@ def test_a_number_out_of_its_range_is_one_line(key):
         with pytest.raises(UserError) as error:
             load(CONFIGS / "demo.toml", [f"--{key}={bad}"])
         kind = "number" if isinstance(value, float) else "whole number"
-        assert f"{key} is {float(bad) if isinstance(value, float) else bad!r}; expected a {kind} in {interval}" in str(error.value)
+        assert f"{key} is {float(bad) if isinstance(value, float) else bad!r}; expected a {kind} in {interval}" in str(
+            error.value
+        )
 
 
 @given(st.data())
@@ -71,7 +73,9 @@ def test_values_within_their_ranges_load_or_are_one_line(data):
         value, interval = RANGES[key]
         low, high = ends(interval)
         if isinstance(value, float):
-            chosen[key] = data.draw(st.floats(low, high, exclude_min=interval[0] == "(", exclude_max=interval[-1] == ")"))
+            chosen[key] = data.draw(
+                st.floats(low, high, exclude_min=interval[0] == "(", exclude_max=interval[-1] == ")")
+            )
         else:
             chosen[key] = data.draw(st.integers(int(low) + (interval[0] == "("), int(high) - (interval[-1] == ")")))
     try:
@@ -88,11 +92,15 @@ def test_an_out_dir_without_a_name_is_refused():
 
 
 def test_a_file_overrides_the_default_and_an_argument_the_file():
-    config = load(CONFIGS / "demo.toml", ["--weak.lr=0.5", "--out_dir=elsewhere", "--weak.data.docstrings=7", "--stages=['sft']"])
+    config = load(
+        CONFIGS / "demo.toml", ["--weak.lr=0.5", "--out_dir=elsewhere", "--weak.data.docstrings=7", "--stages=['sft']"]
+    )
     assert (config.weak.lr, config.out_dir, config.stages) == (0.5, "elsewhere", ["sft"])
     assert config.weak.data["docstrings"].weight == 7 and "catalogues" in config.weak.data
     assert "catalogues" not in load(CONFIGS / "demo.toml", ["--weak.data.catalogues=0"]).weak.data
-    assert list(load(CONFIGS / "demo.toml", ["--weak.data={ docstrings = 3 }", "--validation.data={}"]).weak.data) == ["docstrings"], "a table given whole replaces the file's"
+    assert list(load(CONFIGS / "demo.toml", ["--weak.data={ docstrings = 3 }", "--validation.data={}"]).weak.data) == [
+        "docstrings"
+    ], "a table given whole replaces the file's"
     assert load(CONFIGS / "demo.toml", ["--validation.data={}"]).validation.data == {}
 
 
@@ -100,7 +108,10 @@ def test_a_file_overrides_the_default_and_an_argument_the_file():
 def test_a_path_may_hold_dots_and_equals_signs(path):
     about = load(CONFIGS / "demo.toml", [f"--weak.data.{path}=2"]).weak.data[path]
     assert about == Source(weight=2.0)
-    about = load(CONFIGS / "demo.toml", [f'--supervised.data.{path}={{ weight = 3, query = "title", pos = "body", hard_negatives = 2 }}']).supervised.data[path]
+    about = load(
+        CONFIGS / "demo.toml",
+        [f'--supervised.data.{path}={{ weight = 3, query = "title", pos = "body", hard_negatives = 2 }}'],
+    ).supervised.data[path]
     assert about == Source(3.0, {"query": "title", "pos": "body"}, hard_negatives=2)
 
 
@@ -109,7 +120,8 @@ def test_what_is_said_of_a_source_comes_back_from_a_saved_run(tmp_path):
 stages = ["supervised"]
 [supervised]
 steps = 1
-data = { "a.csv" = { weight = 2, query = "q", pos = ["p1", "p2"], in_batch_negatives = false, hard_negatives = 3 }, "b.jsonl" = 1 }
+data."a.csv" = { weight = 2, query = "q", pos = ["p1", "p2"], in_batch_negatives = false, hard_negatives = 3 }
+data."b.jsonl" = 1
 sts = { "c.parquet" = { sentence1 = "a", sentence2 = "b", score = "c" } }
 """
     config = load(write(tmp_path, text))
@@ -119,8 +131,20 @@ sts = { "c.parquet" = { sentence1 = "a", sentence2 = "b", score = "c" } }
 
 def test_the_papers_own_numbers_are_the_defaults(tmp_path):
     config = load(write(tmp_path, "stages = ['weak']\n[weak]\nsteps = 1\ndata = { docstrings = 1 }"))
-    assert (config.model.layers, config.model.width, config.model.ffn, config.model.heads, config.model.kv_heads) == (8, 3584, 8192, 32, 8)
-    assert (config.pretrain.batch, config.sft.lr, config.weak.min_score, config.negatives.count, config.supervised.beta) == (256, 2e-5, 0.4, 7, 0.8)
+    assert (config.model.layers, config.model.width, config.model.ffn, config.model.heads, config.model.kv_heads) == (
+        8,
+        3584,
+        8192,
+        32,
+        8,
+    )
+    assert (
+        config.pretrain.batch,
+        config.sft.lr,
+        config.weak.min_score,
+        config.negatives.count,
+        config.supervised.beta,
+    ) == (256, 2e-5, 0.4, 7, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +158,10 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         ("tensor_parallel = 3", "model.heads is 32; expected a multiple of tensor_parallel = 3"),
         ("tensor_parallel = 16", "model.kv_heads is 8; expected a multiple of tensor_parallel = 16"),
         ("tensor_parallel = 4\n[model]\nffn = 1002", "model.ffn is 1002; expected a multiple of tensor_parallel = 4"),
-        ("tensor_parallel = 4\n[tokenizer]\nvocab_size = 1002", "tokenizer.vocab_size is 1002; expected a multiple of tensor_parallel = 4"),
+        (
+            "tensor_parallel = 4\n[tokenizer]\nvocab_size = 1002",
+            "tokenizer.vocab_size is 1002; expected a multiple of tensor_parallel = 4",
+        ),
         ("weak = 3", "weak is a section"),
         ("[weak]\ndata = { a = -1 }", "weights above 0, or 0 to leave a source out"),
         ("[weak]\ndata = { a = '1' }", "the weight is '1'"),
@@ -143,12 +170,21 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         ("[weak]\ndata = { a = { wieght = 1 } }", "weak.data['a']: unknown key 'wieght'; the nearest is 'weight'"),
         ("[weak]\ndata = { a = { query = 'q' } }", "the columns named, query, make no record"),
         ("[weak]\ndata = { a = { text = ['q'] } }", "text is ['q']; expected the name of a column"),
-        ("stages = ['weak']\n[weak]\nsteps = 1\ndata = { a = { in_batch_negatives = false } }", "weak.data['a'].in_batch_negatives is False; expected true"),
+        (
+            "stages = ['weak']\n[weak]\nsteps = 1\ndata = { a = { in_batch_negatives = false } }",
+            "weak.data['a'].in_batch_negatives is False; expected true",
+        ),
         (f"{SUPERVISED}data = {{ a = {{ hard_negatives = 99 }} }}", "expected at most negatives.pool = 32"),
         (f"{SUPERVISED}data = {{ a = {{ hard_negatives = -2 }} }}", "expected 0 or more, or -1"),
         (f"{SUPERVISED}data = {{ a = {{ hard_negatives = true }} }}", "hard_negatives is True; expected int"),
-        (f"{SUPERVISED}data = {{ a = 1 }}\nsts = {{ b = {{ hard_negatives = 1 }} }}", "supervised.sts['b'].hard_negatives is 1; expected none here"),
-        (f"{SUPERVISED}data = {{ a = {{ hard_negatives = 0, in_batch_negatives = false }} }}", "a query needs something to be told apart from"),
+        (
+            f"{SUPERVISED}data = {{ a = 1 }}\nsts = {{ b = {{ hard_negatives = 1 }} }}",
+            "supervised.sts['b'].hard_negatives is 1; expected none here",
+        ),
+        (
+            f"{SUPERVISED}data = {{ a = {{ hard_negatives = 0, in_batch_negatives = false }} }}",
+            "a query needs something to be told apart from",
+        ),
         ("max_bad_share = 1.5", "max_bad_share is 1.5; expected a number in [0, 1)"),
         ("[supervised]\ndims = ['a']", "expected a list of int"),
         ("[weak]\nmask = 'diagonal'", "weak.mask is 'diagonal'; expected 'column' or 'row' or 'uniform'"),
@@ -164,7 +200,14 @@ def test_a_mistake_gets_one_clear_line(tmp_path, text, said):
     assert said in str(error.value) and "some.toml" in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(("argument", "said"), [("weak.lr=1", "expected --section.key=value"), ("--weak.lrr=1", "nearest is 'weak.lr'"), ("--weak.data.my/x.jsonl=much", "expected --weak.data.SOURCE=WEIGHT")])
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("weak.lr=1", "expected --section.key=value"),
+        ("--weak.lrr=1", "nearest is 'weak.lr'"),
+        ("--weak.data.my/x.jsonl=much", "expected --weak.data.SOURCE=WEIGHT"),
+    ],
+)
 def test_a_wrong_argument_is_named(argument, said):
     with pytest.raises(UserError, match=said):
         load(CONFIGS / "demo.toml", [argument])

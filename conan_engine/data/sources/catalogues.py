@@ -13,15 +13,22 @@ FOLDERS = {  # of a package, in site-packages
     "django": ["django"], "wagtail": ["wagtail"], "sphinx": ["sphinx"], "plone.app.locales": ["plone/app/locales"],
     "mercurial": ["mercurial"], "pretalx": ["pretalx"], "django-allauth": ["allauth"], "django-cms": ["cms"],
     "horizon": ["horizon", "openstack_dashboard"], "nova": ["nova"], "keystone": ["keystone"], "glance": ["glance"],
-    "jupyterlab-language-pack-ja-JP": ["jupyterlab_language_pack_ja_JP"], "jupyterlab-language-pack-ko-KR": ["jupyterlab_language_pack_ko_KR"],
+    "jupyterlab-language-pack-ja-JP": ["jupyterlab_language_pack_ja_JP"],
+    "jupyterlab-language-pack-ko-KR": ["jupyterlab_language_pack_ko_KR"],
 }  # fmt: skip
 MORE_FOLDERS = {  # of those that `make texts` installs
-    "gramps": ["share/locale"], "pretix": ["pretix"], "weblate": ["weblate"], "indico": ["indico"], "django-oscar": ["oscar"],
-    "Trac": ["trac"], "ckan": ["ckan", "ckanext"], "geonode": ["geonode"], "shuup": ["shuup"], "deluge": ["deluge"], "spyder": ["spyder"],
-    "misago": ["misago"], "thonny": ["thonny"], "postorius": ["postorius"], "mailman": ["mailman"], "wger": ["wger"], "neutron": ["neutron"],
-    "cinder": ["cinder"], "django-filer": ["filer"], "django-machina": ["machina"], "djangorestframework": ["rest_framework"],
-    "jupyterlab-language-pack-de-DE": ["jupyterlab_language_pack_de_DE"], "jupyterlab-language-pack-es-ES": ["jupyterlab_language_pack_es_ES"],
-    "jupyterlab-language-pack-fr-FR": ["jupyterlab_language_pack_fr_FR"], "jupyterlab-language-pack-ru-RU": ["jupyterlab_language_pack_ru_RU"],
+    "gramps": ["share/locale"], "pretix": ["pretix"], "weblate": ["weblate"], "indico": ["indico"],
+    "django-oscar": ["oscar"],
+    "Trac": ["trac"], "ckan": ["ckan", "ckanext"], "geonode": ["geonode"], "shuup": ["shuup"], "deluge": ["deluge"],
+    "spyder": ["spyder"],
+    "misago": ["misago"], "thonny": ["thonny"], "postorius": ["postorius"], "mailman": ["mailman"], "wger": ["wger"],
+    "neutron": ["neutron"],
+    "cinder": ["cinder"], "django-filer": ["filer"], "django-machina": ["machina"],
+    "djangorestframework": ["rest_framework"],
+    "jupyterlab-language-pack-de-DE": ["jupyterlab_language_pack_de_DE"],
+    "jupyterlab-language-pack-es-ES": ["jupyterlab_language_pack_es_ES"],
+    "jupyterlab-language-pack-fr-FR": ["jupyterlab_language_pack_fr_FR"],
+    "jupyterlab-language-pack-ru-RU": ["jupyterlab_language_pack_ru_RU"],
     "jupyterlab-language-pack-zh-CN": ["jupyterlab_language_pack_zh_CN"],
 }  # fmt: skip
 
@@ -35,15 +42,17 @@ class Message(NamedTuple):
 
 
 def held_out(english):
-    """Whether a message is kept for the evaluation in every language: a fifth of them, by a hash of the English text."""
+    """Whether a message is kept for the evaluation in every language: a fifth of them, by a hash of the English
+    text."""
     return int.from_bytes(hashlib.blake2b(english.encode(), digest_size=8).digest(), "little") % 5 == 0
 
 
 def read(packages=tuple(FOLDERS)):
     """Yield the Messages of packages: whole sentences (three words or more in English) that are really translated.
 
-    A text that stands in several catalogues of a language comes once. Of a catalogue in both forms the source is read: it may
-    hold the English where the compiled one holds only a name. Raises UserError for a package that is not installed.
+    A text that stands in several catalogues of a language comes once. Of a catalogue in both forms the source is read:
+    it may hold the English where the compiled one holds only a name. Raises UserError for a package that is not
+    installed.
     """
     files = [(package, path) for package in packages for path in _files(package)]
     seen = set()
@@ -103,7 +112,11 @@ def read_po(path):
             elif line.startswith("#,") and "fuzzy" in line:
                 break
         else:
-            default = re.search(r'Default: ("(?:[^"\\]|\\.)*"(?:\s+"(?:[^"\\]|\\.)*")*)', comment) if "Default: " in comment else None
+            default = (
+                re.search(r'Default: ("(?:[^"\\]|\\.)*"(?:\s+"(?:[^"\\]|\\.)*")*)', comment)
+                if "Default: " in comment
+                else None
+            )
             english = _unquote(default.group(1)) if default else fields.get("msgid", "")
             yield english, fields.get("msgstr") or fields.get("msgstr[0]", "")
 

@@ -1,4 +1,5 @@
-"""Conversations as people have them: OpenAI's messages, ShareGPT's conversations, TRL's prompt and completion, Alpaca's history."""
+"""Conversations as people have them: OpenAI's messages, ShareGPT's conversations, TRL's prompt and completion, Alpaca's
+history."""
 
 from conan_engine.data.sources.bad import Bad, wrong
 
@@ -12,20 +13,25 @@ ROLES = {
 
 
 def of_row(row):
-    """(kind, record) of a row that is a conversation in parts, None of any other: TRL's prompt and completion, Alpaca's with a history. Raises
-    Bad."""
+    """(kind, record) of a row that is a conversation in parts, None of any other: TRL's prompt and completion, Alpaca's
+    with a history. Raises Bad."""
     if "prompt" in row and "completion" in row:
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
             return "instruction", {"instruction": "", "input": prompt, "output": completion}
-        return "chat", {"messages": _answered(turns(prompt, "'prompt'", learn=False) + turns(completion, "'completion'"))}
+        return "chat", {
+            "messages": _answered(turns(prompt, "'prompt'", learn=False) + turns(completion, "'completion'"))
+        }
     if "history" in row and {"instruction", "output"} <= row.keys():
         messages = [{"role": "system", "content": row["system"]}] if row.get("system") else []
         for turn in row["history"] if isinstance(row["history"], list) else [row["history"]]:
             if not isinstance(turn, list) or len(turn) != 2:
                 raise wrong(turn, "'history'", "list of pairs of question and answer")
             messages += [{"role": "user", "content": turn[0]}, {"role": "assistant", "content": turn[1]}]
-        messages += [{"role": "user", "content": "\n".join(filter(None, (row["instruction"], row.get("input"))))}, {"role": "assistant", "content": row["output"]}]
+        messages += [
+            {"role": "user", "content": "\n".join(filter(None, (row["instruction"], row.get("input"))))},
+            {"role": "assistant", "content": row["output"]},
+        ]
         return "chat", {"messages": turns(messages, "'history'")}
     return None
 
@@ -36,8 +42,8 @@ def conversation(value, place):
 
 
 def turns(value, place, learn=True):
-    """A list of messages, {"role" or "from", "content" or "value"}, or one text of a user, as dicts with role, content (text), whether it is to be
-    learnt, and whatever else they had. Raises Bad."""
+    """A list of messages, {"role" or "from", "content" or "value"}, or one text of a user, as dicts with role, content
+    (text), whether it is to be learnt, and whatever else they had. Raises Bad."""
     if isinstance(value, str):
         value = [{"role": "user" if not learn else "assistant", "content": value}]
     if not isinstance(value, list) or not value:

@@ -15,8 +15,8 @@ class CodeFile(NamedTuple):
 
 
 def read(packages, without=()):
-    """Yield the CodeFiles of packages, each text once; of modules with a part of their name in `without` none: other packages carry copies.
-    Raises UserError for a package that is not installed."""
+    """Yield the CodeFiles of packages, each text once; of modules with a part of their name in `without` none: other
+    packages carry copies. Raises UserError for a package that is not installed."""
     seen = set()
     for package in packages:
         for path, module in docstrings.modules(package):

@@ -1,4 +1,5 @@
-"""The documentation of installed packages, read and never run: first paragraph, the rest, and the code that they describe."""
+"""The documentation of installed packages, read and never run: first paragraph, the rest, and the code that they
+describe."""
 
 import ast
 import inspect
@@ -15,7 +16,8 @@ from conan_engine.data.sources import places
 from conan_engine.data.sources.processes import Pool
 
 CODE_LINES = 12  # more than a training step reads
-GIVEN = {"__name__", "__module__", "__qualname__", "__type_params__", ".type_params", "__firstlineno__"}  # by the compiler, to a class
+# by the compiler, to a class
+GIVEN = {"__name__", "__module__", "__qualname__", "__type_params__", ".type_params", "__firstlineno__"}
 SKIPPED_FOLDERS = {"tests", "test", "idlelib", "lib2to3", "site-packages", "__pycache__"}
 
 
@@ -31,7 +33,8 @@ class Docstring(NamedTuple):
 
 
 def read(packages):
-    """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages or beside it (places)), each (summary, rest) once.
+    """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages or beside it (places)), each
+    (summary, rest) once.
 
     A file that Python cannot parse is left out. Raises UserError for a package that is not installed.
     """
@@ -67,14 +70,16 @@ def modules(package):
 
 
 def _documented(path, module):
-    """(dotted name, line, docstring, code) of a module, its classes and functions; and of what numpy and torch document from
-    outside by add_newdoc(module, name, text) and add_docstr(torch.name, text)."""
-    # as `import` would load it, without running it: from the bytecode that pip has compiled, 10 times faster than from the source
+    """(dotted name, line, docstring, code) of a module, its classes and functions; and of what numpy and torch document
+    from outside by add_newdoc(module, name, text) and add_docstr(torch.name, text)."""
+    # as `import` would load it, without running it: from the bytecode that pip has compiled, 10 times faster than from
+    # the source
     loader = SourceFileLoader(module, str(path))
     try:
         with warnings.catch_warnings(action="ignore"):  # of what the compiler finds odd in other people's code
             code, source = loader.get_code(module), loader.get_source(module)
-    except (SyntaxError, ValueError, EOFError, ImportError):  # ImportError: of an encoding that is not what the file says
+    except (SyntaxError, ValueError, EOFError, ImportError):
+        # ImportError: of an encoding that is not what the file says
         return  # templates and deliberate errors that packages ship
     yield from _of_code(code, module, source.split("\n"))
     if {"add_newdoc", "add_docstr"}.intersection(code.co_names):
@@ -98,7 +103,9 @@ def _statements(code, lines):
     if first is None or not code.co_flags & inspect.CO_OPTIMIZED:
         return ""
     margin = _margin(lines[code.co_firstlineno - 1])
-    inside = itertools.takewhile(lambda line: not line.strip() or _margin(line) > margin, lines[first - 1 : first - 1 + CODE_LINES])
+    inside = itertools.takewhile(
+        lambda line: not line.strip() or _margin(line) > margin, lines[first - 1 : first - 1 + CODE_LINES]
+    )
     body = "\n".join(line[margin:] for line in inside)
     parameters = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     return f"def {code.co_name}({', '.join(parameters)}):\n{body.rstrip()}"
@@ -109,11 +116,13 @@ def _margin(line):
 
 
 def _docstring(code):
-    """None where there is none. It is the first constant of a function (from Python 3.14 only where a flag says so) and of a
-    module; of a class the first behind its name and, from Python 3.13, its line. These two store it as __doc__: a literal, where
-    that is the first name that is their own."""
+    """None where there is none. It is the first constant of a function (from Python 3.14 only where a flag says so) and
+    of a module; of a class the first behind its name and, from Python 3.13, its line. These two store it as __doc__: a
+    literal, where that is the first name that is their own."""
     if code.co_flags & inspect.CO_OPTIMIZED:  # "<lambda>" and "<listcomp>" are no functions
-        flagged = not code.co_name.startswith("<") and (sys.version_info < (3, 14) or code.co_flags & inspect.CO_HAS_DOCSTRING)
+        flagged = not code.co_name.startswith("<") and (
+            sys.version_info < (3, 14) or code.co_flags & inspect.CO_HAS_DOCSTRING
+        )
         return code.co_consts[0] if flagged and code.co_consts else None
     own = [name for name in code.co_names if name not in GIVEN]
     of_class = "__qualname__" in code.co_names[:3]
@@ -123,7 +132,12 @@ def _docstring(code):
 
 def _added(call, name):
     called = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
-    strings = [node for argument in call.args for node in ast.walk(argument) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    strings = [
+        node
+        for argument in call.args
+        for node in ast.walk(argument)
+        if isinstance(node, ast.Constant) and isinstance(node.value, str)
+    ]
     if called == "add_newdoc" and len(strings) >= 3:
         yield ".".join(s.value for s in strings[:-1]), strings[-1].lineno, strings[-1].value, ""
     elif called == "add_docstr" and strings and isinstance(call.args[0], ast.Attribute):

@@ -1,5 +1,5 @@
-"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz or .zst, and Parquet and Arrow where pyarrow is
-installed. One kind of record a source."""
+"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz or .zst, and Parquet and Arrow where
+pyarrow is installed. One kind of record a source."""
 
 import codecs
 import csv
@@ -23,19 +23,20 @@ MAKE_LINES = "python -c 'import json,sys; [print(json.dumps(r)) for r in json.lo
 
 
 def read(source, columns=None, reject=None):
-    """Yield (kind, record) for the records of the files of a source (paths.of), one after another, streaming: dicts of only the keys of their
-    kind, as forms.record gives.
+    """Yield (kind, record) for the records of the files of a source (paths.of), one after another, streaming: dicts of
+    only the keys of their kind, as forms.record gives.
 
-    columns: {the engine's key: the file's}, where the file's own names are none that forms.FORMS knows. reject: called with the path, the
-    place ("line 3") and the Bad of each record that cannot be used, which is then left out; None: it raises UserError, naming file and line (or
-    row). Raises UserError too for a missing file, one that is not what its ending says, files of different kinds, and a source without a record.
+    columns: {the engine's key: the file's}, where the file's own names are none that forms.FORMS knows. reject: called
+    with the path, the place ("line 3") and the Bad of each record that cannot be used, which is then left out; None: it
+    raises UserError, naming file and line (or row). Raises UserError too for a missing file, one that is not what its
+    ending says, files of different kinds, and a source without a record.
     """
     return _some(source, Reader([paths.Piece(path) for path in paths.of(source)], columns, reject))
 
 
 class Reader:
-    """The records of Pieces of files, as `read` gives them, which may be none. While they are read: `where` is the (path, place) of the last
-    one, `behind` the bytes of the pieces that are behind it, about."""
+    """The records of Pieces of files, as `read` gives them, which may be none. While they are read: `where` is the
+    (path, place) of the last one, `behind` the bytes of the pieces that are behind it, about."""
 
     def __init__(self, pieces, columns=None, reject=None):
         self.pieces, self.columns, self.reject = pieces, columns or {}, reject
@@ -46,11 +47,16 @@ class Reader:
         for piece in self.pieces:
             self._file = _File(piece)
             rows = self._file.rows()
-            for place, kind, found in _records(rows, self.columns, self._file.ending not in ("csv", "tsv"), self._left_out):
+            for place, kind, found in _records(
+                rows, self.columns, self._file.ending not in ("csv", "tsv"), self._left_out
+            ):
                 self._place = place
                 first = first or (kind, piece.path)
                 if kind != first[0]:
-                    raise UserError(f"{piece.path}: holds {kind} records, and {first[1]} {first[0]} records; make each kind a source of its own")
+                    raise UserError(
+                        f"{piece.path}: holds {kind} records, and {first[1]} {first[0]} records; make each kind "
+                        "a source of its own"
+                    )
                 yield kind, found
             self._file = None
             self._before += piece.bytes
@@ -81,12 +87,12 @@ def _some(name, records):
 
 
 def nothing_in(source):
-    return UserError(f"{source}: holds no records that can be used; give at least one line such as {{\"text\": \"...\"}}")
+    return UserError(f'{source}: holds no records that can be used; give at least one line such as {{"text": "..."}}')
 
 
 def rows(path, ending=""):
-    """Yield (place, dict) for each row of a file, whatever its keys, or for each line of text of what has the ending ".txt", streaming.
-    Raises UserError as `read` does."""
+    """Yield (place, dict) for each row of a file, whatever its keys, or for each line of text of what has the ending
+    ".txt", streaming. Raises UserError as `read` does."""
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
@@ -117,7 +123,9 @@ def _records(rows, columns, typed, reject):
                 raise row
             kind, found = record(row, columns, typed)
             if kind != (expected or kind):
-                raise Bad("another kind", f"a {kind} record in a file of {expected} records; put each kind in its own file")
+                raise Bad(
+                    "another kind", f"a {kind} record in a file of {expected} records; put each kind in its own file"
+                )
         except Bad as bad:
             reject(place, bad)
             continue
@@ -128,8 +136,8 @@ def _records(rows, columns, typed, reject):
 class _File:
     """A piece of a file, as rows.
 
-    A file of lines as they are is cut at bytes: a line belongs to the part that it begins in. Of any other, a part has every so many
-    lines, rows or row groups in turn.
+    A file of lines as they are is cut at bytes: a line belongs to the part that it begins in. Of any other, a part has
+    every so many lines, rows or row groups in turn.
     """
 
     STRIPE = 1024  # lines or rows
@@ -145,7 +153,11 @@ class _File:
         if self.path.suffix.lower() in paths.TABLES:
             return self._of_batches(_of_parquet if self.ending == "parquet" else _of_arrow)
         if self.ending in ("csv", "tsv"):
-            return (row for number, row in enumerate(_table(self.path, self.lines(), "\t" if self.ending == "tsv" else ",")) if self._mine(number))
+            return (
+                row
+                for number, row in enumerate(_table(self.path, self.lines(), "\t" if self.ending == "tsv" else ","))
+                if self._mine(number)
+            )
         if self.ending == "txt":
             return _text(self.lines(self._mine))
         if self.ending in ("jsonl", "ndjson") or (self.ending == "json" and _holds_lines(self.path)):
@@ -153,8 +165,8 @@ class _File:
         raise UserError(f"{self.path}: {_what(self.path)}")
 
     def lines(self, mine=lambda number: True):
-        """(place, text or Bad) for each line, decoded; a byte-order mark is left out. In a range a place counts from its beginning, as
-        `located` knows. mine: which lines, by number from 0, where the piece is no range."""
+        """(place, text or Bad) for each line, decoded; a byte-order mark is left out. In a range a place counts from
+        its beginning, as `located` knows. mine: which lines, by number from 0, where the piece is no range."""
         try:
             with open(self.path, "rb") as self._raw:
                 if self.ranged:
@@ -164,7 +176,9 @@ class _File:
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(f"{self.path}: damaged or cut-off gzip file ({error}); compress it again") from None
         except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
+            raise UserError(
+                f"{self.path}: cannot be read ({error.strerror}); check its permissions and its disk"
+            ) from None
         finally:
             self._raw = None
 
@@ -205,12 +219,15 @@ class _File:
             yield line
 
     def _of_batches(self, read):
-        """read(path): the file's groups of rows in turn, each as (its number of rows, what gives its record batches)."""
+        """read(path): the file's groups of rows in turn, each as (its number of rows, what gives its record
+        batches)."""
         kind = {"parquet": "a Parquet", "arrow": "an Arrow"}[self.ending]
         try:
             import pyarrow
         except ImportError:
-            raise UserError(f"{self.path}: reading {kind} file needs pyarrow, which is not installed; pip install pyarrow") from None
+            raise UserError(
+                f"{self.path}: reading {kind} file needs pyarrow, which is not installed; pip install pyarrow"
+            ) from None
         number = 0
         try:
             for group, (size, batches) in enumerate(read(self.path)):
@@ -222,7 +239,9 @@ class _File:
                         number += 1
                         yield f"row {number}", row
         except (pyarrow.ArrowException, OSError) as error:
-            raise UserError(f"{self.path}: not {kind} file that pyarrow can read ({' '.join(str(error).split())}); write it again") from None
+            raise UserError(
+                f"{self.path}: not {kind} file that pyarrow can read ({' '.join(str(error).split())}); write it again"
+            ) from None
 
 
 def _of_parquet(path):
@@ -230,7 +249,10 @@ def _of_parquet(path):
 
     with parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
-            yield file.metadata.row_group(group).num_rows, functools.partial(file.iter_batches, BATCH, row_groups=[group])
+            yield (
+                file.metadata.row_group(group).num_rows,
+                functools.partial(file.iter_batches, BATCH, row_groups=[group]),
+            )
 
 
 def _of_arrow(path):
@@ -246,7 +268,10 @@ def _of_arrow(path):
             mapped.seek(0)
             batches = ipc.open_stream(mapped)
         for batch in batches:
-            yield batch.num_rows, lambda batch=batch: (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH))
+            yield (
+                batch.num_rows,
+                lambda batch=batch: (batch.slice(start, BATCH) for start in range(0, batch.num_rows, BATCH)),
+            )
 
 
 def _opened(path, raw):
@@ -257,14 +282,16 @@ def _opened(path, raw):
 
 
 class _Zstd(io.RawIOBase):
-    """A .zst file of any number of frames, unpacked as it is read. Raises UserError where it is damaged or cut off, which zstandard's own reader
-    does not see."""
+    """A .zst file of any number of frames, unpacked as it is read. Raises UserError where it is damaged or cut off,
+    which zstandard's own reader does not see."""
 
     def __init__(self, path, file):
         try:
             import zstandard
         except ImportError:
-            raise UserError(f"{path}: reading .zst needs zstandard, which is not installed; pip install zstandard") from None
+            raise UserError(
+                f"{path}: reading .zst needs zstandard, which is not installed; pip install zstandard"
+            ) from None
         self.path, self.file, self.error = path, file, zstandard.ZstdError
         self.frame = lambda: zstandard.ZstdDecompressor(max_window_size=2**31).decompressobj()
         self.unpacking, self.packed, self.ready = None, b"", b""
@@ -323,7 +350,9 @@ def _json_lines(lines):
                 row = Bad("broken JSON", "broken JSON (nested too deeply); write one object a line")
             except ValueError as error:
                 if "digits" in str(error):  # Python reads integers of up to 4,300
-                    row = Bad("not a finite number", "holds an integer of more than 4,300 digits; expected a finite number")
+                    row = Bad(
+                        "not a finite number", "holds an integer of more than 4,300 digits; expected a finite number"
+                    )
                 else:
                     row = Bad("broken JSON", f"broken JSON ({error}); write one object a line")
             if not isinstance(row, dict | Bad):
@@ -342,8 +371,8 @@ def _parsed(line):
 
 
 def _table(path, numbered, delimiter):
-    """CSV with a header, as RFC 4180 and spreadsheets have it: quoted cells may hold delimiters, doubled quotes and line breaks. An
-    empty cell is an absent key."""
+    """CSV with a header, as RFC 4180 and spreadsheets have it: quoted cells may hold delimiters, doubled quotes and
+    line breaks. An empty cell is an absent key."""
     last, broken = ["line 1"], []
 
     def lines():
@@ -370,9 +399,18 @@ def _table(path, numbered, delimiter):
         elif header is None:
             header = cells
             if len(set(header)) < len(header):
-                raise UserError(f"{path}: line 1: the header names a column twice: {header}; a table needs a header of different names")
+                raise UserError(
+                    f"{path}: line 1: the header names a column twice: {header}; a table needs a header of "
+                    "different names"
+                )
         elif cells and len(cells) != len(header):
-            yield last[0], Bad("broken CSV", f"{len(cells)} cells where the header has {len(header)}; quote cells that hold the delimiter")
+            yield (
+                last[0],
+                Bad(
+                    "broken CSV",
+                    f"{len(cells)} cells where the header has {len(header)}; quote cells that hold the delimiter",
+                ),
+            )
         elif cells:
             yield last[0], {key: cell for key, cell in zip(header, cells) if cell}
 
@@ -391,18 +429,34 @@ def _what(path):
     _, first = next(_File(paths.Piece(path)).lines(), ("", ""))
     head = "" if isinstance(first, Bad) else first.lstrip()
     if head.startswith("["):
-        return f"one JSON array, which cannot be streamed; turn it into JSON Lines: {MAKE_LINES} < {path} > {path.stem}.jsonl"
+        return (
+            f"one JSON array, which cannot be streamed; turn it into JSON Lines: "
+            f"{MAKE_LINES} < {path} > {path.stem}.jsonl"
+        )
     if head.startswith("{"):
         try:
             json.loads(head)
         except ValueError:
-            return f"JSON of one object over several lines; turn its list of records into JSON Lines, one object a line, and name the file {path.stem}.jsonl"
+            return (
+                f"JSON of one object over several lines; turn its list of records into JSON Lines, "
+                f"one object a line, and name the file {path.stem}.jsonl"
+            )
         return f"JSON Lines by its first line; rename it to {path.stem}.jsonl"
     try:
         with open(path, "rb") as file:
             magic = file.read(4)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror}); check its permissions and its disk") from None
-    name = {b"PAR1": "a Parquet file; rename it to end in .parquet", b"ARRO": "an Arrow file; rename it to end in .arrow", b"PK\x03\x04": "a zip archive or a spreadsheet; save it as .csv", b"\x28\xb5\x2f\xfd": "compressed by zstd; rename it to end in .jsonl.zst"}
-    known = name.get(magic, "compressed by gzip; rename it to end in .jsonl.gz" if magic[:2] == b"\x1f\x8b" else "of an unknown kind; turn it into JSON Lines, one object such as {\"text\": \"...\"} a line")
+    name = {
+        b"PAR1": "a Parquet file; rename it to end in .parquet",
+        b"ARRO": "an Arrow file; rename it to end in .arrow",
+        b"PK\x03\x04": "a zip archive or a spreadsheet; save it as .csv",
+        b"\x28\xb5\x2f\xfd": "compressed by zstd; rename it to end in .jsonl.zst",
+    }
+    known = name.get(
+        magic,
+        "compressed by gzip; rename it to end in .jsonl.gz"
+        if magic[:2] == b"\x1f\x8b"
+        else 'of an unknown kind; turn it into JSON Lines, one object such as {"text": "..."} a line',
+    )
     return f"{known}. Read are {paths.ENDINGS}"

@@ -1,7 +1,7 @@
 """The records that people have, as the engine's own six kinds: which keys say what, and what is wrong with a record.
 
-Read are the engine's own keys, and the forms that sentence-transformers, FlagEmbedding, Tevatron, ms-swift, TRL and OpenAI document. Other columns
-are named in the config ("columns": the engine's key -> theirs).
+Read are the engine's own keys, and the forms that sentence-transformers, FlagEmbedding, Tevatron, ms-swift, TRL and
+OpenAI document. Other columns are named in the config ("columns": the engine's key -> theirs).
 """
 
 import functools
@@ -16,7 +16,14 @@ from conan_engine.data.sources.bad import Bad, short, wrong
 # kind -> key -> the types its value may have. A key that is optional has None among them.
 KINDS = {
     "instruction": {"instruction": (str,), "input": (str, None), "output": (str,)},
-    "pairs": {"query": (str,), "pos": (list, str), "neg": (list, str, None), "score": (float, int, None), "pos_scores": (list, float, int, None), "neg_scores": (list, float, int, None)},
+    "pairs": {
+        "query": (str,),
+        "pos": (list, str),
+        "neg": (list, str, None),
+        "score": (float, int, None),
+        "pos_scores": (list, float, int, None),
+        "neg_scores": (list, float, int, None),
+    },
     "sts": {"sentence1": (str,), "sentence2": (str,), "score": (float, int)},
     "label": {"text": (str,), "label": (str, int)},
     "chat": {"messages": (list,)},
@@ -54,10 +61,11 @@ def kind_of(keys):
 
 
 def record(row, columns, typed=True):
-    """A row as a record of the engine's: (kind, dict of the keys of its kind), "pos" and "neg" always lists, "label" text.
+    """A row as a record of the engine's: (kind, dict of the keys of its kind), "pos" and "neg" always lists, "label"
+    text.
 
-    columns: {the engine's key: the row's, or a list of those (pos, neg)}; empty: FORMS say. typed: False where every value is
-    text (CSV), and a number must be read from it. A null is an absent key. Raises Bad.
+    columns: {the engine's key: the row's, or a list of those (pos, neg)}; empty: FORMS say. typed: False where every
+    value is text (CSV), and a number must be read from it. A null is an absent key. Raises Bad.
     """
     if None in row.values():
         row = {key: value for key, value in row.items() if value is not None}
@@ -76,7 +84,11 @@ def record(row, columns, typed=True):
         values = [value for name in _names(named.get(key, ())) if (value := _value(row, name)) is not None]
         if not values:
             if None not in types:
-                raise Bad("missing key", f"{_shown(named[key])} is missing from a {kind} record with keys {sorted(row)}; add it, or name the columns in the config")
+                raise Bad(
+                    "missing key",
+                    f"{_shown(named[key])} is missing from a {kind} record with keys {sorted(row)}; add it, or "
+                    "name the columns in the config",
+                )
             continue
         place = _shown(named[key])
         if kind == "chat":
@@ -89,10 +101,15 @@ def record(row, columns, typed=True):
         else:
             value = chats.text(values[0], place) if named[key] == "messages" else values[0]
             found[key] = _number(value, place, typed) if float in types else _text(value, types, place)
-        if kind not in ("text", "instruction") and key not in SCORES:  # they may be empty there, a text to embed may not
+        # they may be empty there, a text to embed may not
+        if kind not in ("text", "instruction") and key not in SCORES:
             for text in found[key] if key in LISTS else [found[key]]:
                 if isinstance(text, str) and not text.strip():
-                    raise Bad("empty text", f"{place} holds an empty text; there is nothing to embed in it: fill it or leave the record out")
+                    raise Bad(
+                        "empty text",
+                        f"{place} holds an empty text; there is nothing to embed in it: fill it or leave the "
+                        "record out",
+                    )
     if kind == "pairs" and not found["pos"]:
         raise Bad("empty text", f"{_shown(named['pos'])} is empty; a query needs at least one positive")
     if kind == "instruction":
@@ -138,8 +155,13 @@ def _texts(values, place):
         for item in value if isinstance(value, list) else [value]:
             if isinstance(item, list):
                 item = chats.text(item, place)
-            if isinstance(item, dict) and isinstance(item.get("text"), str) and isinstance(item.get("title"), str | None):
-                item = f"{item['title']} {item['text']}" if item.get("title") else item["text"]  # Tevatron's passages, as it joins them
+            if (
+                isinstance(item, dict)
+                and isinstance(item.get("text"), str)
+                and isinstance(item.get("title"), str | None)
+            ):
+                # Tevatron's passages, as it joins them
+                item = f"{item['title']} {item['text']}" if item.get("title") else item["text"]
             if not isinstance(item, str):
                 raise wrong(value, place, "list of texts or text")
             texts.append(item)
@@ -163,14 +185,21 @@ def _number(value, place, typed):
     if isinstance(value, bool) or not isinstance(value, float | int):
         raise wrong(value, place, "number")
     if not (isinstance(value, int) or math.isfinite(value)) or abs(value) > LARGEST:
-        raise Bad("not a finite number", f"{place} is {short(value)}; expected a finite number, at most {LARGEST:.1e}: give a score or leave the key out")
+        raise Bad(
+            "not a finite number",
+            f"{place} is {short(value)}; expected a finite number, at most {LARGEST:.1e}: give a score or leave "
+            "the key out",
+        )
     return value
 
 
 def _scores(value, place, typed, texts):
     scores = [_number(one, place, typed) for one in (value if isinstance(value, list) else [value])]
     if len(scores) != len(texts):
-        raise Bad("not a score for each", f"{place} holds {len(scores)} scores for {len(texts)} texts; give one for each, or leave the key out")
+        raise Bad(
+            "not a score for each",
+            f"{place} holds {len(scores)} scores for {len(texts)} texts; give one for each, or leave the key out",
+        )
     return scores
 
 
@@ -179,7 +208,12 @@ def _missing(row):
     likeness = [len(set(form.values()) & row.keys()) for _, form in FORMS]
     if not max(likeness):
         known = ", ".join(str(list(keys)) for keys in KINDS.values())
-        return f"found keys {sorted(row)}; expected one of {known} (README: your own data), or their names in the config"
+        return (
+            f"found keys {sorted(row)}; expected one of {known} (README: your own data), or their names in the config"
+        )
     kind, form = FORMS[likeness.index(max(likeness))]
     lacking = [key for key in form.values() if key not in row]
-    return f"key {lacking[0]!r} is missing from a {kind} record with keys {sorted(row)}; add it, or name the columns in the config"
+    return (
+        f"key {lacking[0]!r} is missing from a {kind} record with keys {sorted(row)}; "
+        f"add it, or name the columns in the config"
+    )

@@ -1,4 +1,5 @@
-"""Sources that the Hub has: "hf:OWNER/NAME", "hf:OWNER/NAME:CONFIG:SPLIT@REVISION", through the `datasets` package and its cache."""
+"""Sources that the Hub has: "hf:OWNER/NAME", "hf:OWNER/NAME:CONFIG:SPLIT@REVISION", through the `datasets` package and
+its cache."""
 
 import functools
 import re
@@ -12,18 +13,27 @@ FORM = re.compile(r"hf:([^:@]+)(?::([^:@]*))?(?::(\w+))?(?:@([^:@]+))?")
 
 @functools.cache  # each stage asks
 def files(source):
-    """The Arrow files in which `datasets` keeps a split, "train" unless the source says another; downloaded where it has to be. Offline, what is
-    cached is taken. Raises UserError for what cannot be loaded, and where `datasets` is not installed."""
+    """The Arrow files in which `datasets` keeps a split, "train" unless the source says another; downloaded where it
+    has to be. Offline, what is cached is taken. Raises UserError for what cannot be loaded, and where `datasets` is not
+    installed."""
     found = FORM.fullmatch(source)
     if not found:
-        raise UserError(f"{source}: expected hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:OWNER/NAME:CONFIG:SPLIT, each also with @REVISION")
+        raise UserError(
+            f"{source}: expected hf:OWNER/NAME, hf:OWNER/NAME:CONFIG or hf:OWNER/NAME:CONFIG:SPLIT, each also "
+            "with @REVISION"
+        )
     name, config, split, revision = found.groups()
     try:
         import datasets
     except ImportError:
-        raise UserError(f"{source}: what the Hub has is loaded by datasets, which is not installed; pip install -e .[hub]") from None
+        raise UserError(
+            f"{source}: what the Hub has is loaded by datasets, which is not installed; pip install -e .[hub]"
+        ) from None
     try:
         loaded = datasets.load_dataset(name, config or None, split=split or "train", revision=revision)
     except Exception as error:  # of the network, of the Hub, of the dataset's own files: it has no class for all
-        raise UserError(f"{source}: datasets cannot load it ({type(error).__name__}: {' '.join(str(error).split())[:300]}); check the name, its config and split, and the network") from None
+        raise UserError(
+            f"{source}: datasets cannot load it ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
+            "check the name, its config and split, and the network"
+        ) from None
     return [Path(file["filename"]) for file in loaded.cache_files]

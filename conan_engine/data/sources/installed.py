@@ -19,24 +19,42 @@ TRAINING_PACKAGES = (
     "transformers", "polars", "huggingface_hub", "mteb", "datasets", "sentence_transformers", "pydantic",
 )  # fmt: skip
 MORE_PACKAGES = (
-    "Bio", "IPython", "MDAnalysis", "SCons", "aif360", "aiida", "airflow", "alibi", "allennlp", "altair", "angr", "ansible", "arch",
-    "asciimatics", "ase", "astroid", "astropy", "astroquery", "atomate2", "autogluon", "behave", "bids", "blackjax", "bokeh", "boltons",
-    "botorch", "breezy", "brian2", "bson", "captum", "celery", "cherrypy", "cinder", "cirq", "ckan", "climpred", "cobra", "composer", "conan",
-    "control", "coverage", "cvxpy", "dagster", "darts", "dash", "dask", "deepchem", "deluge", "dendropy", "dgl", "diffusers", "dipy", "discord",
-    "distributed", "docutils", "dowhy", "dspy", "dulwich", "econml", "elasticsearch", "fairlearn", "faker", "falcon", "featuretools", "filer",
-    "fipy", "flair", "flask", "flax", "geonode", "geopandas", "git", "gluonts", "gpytorch", "gramps", "great_expectations", "gridfs", "gwpy",
-    "gymnasium", "haiku", "haystack", "holoviews", "ibis", "ignite", "imageio", "imodels", "indico", "intake", "iris", "jax", "jupyter_server",
-    "kedro", "keras", "kornia", "langchain", "langchain_core", "libpysal", "librosa", "lifelines", "lightkurve", "lightly", "linearmodels",
-    "litestar", "llama_index", "lmfit", "luigi", "machina", "mailman", "manim", "matminer", "mdtraj", "megatron", "mesonbuild", "metpy", "misago",
-    "mlflow", "mne", "monai", "more_itertools", "moviepy", "music21", "napari", "napari_builtins", "nengo", "neo4j", "neuralforecast", "neutron",
-    "nibabel", "nilearn", "nipype", "nltk", "numba", "numpyro", "openai", "openmdao", "openmm", "openstack", "optax", "optuna", "oscar", "osmnx",
-    "pandapower", "paramiko", "parsl", "peft", "pennylane", "pettingzoo", "pgmpy", "photutils", "pint", "plotnine", "poetry", "prefect", "pretix",
-    "prompt_toolkit", "py2neo", "pycaret", "pydicom", "pyglet", "pylint", "pymatgen", "pymc", "pymongo", "pyod", "pyomo", "pypdf", "pypsa",
-    "pyqtgraph", "pyramid", "pyro", "pytorch_lightning", "pyvista", "qcodes", "qiskit", "rdflib", "redis", "rest_framework", "robot", "rope",
-    "sanic", "satpy", "scapy", "scrapy", "seaborn", "shap", "shuup", "signac", "skbio", "skimage", "skorch", "sktime", "speechbrain", "spyder",
-    "sqlalchemy", "sqlfluff", "sqlglot", "stable_baselines3", "stanza", "statsforecast", "statsmodels", "strawberry", "streamlit", "sunpy",
-    "tables", "telegram", "tensorflow_datasets", "tensorflow_probability", "textual", "thonny", "timm", "torch_geometric", "torchaudio",
-    "torchio", "torchmetrics", "torchvision", "tornado", "tox", "trac", "traitlets", "trax", "trimesh", "trl", "tsfresh", "tslearn", "twisted",
+    "Bio", "IPython", "MDAnalysis", "SCons", "aif360", "aiida", "airflow", "alibi", "allennlp", "altair", "angr",
+    "ansible", "arch",
+    "asciimatics", "ase", "astroid", "astropy", "astroquery", "atomate2", "autogluon", "behave", "bids", "blackjax",
+    "bokeh", "boltons",
+    "botorch", "breezy", "brian2", "bson", "captum", "celery", "cherrypy", "cinder", "cirq", "ckan", "climpred",
+    "cobra", "composer", "conan",
+    "control", "coverage", "cvxpy", "dagster", "darts", "dash", "dask", "deepchem", "deluge", "dendropy", "dgl",
+    "diffusers", "dipy", "discord",
+    "distributed", "docutils", "dowhy", "dspy", "dulwich", "econml", "elasticsearch", "fairlearn", "faker", "falcon",
+    "featuretools", "filer",
+    "fipy", "flair", "flask", "flax", "geonode", "geopandas", "git", "gluonts", "gpytorch", "gramps",
+    "great_expectations", "gridfs", "gwpy",
+    "gymnasium", "haiku", "haystack", "holoviews", "ibis", "ignite", "imageio", "imodels", "indico", "intake", "iris",
+    "jax", "jupyter_server",
+    "kedro", "keras", "kornia", "langchain", "langchain_core", "libpysal", "librosa", "lifelines", "lightkurve",
+    "lightly", "linearmodels",
+    "litestar", "llama_index", "lmfit", "luigi", "machina", "mailman", "manim", "matminer", "mdtraj", "megatron",
+    "mesonbuild", "metpy", "misago",
+    "mlflow", "mne", "monai", "more_itertools", "moviepy", "music21", "napari", "napari_builtins", "nengo", "neo4j",
+    "neuralforecast", "neutron",
+    "nibabel", "nilearn", "nipype", "nltk", "numba", "numpyro", "openai", "openmdao", "openmm", "openstack", "optax",
+    "optuna", "oscar", "osmnx",
+    "pandapower", "paramiko", "parsl", "peft", "pennylane", "pettingzoo", "pgmpy", "photutils", "pint", "plotnine",
+    "poetry", "prefect", "pretix",
+    "prompt_toolkit", "py2neo", "pycaret", "pydicom", "pyglet", "pylint", "pymatgen", "pymc", "pymongo", "pyod",
+    "pyomo", "pypdf", "pypsa",
+    "pyqtgraph", "pyramid", "pyro", "pytorch_lightning", "pyvista", "qcodes", "qiskit", "rdflib", "redis",
+    "rest_framework", "robot", "rope",
+    "sanic", "satpy", "scapy", "scrapy", "seaborn", "shap", "shuup", "signac", "skbio", "skimage", "skorch", "sktime",
+    "speechbrain", "spyder",
+    "sqlalchemy", "sqlfluff", "sqlglot", "stable_baselines3", "stanza", "statsforecast", "statsmodels", "strawberry",
+    "streamlit", "sunpy",
+    "tables", "telegram", "tensorflow_datasets", "tensorflow_probability", "textual", "thonny", "timm",
+    "torch_geometric", "torchaudio",
+    "torchio", "torchmetrics", "torchvision", "tornado", "tox", "trac", "traitlets", "trax", "trimesh", "trl",
+    "tsfresh", "tslearn", "twisted",
     "urwid", "vispy", "weblate", "werkzeug", "xarray", "xlsxwriter", "zarr",
 )  # fmt: skip
 HELD_OUT_PACKAGES = ("networkx", "sympy")
@@ -54,8 +72,11 @@ LANGUAGE_SHARES = {language: share for language, share in PAPER.items() if langu
 
 @functools.cache  # several stages read them
 def _docs(packages):
-    """Each summary once, with more behind it if any has: of two documents with one summary no search could tell which is meant."""
-    return list({doc.summary: doc for doc in sorted(docstrings.read(packages), key=lambda doc: doc.rest != "")}.values())
+    """Each summary once, with more behind it if any has: of two documents with one summary no search could tell which
+    is meant."""
+    return list(
+        {doc.summary: doc for doc in sorted(docstrings.read(packages), key=lambda doc: doc.rest != "")}.values()
+    )
 
 
 @functools.cache
@@ -115,7 +136,8 @@ def _doc_names(docs):
 
 
 def _doc_sections(docs):
-    """What is said further down: the first paragraph, and each that stands beyond the second, up to SECTIONS of a text."""
+    """What is said further down: the first paragraph, and each that stands beyond the second, up to SECTIONS of a
+    text."""
     for doc in docs:
         further = [p for p in PARAGRAPH.split(doc.rest)[1:] if len(p) >= SHORTEST_SECTION]
         for paragraph in further[:SECTIONS]:
@@ -142,7 +164,9 @@ def doc_sts(docs):
         by_package.setdefault(doc.package, []).append(doc)
     chance = random.Random(0)
     for doc in docs:
-        score, others = chance.choice(((1.0, [doc]), (0.5, by_module[doc.module]), (0.25, by_package[doc.package]), (0.0, docs)))
+        score, others = chance.choice(
+            ((1.0, [doc]), (0.5, by_module[doc.module]), (0.25, by_package[doc.package]), (0.0, docs))
+        )
         other = chance.choice(others)
         if other is doc:
             score = 1.0
@@ -150,7 +174,8 @@ def doc_sts(docs):
 
 
 def _shared_out(messages):
-    """Messages in the recipe's languages and shares: the most that keep to them, those beyond a share left out evenly."""
+    """Messages in the recipe's languages and shares: the most that keep to them, those beyond a share left out
+    evenly."""
     kept = [m for m in messages if m.language in LANGUAGE_SHARES]
     have = dict.fromkeys(LANGUAGE_SHARES, 0)
     for message in kept:
@@ -165,7 +190,9 @@ def _shared_out(messages):
 
 def fraction(text):
     """Of the way from 0 to 1, by a hash."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") / 2**64
+    return (
+        int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") / 2**64
+    )
 
 
 def _message_text(messages):
@@ -190,7 +217,11 @@ def message_sts(messages):
         others = chance.choice((by_english[message.english], by_package[message.package], messages))
         other = chance.choice(others)
         score = 1.0 if other.english == message.english else 0.25 if other.package == message.package else 0.0
-        yield {"sentence1": message.foreign, "sentence2": other.foreign if other is not message else message.english, "score": score}
+        yield {
+            "sentence1": message.foreign,
+            "sentence2": other.foreign if other is not message else message.english,
+            "score": score,
+        }
 
 
 def translations(messages):
@@ -222,7 +253,10 @@ def _readers():
         yield f"{source}.code", "pairs", _doc_code, with_code
         yield f"{source}.labels", "label", _doc_labels, texts
         yield f"{source}.sts", "sts", doc_sts, texts
-    for source, packages in (("catalogues", catalogues.FOLDERS), ("library.catalogues", catalogues.FOLDERS | catalogues.MORE_FOLDERS)):
+    for source, packages in (
+        ("catalogues", catalogues.FOLDERS),
+        ("library.catalogues", catalogues.FOLDERS | catalogues.MORE_FOLDERS),
+    ):
         texts = functools.partial(messages, packages=tuple(packages))
         yield source, "text", _message_text, texts
         yield source, "instruction", _message_instructions, texts

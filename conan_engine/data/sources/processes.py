@@ -16,8 +16,8 @@ from conan_engine.errors import UserError
 
 
 class Pool:
-    """`processes` of them (0: one a CPU core), started when first needed; close() ends them, and so does the end of this
-    process, however it comes. set_up(*arguments) is called in each of them first."""
+    """`processes` of them (0: one a CPU core), started when first needed; close() ends them, and so does the end of
+    this process, however it comes. set_up(*arguments) is called in each of them first."""
 
     def __init__(self, processes=0, set_up=None, *arguments):
         self.processes = processes or len(os.sched_getaffinity(0))
@@ -66,13 +66,15 @@ def _told(processes):
         yield
     except TerminatedWorkerError:
         raise UserError(
-            f"one of {processes} processes that prepare data was killed; if memory ran out, take fewer (tokenizer.processes). "
+            f"one of {processes} processes that prepare data was killed; if memory ran out, take fewer "
+            "(tokenizer.processes). "
             f"Run again: it goes on behind what is finished"
         ) from None
 
 
 def _begin(set_up, arguments):
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):  # which reach all of a job's processes: the first one ends these
+    # which reach all of a job's processes: the first one ends these
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     if set_up:

@@ -12,7 +12,8 @@ SPLIT = "train"
 
 
 def files(folder):
-    """The files of the split "train", sorted; none where the folder says nothing. Raises UserError where it has no such split."""
+    """The files of the split "train", sorted; none where the folder says nothing. Raises UserError where it has no such
+    split."""
     if (folder / "state.json").exists():  # save_to_disk of a Dataset
         listed = _json(folder / "state.json").get("_data_files")
         return sorted(folder / file["filename"] for file in listed) if listed else []
@@ -49,12 +50,28 @@ def _declared(folder):
     configs = about.get("configs") if isinstance(about, dict) else None
     if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
         return []
-    default = [config for config in configs if len(configs) == 1 or config.get("default") or config.get("config_name") == "default"]
+    default = [
+        config
+        for config in configs
+        if len(configs) == 1 or config.get("default") or config.get("config_name") == "default"
+    ]
     if not default:
-        raise UserError(f"{folder}: its README.md declares the configs {', '.join(str(config.get('config_name')) for config in configs)}; name the files of one, such as {folder}/FOLDER/*.parquet")
+        raise UserError(
+            f"{folder}: its README.md declares the configs "
+            f"{', '.join(str(config.get('config_name')) for config in configs)}; name the files of one, such as "
+            f"{folder}/FOLDER/*.parquet"
+        )
     by_split = default[0].get("data_files")
-    if isinstance(by_split, list) and all(isinstance(one, dict) and {"split", "path"} <= one.keys() for one in by_split):
+    if isinstance(by_split, list) and all(
+        isinstance(one, dict) and {"split", "path"} <= one.keys() for one in by_split
+    ):
         by_split = {one["split"]: one["path"] for one in by_split}
         by_split = by_split[_chosen(readme, by_split)]
     patterns = [by_split] if isinstance(by_split, str) else filter(lambda one: isinstance(one, str), by_split or [])
-    return sorted({Path(path) for pattern in patterns for path in glob.glob(f"{glob.escape(str(folder))}/{pattern}", recursive=True)})
+    return sorted(
+        {
+            Path(path)
+            for pattern in patterns
+            for path in glob.glob(f"{glob.escape(str(folder))}/{pattern}", recursive=True)
+        }
+    )

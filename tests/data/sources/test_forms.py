@@ -1,4 +1,5 @@
-"""Files as people have them: the forms of other libraries, tables, byte-order marks, nulls, and numbers that are none."""
+"""Files as people have them: the forms of other libraries, tables, byte-order marks, nulls, and numbers that are
+none."""
 
 import gzip
 import json
@@ -18,29 +19,62 @@ PAIR = {"query": "q", "pos": ["p"]}
         # sentence-transformers
         ({"anchor": "q", "positive": "p"}, "pairs", PAIR),
         ({"anchor": "q", "positive": "p", "negative": "n"}, "pairs", PAIR | {"neg": ["n"]}),
-        ({"query": "q", "positive": "p", "negative_1": "a", "negative_2": "b", "negative_10": "c"}, "pairs", PAIR | {"neg": ["a", "b", "c"]}),
+        (
+            {"query": "q", "positive": "p", "negative_1": "a", "negative_2": "b", "negative_10": "c"},
+            "pairs",
+            PAIR | {"neg": ["a", "b", "c"]},
+        ),
         ({"question": "q", "answer": "p"}, "pairs", PAIR),
         ({"query": "q", "answer": "p"}, "pairs", PAIR),
         ({"sentence1": "q", "sentence2": "p"}, "pairs", PAIR),
         ({"sentence1": "q", "sentence2": "p", "score": 1}, "sts", {"sentence1": "q", "sentence2": "p", "score": 1}),
-        ({"sentence_A": "q", "sentence_B": "p", "score": 0.5}, "sts", {"sentence1": "q", "sentence2": "p", "score": 0.5}),
+        (
+            {"sentence_A": "q", "sentence_B": "p", "score": 0.5},
+            "sts",
+            {"sentence1": "q", "sentence2": "p", "score": 0.5},
+        ),
         # FlagEmbedding
-        ({"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [1], "prompt": ""}, "pairs", PAIR | {"neg": ["n"], "pos_scores": [1]}),
-        ({"query": "q", "pos": ["p"], "neg": ["n", "m"], "pos_scores": [], "neg_scores": [0.5, -2]}, "pairs", PAIR | {"neg": ["n", "m"], "neg_scores": [0.5, -2]}),
-        ({"query": "q", "pos": "p", "neg": "n", "pos_scores": 3, "neg_scores": 0.1}, "pairs", PAIR | {"neg": ["n"], "pos_scores": [3], "neg_scores": [0.1]}),
+        (
+            {"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [1], "prompt": ""},
+            "pairs",
+            PAIR | {"neg": ["n"], "pos_scores": [1]},
+        ),
+        (
+            {"query": "q", "pos": ["p"], "neg": ["n", "m"], "pos_scores": [], "neg_scores": [0.5, -2]},
+            "pairs",
+            PAIR | {"neg": ["n", "m"], "neg_scores": [0.5, -2]},
+        ),
+        (
+            {"query": "q", "pos": "p", "neg": "n", "pos_scores": 3, "neg_scores": 0.1},
+            "pairs",
+            PAIR | {"neg": ["n"], "pos_scores": [3], "neg_scores": [0.1]},
+        ),
         # Tevatron
         (
-            {"query_id": "1", "query": "q", "positive_passages": [{"docid": "2", "title": "t", "text": "p"}, {"title": "", "text": "p"}], "negative_passages": [{"text": "n"}]},
+            {
+                "query_id": "1",
+                "query": "q",
+                "positive_passages": [{"docid": "2", "title": "t", "text": "p"}, {"title": "", "text": "p"}],
+                "negative_passages": [{"text": "n"}],
+            },
             "pairs",
             {"query": "q", "pos": ["t p", "p"], "neg": ["n"]},
         ),
-        ({"query": "q", "positive_passages": [{"title": "t", "text": "p"}], "negative_passages": []}, "pairs", {"query": "q", "pos": ["t p"]}),
+        (
+            {"query": "q", "positive_passages": [{"title": "t", "text": "p"}], "negative_passages": []},
+            "pairs",
+            {"query": "q", "pos": ["t p"]},
+        ),
         # mteb
         ({"text": "t", "label": 3}, "label", {"text": "t", "label": "3"}),
         ({"text": "t", "label": 3, "label_text": "three"}, "label", {"text": "t", "label": "three"}),
         # a null is an absent key
         ({"query": "q", "pos": ["p"], "neg": None, "score": None}, "pairs", PAIR),
-        ({"instruction": "i", "input": None, "output": "o"}, "instruction", {"instruction": "i", "input": "", "output": "o"}),
+        (
+            {"instruction": "i", "input": None, "output": "o"},
+            "instruction",
+            {"instruction": "i", "input": "", "output": "o"},
+        ),
         ({"sentence1": "q", "sentence2": "p", "score": None}, "pairs", PAIR),
     ],
 )
@@ -52,7 +86,11 @@ def test_the_forms_of_other_libraries(row, kind, wanted):
     ("columns", "row", "wanted"),
     [
         ({"query": "title", "pos": "body"}, {"title": "q", "body": "p", "text": "not this"}, ("pairs", PAIR)),
-        ({"query": "title", "pos": "body", "neg": ["wrong", "worse"], "score": "s"}, {"title": "q", "body": ["p"], "wrong": "a", "worse": ["b", "c"], "s": 0.5}, ("pairs", PAIR | {"neg": ["a", "b", "c"], "score": 0.5})),
+        (
+            {"query": "title", "pos": "body", "neg": ["wrong", "worse"], "score": "s"},
+            {"title": "q", "body": ["p"], "wrong": "a", "worse": ["b", "c"], "s": 0.5},
+            ("pairs", PAIR | {"neg": ["a", "b", "c"], "score": 0.5}),
+        ),
         ({"text": "body"}, {"body": "t", "query": "q", "pos": "p"}, ("text", {"text": "t"})),
         ({"text": "tweet", "label": "mood"}, {"tweet": "t", "mood": 1}, ("label", {"text": "t", "label": "1"})),
     ],
@@ -69,19 +107,35 @@ HUGE = "1" + "0" * 400
 @pytest.mark.parametrize(
     ("line", "reason", "said"),
     [
-        ('{"sentence1": "a", "sentence2": "b", "score": NaN}', "not a finite number", "'score' is NaN; expected a finite number"),
+        (
+            '{"sentence1": "a", "sentence2": "b", "score": NaN}',
+            "not a finite number",
+            "'score' is NaN; expected a finite number",
+        ),
         ('{"sentence1": "a", "sentence2": "b", "score": 1e39}', "not a finite number", "'score' is 1e"),
         ('{"query": "a", "pos": "b", "score": -Infinity}', "not a finite number", "'score' is -Infinity"),
         ('{"query": "a", "pos": ["b"], "pos_scores": [NaN]}', "not a finite number", "'pos_scores' is NaN"),
         ('{"query": "a", "pos": ["b"], "pos_scores": ["1"]}', "wrong type", "'pos_scores'"),
-        ('{"query": "a", "pos": ["b"], "neg": ["c", "d"], "neg_scores": [1]}', "not a score for each", "'neg_scores' holds 1 scores for 2 texts"),
+        (
+            '{"query": "a", "pos": ["b"], "neg": ["c", "d"], "neg_scores": [1]}',
+            "not a score for each",
+            "'neg_scores' holds 1 scores for 2 texts",
+        ),
         ('{"query": "a", "pos": "b", "score": 1e999}', "not a finite number", "'score' is Infinity"),
         (f'{{"query": "a", "pos": "b", "score": {HUGE}}}', "not a finite number", "'score' is 10000"),
-        (f'{{"query": "a", "pos": "b", "score": {"9" * 5000}}}', "not a finite number", "an integer of more than 4,300 digits"),
+        (
+            f'{{"query": "a", "pos": "b", "score": {"9" * 5000}}}',
+            "not a finite number",
+            "an integer of more than 4,300 digits",
+        ),
         ('{"query": "a", "pos": "b", "score": true}', "wrong type", "'score' is true; expected number"),
         ('{"query": " \\t\\u3000", "pos": "b"}', "empty text", "'query' holds an empty text"),
         ('{"query": "a", "pos": ["b", "\\n"]}', "empty text", "'pos' holds an empty text"),
-        ('{"query": "a", "positive_passages": [{"title": "t"}]}', "wrong type", "'positive_passages' is .*; expected list of texts"),
+        (
+            '{"query": "a", "positive_passages": [{"title": "t"}]}',
+            "wrong type",
+            "'positive_passages' is .*; expected list of texts",
+        ),
         ('{"anchor": "a", "positive": 3}', "wrong type", "'positive' is 3"),
         ('{"anchor": "a", "pos": "b"}', "missing key", "key 'positive' is missing|key 'query' is missing"),
         ("[" * 100_000, "broken JSON", "nested too deeply"),

@@ -23,9 +23,17 @@ def many(tmp_path):
         path = tmp_path / "web" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         kind = paths.unpacked(path)
-        rows = ["text", *lines[name]] if kind == "csv" else lines[name] if kind == "txt" else [json.dumps({"text": text}) for text in lines[name]]
+        rows = (
+            ["text", *lines[name]]
+            if kind == "csv"
+            else lines[name]
+            if kind == "txt"
+            else [json.dumps({"text": text}) for text in lines[name]]
+        )
         data = "".join(f"{row}\n" for row in rows).encode()
-        path.write_bytes(gzip.compress(data) if path.suffix == ".gz" else zstandard.compress(data) if path.suffix == ".zst" else data)
+        path.write_bytes(
+            gzip.compress(data) if path.suffix == ".gz" else zstandard.compress(data) if path.suffix == ".zst" else data
+        )
     for name in ("_SUCCESS", ".hidden.jsonl", "_temporary/part.json", "README.md"):
         path = tmp_path / "web" / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -43,7 +51,8 @@ def test_a_folder_is_read_by_name(many):
 
 
 @pytest.mark.parametrize(("pattern", "names"), [
-    ("web/b/*", ["b/1.jsonl.gz", "b/10.txt", "b/2.jsonl.zst"]), ("web/**/*.jsonl*", ["a.jsonl", "b/1.jsonl.gz", "b/2.jsonl.zst"]), ("web/[ac]*/**/x.???", ["c/deep/er/x.csv"]),
+    ("web/b/*", ["b/1.jsonl.gz", "b/10.txt", "b/2.jsonl.zst"]),
+    ("web/**/*.jsonl*", ["a.jsonl", "b/1.jsonl.gz", "b/2.jsonl.zst"]), ("web/[ac]*/**/x.???", ["c/deep/er/x.csv"]),
 ])  # fmt: skip
 def test_a_pattern_names_files(many, pattern, names):
     folder, lines = many
@@ -75,7 +84,14 @@ def test_a_file_may_have_the_signs_of_a_pattern_in_its_name(tmp_path):
 def test_what_cannot_be_is_one_line(many, source, said):
     folder, _ = many
     good, pair = '{"text": "a"}\n', '{"sentence1": "a", "sentence2": "b", "score": 1}\n'
-    made = {"empty/x.md": "", "none.list": "# nothing\n", "wrong.list": "web/a.jsonl\nweb/b/*.xml\n", "round.list": "round.list\n", "blank/a.jsonl": "\n", "blank/b.jsonl": ""}
+    made = {
+        "empty/x.md": "",
+        "none.list": "# nothing\n",
+        "wrong.list": "web/a.jsonl\nweb/b/*.xml\n",
+        "round.list": "round.list\n",
+        "blank/a.jsonl": "\n",
+        "blank/b.jsonl": "",
+    }
     made |= {"kinds/a.jsonl": good, "kinds/b.jsonl": pair, "broken/a.jsonl": good, "broken/b.jsonl": good + "{\n"}
     for name, text in made.items():
         (folder / name).parent.mkdir(exist_ok=True)
@@ -94,10 +110,16 @@ def test_a_part_without_records_is_no_mistake(tmp_path):
 def test_zstd_in_several_frames_of_any_size_is_read_whole(tmp_path):
     lines = [f'{{"text": "{i} {random.random()}"}}\n' for i in range(20_000)]
     parts = "".join(lines[:7]), "", "".join(lines[7:15_000]), "".join(lines[15_000:])
-    whole = b"".join(zstandard.ZstdCompressor(write_content_size=i % 2 == 0).compress(part.encode()) for i, part in enumerate(parts))
+    whole = b"".join(
+        zstandard.ZstdCompressor(write_content_size=i % 2 == 0).compress(part.encode()) for i, part in enumerate(parts)
+    )
     (tmp_path / "x.jsonl.zst").write_bytes(whole)
     assert texts(tmp_path / "x.jsonl.zst") == [json.loads(line)["text"] for line in lines]
-    for name, data in (("cut", whole[:-30]), ("damaged", whole[:5000] + b"\0" * 100 + whole[5100:]), ("plain", b'{"text": "a"}\n')):
+    for name, data in (
+        ("cut", whole[:-30]),
+        ("damaged", whole[:5000] + b"\0" * 100 + whole[5100:]),
+        ("plain", b'{"text": "a"}\n'),
+    ):
         (tmp_path / f"{name}.jsonl.zst").write_bytes(data)
         with pytest.raises(UserError, match=f"{name}.jsonl.zst: damaged or cut-off zstd file"):
             texts(tmp_path / f"{name}.jsonl.zst")
@@ -108,9 +130,14 @@ def test_what_is_left_out_is_listed_by_file(tmp_path):
     for name in ("a", "b"):
         (tmp_path / f"web/{name}.jsonl").write_text('{"text": "question"}\n{broken\n' + '{"text": "answer"}\n' * 9)
     for _ in range(2):  # what the first start wrote is not there twice
-        assert len(shards_of(tmp_path / "web", "pretrain", Pretrain(), small_tokenizer(tmp_path), tmp_path / "data", 0.2)) == 20
+        assert (
+            len(shards_of(tmp_path / "web", "pretrain", Pretrain(), small_tokenizer(tmp_path), tmp_path / "data", 0.2))
+            == 20
+        )
     rows = [json.loads(line) for line in (tmp_path / "data/rejected.jsonl").read_text().splitlines()]
-    assert [(row["source"], row["file"], row["line"]) for row in rows] == [(f"{tmp_path}/web", f"{tmp_path}/web/{name}.jsonl", 2) for name in ("a", "b")]
+    assert [(row["source"], row["file"], row["line"]) for row in rows] == [
+        (f"{tmp_path}/web", f"{tmp_path}/web/{name}.jsonl", 2) for name in ("a", "b")
+    ]
 
 
 def test_another_file_makes_other_shards(tmp_path):

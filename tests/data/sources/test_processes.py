@@ -68,9 +68,12 @@ list(Pool(2).map(wait, range(100)))
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
 def test_none_outlives_the_first_process(how):
-    process = subprocess.Popen([sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WAITS], stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
+    )
     children = [int(process.stdout.readline()) for _ in range(2)]
-    os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()  # Ctrl-C reaches all, kill -9 the first alone
+    # Ctrl-C reaches all, kill -9 the first alone
+    os.killpg(process.pid, how) if how == signal.SIGINT else process.kill()
     until = time.monotonic() + 20
     while any(map(runs, children)) and time.monotonic() < until:
         time.sleep(0.05)

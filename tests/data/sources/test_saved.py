@@ -25,7 +25,8 @@ ALL = [row["query"] for row in ROWS]
 def test_a_dataset_that_was_saved(tmp_path):
     TRAIN.save_to_disk(tmp_path / "saved", num_shards=3)
     TEST.save_to_disk(tmp_path / "other")
-    shutil.copy(tmp_path / "other/data-00000-of-00001.arrow", tmp_path / "saved/cache-0123.arrow")  # as map() leaves it there
+    # as map() leaves it there
+    shutil.copy(tmp_path / "other/data-00000-of-00001.arrow", tmp_path / "saved/cache-0123.arrow")
     assert [path.name for path in paths.of(tmp_path / "saved")] == [f"data-{i:05}-of-00003.arrow" for i in range(3)]
     assert queries(tmp_path / "saved") == ALL
 
@@ -49,7 +50,9 @@ def test_an_arrow_file_alone_in_parts_or_whole(tmp_path, form):
     assert queries(path) == ALL
     readers = [files.Reader([paths.Piece(path, 1, part, 3)]) for part in range(3)]
     parts = [[(reader.where[1], record["query"]) for _, record in reader] for reader in readers]
-    assert sorted(sum(parts, []), key=lambda one: int(one[0].split()[1])) == [(f"row {i + 1}", query) for i, query in enumerate(ALL)]
+    assert sorted(sum(parts, []), key=lambda one: int(one[0].split()[1])) == [
+        (f"row {i + 1}", query) for i, query in enumerate(ALL)
+    ]
     assert form == "feather" or all(parts)
 
 
@@ -80,7 +83,9 @@ configs:
 def a_repository(folder, name="default", more=""):
     (folder / "data").mkdir(parents=True)
     for part in range(2):
-        TRAIN.select(range(1500 * part, 1500 * (part + 1))).to_parquet(folder / f"data/train-{part:05}-of-00002.parquet")
+        TRAIN.select(range(1500 * part, 1500 * (part + 1))).to_parquet(
+            folder / f"data/train-{part:05}-of-00002.parquet"
+        )
     TEST.to_parquet(folder / "data/test-00000-of-00001.parquet")
     (folder / "README.md").write_text(README.format(name=name, more=more))
     return folder
@@ -94,20 +99,32 @@ def test_a_repository_of_the_hub_says_what_is_its_training_data(tmp_path):
         queries(a_repository(tmp_path / "c", "some", other))
     assert queries(a_repository(tmp_path / "d", "some", other + "  default: true\n")) == ALL[:7]
     without = a_repository(tmp_path / "e")
-    for head in ("language: [de", "configs: 3", "configs: [x]", "configs:\n- config_name: a\n  data_files: [{split: train}]"):
+    for head in (
+        "language: [de",
+        "configs: 3",
+        "configs: [x]",
+        "configs:\n- config_name: a\n  data_files: [{split: train}]",
+    ):
         (without / "README.md").write_text(f"---\n{head}\n---\n")
         assert len(queries(without)) == 3007, "a README that declares nothing"
 
 
 def test_columns_within_columns(tmp_path):
-    rows = [{"translation": {"de": "Haus", "en": "house", "a.b": "x"}, "a.b": "own"}, {"translation": {"de": None, "en": "tree"}, "a.b": "own"}]
+    rows = [
+        {"translation": {"de": "Haus", "en": "house", "a.b": "x"}, "a.b": "own"},
+        {"translation": {"de": None, "en": "tree"}, "a.b": "own"},
+    ]
     Dataset.from_list(rows).to_parquet(tmp_path / "x.parquet")
     records = files.read(tmp_path / "x.parquet", {"query": "translation.de", "pos": ["translation.en", "a.b"]})
     assert next(records) == ("pairs", {"query": "Haus", "pos": ["house", "own"]})
     with pytest.raises(UserError, match=r"x\.parquet: row 2: 'translation\.de' is missing"):
         next(records)
     rejected = []
-    reader = files.Reader([paths.Piece(tmp_path / "x.parquet")], {"query": "translation.en", "pos": "translation.de"}, lambda *bad: rejected.append(bad[1]))
+    reader = files.Reader(
+        [paths.Piece(tmp_path / "x.parquet")],
+        {"query": "translation.en", "pos": "translation.de"},
+        lambda *bad: rejected.append(bad[1]),
+    )
     assert [record["query"] for _, record in reader] == ["house"] and rejected == ["row 2"]
 
 

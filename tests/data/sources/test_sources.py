@@ -29,7 +29,11 @@ def write(path, text):
 
 def test_docstrings_are_split_into_first_paragraph_and_rest(packages):
     write(packages / "zoo/__init__.py", '"""The zoo.\n\nIt has animals."""\n')
-    write(packages / "zoo/cage.py", 'class Lion:\n    """One\n    paragraph."""\n    def roar(self):\n        """Make a\n        noise.\n\n        Loud:\n            very\n        """\n')
+    write(
+        packages / "zoo/cage.py",
+        'class Lion:\n    """One\n    paragraph."""\n    def roar(self):\n        """Make a\n        noise.\n\n '
+        '       Loud:\n            very\n        """\n',
+    )
     write(packages / "zoo/tests/test_cage.py", '"""Not\n\ndocumentation."""')
     write(packages / "zoo/template.py", "def {{ broken }}")
     found = list(docstrings.read(["zoo"]))
@@ -75,8 +79,10 @@ def test_code_is_what_stands_behind_the_docstring(packages):
     write(packages / "zoo/__init__.py", CAGE)
     found = {d.name: d.code for d in docstrings.read(["zoo"])}
     assert found == {
-        "zoo.feed": "def feed(animal, meat):\n    if not animal:\n\n        raise ValueError(animal)\n    return [meal(m) for m in meat]",
-        "zoo.Lion.mane": 'def mane(self):\n    def comb():\n        """Comb it."""\n        return self\n\n    return comb  # often',
+        "zoo.feed": "def feed(animal, meat):\n    if not animal:\n\n        raise ValueError(animal)\n    return "
+        "[meal(m) for m in meat]",
+        "zoo.Lion.mane": 'def mane(self):\n    def comb():\n        """Comb it."""\n'
+        "        return self\n\n    return comb  # often",
         "zoo.Lion.mane.comb": "def comb():\n    return self",
         "zoo.Lion.short": "",
     }
@@ -99,42 +105,81 @@ def test_every_docstring_is_found_that_the_syntax_tree_has():
     found = {(d.name, d.summary, d.rest) for d in docstrings.read(["sphinx"])}
 
     def walk(node, name):
-        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(node):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)) and ast.get_docstring(
+            node
+        ):
             summary, _, rest = ast.get_docstring(node).strip().partition("\n\n")
             yield name, " ".join(summary.split()), rest.strip()
         for child in ast.iter_child_nodes(node):
-            yield from walk(child, f"{name}.{child.name}" if hasattr(child, "body") and hasattr(child, "name") and child.name else name)
+            yield from walk(
+                child,
+                f"{name}.{child.name}" if hasattr(child, "body") and hasattr(child, "name") and child.name else name,
+            )
 
-    expected = {doc for path, module in docstrings.modules("sphinx") for doc in walk(ast.parse(path.read_bytes()), module)}
+    expected = {
+        doc for path, module in docstrings.modules("sphinx") for doc in walk(ast.parse(path.read_bytes()), module)
+    }
     assert len(expected) > 1000 and {doc[1:] for doc in expected} == {doc[1:] for doc in found} and found <= expected
 
 
 def test_names_and_code_are_pairs(monkeypatch):
     docs = [
-        docstrings.Docstring("p", "p.m", "p.m.CSVReader2.read_all", "f.py", 1, "Read every row.", "Rows: all.", "def read_all(self):\n" + "    x\n" * 30),
+        docstrings.Docstring(
+            "p",
+            "p.m",
+            "p.m.CSVReader2.read_all",
+            "f.py",
+            1,
+            "Read every row.",
+            "Rows: all.",
+            "def read_all(self):\n" + "    x\n" * 30,
+        ),
         docstrings.Docstring("p", "p.m", "p.m.f", "f.py", 1, "Read one row.", "", "def f():\n    return 1"),
         docstrings.Docstring("_", "_", "_.__", "f.py", 1, "Nameless.", "Nobody knows.", ""),
     ]
     monkeypatch.setattr(installed, "_docs", lambda packages: docs)
     monkeypatch.setattr(installed, "_kept", lambda text: False)
-    assert list(installed.READERS["docstrings.names", "pairs"]()) == [{"query": "CSV Reader 2 read all", "pos": ["Read every row.\nRows: all."]}]
-    assert list(installed.READERS["docstrings.code", "pairs"]()) == [{"query": "Read every row.", "pos": [docs[0].code]}]
+    assert list(installed.READERS["docstrings.names", "pairs"]()) == [
+        {"query": "CSV Reader 2 read all", "pos": ["Read every row.\nRows: all."]}
+    ]
+    assert list(installed.READERS["docstrings.code", "pairs"]()) == [
+        {"query": "Read every row.", "pos": [docs[0].code]}
+    ]
 
 
 def test_further_paragraphs_are_pairs(monkeypatch):
-    paragraphs = ["The second.", "Too short.", "It says this at some length, so that it can be told from what others say.", "    Indented, which it keeps, " + "and long " * 90]
-    docs = [docstrings.Docstring("p", "p.m", f"p.m.{i}", "f.py", 1, f"Summary {i}.", "\n \n".join(paragraphs[:2] + paragraphs[2:] * i)) for i in range(6)]
+    paragraphs = [
+        "The second.",
+        "Too short.",
+        "It says this at some length, so that it can be told from what others say.",
+        "    Indented, which it keeps, " + "and long " * 90,
+    ]
+    docs = [
+        docstrings.Docstring(
+            "p", "p.m", f"p.m.{i}", "f.py", 1, f"Summary {i}.", "\n \n".join(paragraphs[:2] + paragraphs[2:] * i)
+        )
+        for i in range(6)
+    ]
     monkeypatch.setattr(installed, "_docs", lambda packages: docs)
     monkeypatch.setattr(installed, "_kept", lambda text: False)
     pairs = list(installed.READERS["docstrings.sections", "pairs"]())
-    assert pairs[:2] == [{"query": "Summary 1.", "pos": [paragraphs[2]]}, {"query": "Summary 1.", "pos": [paragraphs[3][: installed.NAMED]]}]
+    assert pairs[:2] == [
+        {"query": "Summary 1.", "pos": [paragraphs[2]]},
+        {"query": "Summary 1.", "pos": [paragraphs[3][: installed.NAMED]]},
+    ]
     assert [sum(pair["query"] == f"Summary {i}." for pair in pairs) for i in range(6)] == [0, 2, 4, 6, 8, 8]
 
 
 def test_library_reads_more_packages_than_docstrings(packages, monkeypatch):
     for package in ("core", "more"):
         folder = packages / (package if package == "core" else f"{places.TEXTS}/more")
-        write(folder / "__init__.py", "\n".join(f'def f{i}():\n    """Number {i} of {package}.\n\n    It does {i} things in {package}.\n    """\n' for i in range(200)))
+        write(
+            folder / "__init__.py",
+            "\n".join(
+                f'def f{i}():\n    """Number {i} of {package}.\n\n    It does {i} things in {package}.\n    """\n'
+                for i in range(200)
+            ),
+        )
     monkeypatch.setattr(installed, "_docs", installed._docs.__wrapped__)
     of = {names: {doc.module for doc in installed.docs(packages=names)} for names in (("core",), ("core", "more"))}
     assert of == {("core",): {"core"}, ("core", "more"): {"core", "more"}}
@@ -142,15 +187,23 @@ def test_library_reads_more_packages_than_docstrings(packages, monkeypatch):
     for (source, kind), reader in installed.READERS.items():
         first = source.partition(".")[0]
         if first in more:
-            whole = installed.READERS[source.replace("docstrings", "library").replace("catalogues", "library.catalogues"), kind]
+            whole = installed.READERS[
+                source.replace("docstrings", "library").replace("catalogues", "library.catalogues"), kind
+            ]
             assert whole.args[0] is reader.args[0] and whole.args[2] is reader.args[2]
             assert whole.args[1].keywords["packages"] == reader.args[1].keywords["packages"] + more[first], source
 
 
 def test_what_library_reads_is_installed_for_it():
-    listed = [line.partition("==")[0] for line in (ROOT / "configs/library.txt").read_text().splitlines() if not line.startswith("#")]
+    listed = [
+        line.partition("==")[0]
+        for line in (ROOT / "configs/library.txt").read_text().splitlines()
+        if not line.startswith("#")
+    ]
     assert "" not in listed and len({name.lower().replace("_", "-") for name in listed}) == len(listed)
-    assert len(set(installed.MORE_PACKAGES) - set(installed.TRAINING_PACKAGES + installed.HELD_OUT_PACKAGES)) == len(installed.MORE_PACKAGES)
+    assert len(set(installed.MORE_PACKAGES) - set(installed.TRAINING_PACKAGES + installed.HELD_OUT_PACKAGES)) == len(
+        installed.MORE_PACKAGES
+    )
     assert set(catalogues.MORE_FOLDERS) < set(listed) and not set(catalogues.MORE_FOLDERS) & set(catalogues.FOLDERS)
     texts = Path(sysconfig.get_path("data"), places.TEXTS)
     if texts.is_dir():  # `make texts` takes minutes
@@ -159,8 +212,15 @@ def test_what_library_reads_is_installed_for_it():
 
 
 def test_documentation_added_from_outside_is_found(packages):
-    write(packages / "zoo/added.py", 'add_newdoc("zoo.core", "feed", """Feed it.\n\nWith meat.""")\nadd_docstr(zoo.water, r"""water(x)\n\nWith water.""")\n')
-    assert [(d.name, d.rest) for d in docstrings.read(["zoo"])] == [("zoo.core.feed", "With meat."), ("zoo.water", "With water.")]
+    write(
+        packages / "zoo/added.py",
+        'add_newdoc("zoo.core", "feed", """Feed it.\n\nWith meat.""")\nadd_docstr(zoo.water, '
+        'r"""water(x)\n\nWith water.""")\n',
+    )
+    assert [(d.name, d.rest) for d in docstrings.read(["zoo"])] == [
+        ("zoo.core.feed", "With meat."),
+        ("zoo.water", "With water."),
+    ]
 
 
 def test_a_package_that_is_not_installed_is_named(packages):
@@ -219,13 +279,19 @@ def test_the_installed_catalogues_are_read_whole():
 
 
 def test_compiled_and_source_catalogues_say_the_same():
-    source = next(p for p in sorted(Path(sysconfig.get_path("purelib"), "django").rglob("de/LC_MESSAGES/django.po")) if p.with_suffix(".mo").exists())
+    source = next(
+        p
+        for p in sorted(Path(sysconfig.get_path("purelib"), "django").rglob("de/LC_MESSAGES/django.po"))
+        if p.with_suffix(".mo").exists()
+    )
     compiled = {e: f for e, f in catalogues.read_mo(source.with_suffix(".mo")) if e}
     same = {e: f for e, f in catalogues.read_po(source) if e and f}
     assert len(same) > 50 and compiled == same
 
 
-@pytest.mark.parametrize("pack", [lambda path, data: path.write_bytes(data), lambda path, data: path.write_bytes(gzip.compress(data))])
+@pytest.mark.parametrize(
+    "pack", [lambda path, data: path.write_bytes(data), lambda path, data: path.write_bytes(gzip.compress(data))]
+)
 @pytest.mark.parametrize(
     ("record", "kind", "read"),
     [
@@ -233,7 +299,11 @@ def test_compiled_and_source_catalogues_say_the_same():
         ({"text": "a", "label": "b"}, "label", {"text": "a", "label": "b"}),
         ({"instruction": "a", "output": "b"}, "instruction", {"instruction": "a", "input": "", "output": "b"}),
         ({"query": "a", "pos": "b"}, "pairs", {"query": "a", "pos": ["b"]}),
-        ({"query": "a", "pos": ["b"], "neg": ["c", "d"], "score": 1}, "pairs", {"query": "a", "pos": ["b"], "neg": ["c", "d"], "score": 1}),
+        (
+            {"query": "a", "pos": ["b"], "neg": ["c", "d"], "score": 1},
+            "pairs",
+            {"query": "a", "pos": ["b"], "neg": ["c", "d"], "score": 1},
+        ),
         ({"sentence1": "a", "sentence2": "b", "score": 0.5}, "sts", {"sentence1": "a", "sentence2": "b", "score": 0.5}),
     ],
 )

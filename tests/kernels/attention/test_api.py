@@ -1,4 +1,5 @@
-"""`conan_kernels.soft_mask_attention` against the reference form in fp64: on a GPU where there is one, else in Triton's interpreter."""
+"""`conan_kernels.soft_mask_attention` against the reference form in fp64: on a GPU where there is one, else in Triton's
+interpreter."""
 
 import pytest
 import torch
@@ -29,7 +30,9 @@ def bf16_products(monkeypatch):
     bf16_as_a_gpu_has_it(monkeypatch)
 
 
-@pytest.mark.parametrize(("dtype", "D", "ratio", "mask", "alpha", "lengths"), pairwise(DTYPES, DIMS, RATIOS, MASKS, ALPHAS, LENGTHS), ids=str)
+@pytest.mark.parametrize(
+    ("dtype", "D", "ratio", "mask", "alpha", "lengths"), pairwise(DTYPES, DIMS, RATIOS, MASKS, ALPHAS, LENGTHS), ids=str
+)
 def test_as_exact_as_pytorch(dtype, D, ratio, mask, alpha, lengths):
     G = 2 if ratio == 1 else 1
     assert_as_exact_as_pytorch(soft_mask_attention, batch(lengths, G * ratio, G, D, dtype), alpha, mask)
@@ -69,7 +72,9 @@ def test_weights_are_the_mask_before_and_after_saturation(mask, alpha):
     """Without logits the weights are M itself, a row divided by its sum; one-hot values show them one by one."""
     L, D = 100, 128
     q, v = torch.zeros(L, 1, D, device=DEVICE), torch.eye(L, D, device=DEVICE)[:, None]
-    out, lse = soft_mask_attention(q, q, v, torch.tensor([0, L], dtype=torch.int32, device=DEVICE), alpha, mask, return_lse=True)
+    out, lse = soft_mask_attention(
+        q, q, v, torch.tensor([0, L], dtype=torch.int32, device=DEVICE), alpha, mask, return_lse=True
+    )
     M = soft_mask_bias(L, alpha, mask).exp()
     saturated = (M == 1).triu(1).any(0)  # columns that are open to an earlier row
     if mask == "column" and 0.1 < alpha < 1:
@@ -114,12 +119,29 @@ def wrong_alpha(q, k, v, cu_seqlens, alpha, mask, scale, return_lse):
 
 def a_column_left_out(q, k, v, cu_seqlens, alpha, mask, scale, return_lse):
     """All rows but the last lack the last column."""
-    whole, shorter = (soft_mask_attention(q[:n], k[:n], v[:n], cu_seqlens.clamp(max=n), alpha * len(q) / n if mask != "uniform" else alpha, mask, scale, True) for n in (len(q), len(q) - 1))
-    return tuple(torch.cat((short, long.narrow(dim, len(q) - 1, 1)), dim) for dim, short, long in zip((0, 1), shorter, whole))
+    whole, shorter = (
+        soft_mask_attention(
+            q[:n],
+            k[:n],
+            v[:n],
+            cu_seqlens.clamp(max=n),
+            alpha * len(q) / n if mask != "uniform" else alpha,
+            mask,
+            scale,
+            True,
+        )
+        for n in (len(q), len(q) - 1)
+    )
+    return tuple(
+        torch.cat((short, long.narrow(dim, len(q) - 1, 1)), dim) for dim, short, long in zip((0, 1), shorter, whole)
+    )
 
 
 @pytest.mark.parametrize("mask", MASKS)
-@pytest.mark.parametrize(("wrong", "alpha"), [(wrong_scale, 0), (wrong_scale, 0.5), (wrong_alpha, 0), (wrong_alpha, 0.5), (a_column_left_out, 0.5)])
+@pytest.mark.parametrize(
+    ("wrong", "alpha"),
+    [(wrong_scale, 0), (wrong_scale, 0.5), (wrong_alpha, 0), (wrong_alpha, 0.5), (a_column_left_out, 0.5)],
+)
 def test_a_planted_error_is_found(wrong, alpha, mask):
     with pytest.raises(AssertionError, match="error .* allowed"):
         assert_as_exact_as_pytorch(wrong, batch([70], 2, 1, 112), alpha, mask)
@@ -163,8 +185,12 @@ def test_the_reference_is_the_formula_entry_by_entry():
     for mask in MASKS:
         out, lse = soft_mask_attention_reference(q, k, v, torch.tensor([0, L]), 0.4, mask, scale, return_lse=True)
         for i in range(1, L + 1):
-            M = [1 if j <= i else min(0.4 * L / {"column": j, "row": i, "uniform": L}[mask], 1) for j in range(1, L + 1)]
-            weights = torch.tensor([M[j] * torch.exp(scale * (q[i - 1] * k[j]).sum()).item() for j in range(L)], dtype=torch.float64)
+            M = [
+                1 if j <= i else min(0.4 * L / {"column": j, "row": i, "uniform": L}[mask], 1) for j in range(1, L + 1)
+            ]
+            weights = torch.tensor(
+                [M[j] * torch.exp(scale * (q[i - 1] * k[j]).sum()).item() for j in range(L)], dtype=torch.float64
+            )
             torch.testing.assert_close(out[i - 1, 0], (weights[:, None] * v[:, 0]).sum(0) / weights.sum())
             torch.testing.assert_close(lse[0, i - 1], weights.sum().log())
 
@@ -172,7 +198,9 @@ def test_the_reference_is_the_formula_entry_by_entry():
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("dtype", "D", "ratio", "mask", "alpha", "lengths"),
-    pairwise(DTYPES, DIMS, RATIOS, MASKS, ALPHAS, ([2049], [1000, 0, 1, 513, 128], [1] * 300 + [700], list(range(100)))),
+    pairwise(
+        DTYPES, DIMS, RATIOS, MASKS, ALPHAS, ([2049], [1000, 0, 1, 513, 128], [1] * 300 + [700], list(range(100)))
+    ),
     ids=str,
 )
 def test_larger_as_exact_as_pytorch(dtype, D, ratio, mask, alpha, lengths):

@@ -1,4 +1,5 @@
-"""`conan_kernels.soft_mask_attention` among PyTorch's own: opcheck, torch.compile, checkpoints, autocast, strides, errors."""
+"""`conan_kernels.soft_mask_attention` among PyTorch's own: opcheck, torch.compile, checkpoints, autocast, strides,
+errors."""
 
 import sys
 
@@ -25,13 +26,26 @@ def number(alpha, dtype=torch.float32):
     return torch.tensor(alpha, dtype=dtype, device=DEVICE)
 
 
-@pytest.mark.parametrize(("dtype", "mask"), [(torch.float32, "column"), (torch.bfloat16, "row"), (torch.float16, "uniform")])
+@pytest.mark.parametrize(
+    ("dtype", "mask"), [(torch.float32, "column"), (torch.bfloat16, "row"), (torch.float16, "uniform")]
+)
 def test_opcheck(dtype, mask):
     a = batch([5, 0, 3], 2, 1, 16, dtype)
     leaves = [a[name].requires_grad_() for name in ("q", "k", "v")]
-    torch.library.opcheck(torch.ops.conan.soft_mask_attention.default, (*leaves, a["cu_seqlens"], number(0.3), mask, 0.25))
+    torch.library.opcheck(
+        torch.ops.conan.soft_mask_attention.default, (*leaves, a["cu_seqlens"], number(0.3), mask, 0.25)
+    )
     out, lse = torch.ops.conan.soft_mask_attention(*leaves, a["cu_seqlens"], number(0.3), mask, 0.25)
-    arguments = (a["dout"], *(x.detach() for x in leaves), a["cu_seqlens"], number(0.3), out.detach(), lse.detach(), mask, 0.25)
+    arguments = (
+        a["dout"],
+        *(x.detach() for x in leaves),
+        a["cu_seqlens"],
+        number(0.3),
+        out.detach(),
+        lse.detach(),
+        mask,
+        0.25,
+    )
     torch.library.opcheck(torch.ops.conan.soft_mask_attention_backward.default, arguments)
 
 
@@ -45,7 +59,9 @@ def test_one_graph_under_compile_for_every_alpha_and_its_results():
 
     compiled = torch.compile(soft_mask_attention, fullgraph=True, backend=backend)
     for alpha in (0.0, 0.25, 1.0):
-        found, expected = (results_and_gradients(form, arguments, number(alpha)) for form in (compiled, soft_mask_attention))
+        found, expected = (
+            results_and_gradients(form, arguments, number(alpha)) for form in (compiled, soft_mask_attention)
+        )
         torch.testing.assert_close(found, expected, rtol=0, atol=0)
     assert len(graphs) == 1
 
@@ -59,8 +75,8 @@ def test_forward_and_backward_are_one_graph_each_under_compile():
 
 
 def test_a_changed_alpha_or_batch_gives_the_kernels_nothing_to_compile_anew(monkeypatch):
-    """What a kernel is compiled for is the types of its arguments, its constants, and whether 1 or 16 divides an integer,
-    but for those it names: all that must stay, while alpha and the lengths change."""
+    """What a kernel is compiled for is the types of its arguments, its constants, and whether 1 or 16 divides an
+    integer, but for those it names: all that must stay, while alpha and the lengths change."""
     compiled_for = []
 
     class Recorded:
@@ -71,7 +87,11 @@ def test_a_changed_alpha_or_batch_gives_the_kernels_nothing_to_compile_anew(monk
             def launch(*arguments, **constants):
                 named = dict(zip(self.kernel.arg_names, arguments)) | constants
                 free = {"plan_blocks": {"B", "T", "slots"}}.get(self.kernel.__name__, {"T"})
-                shown = {name: (x.dtype if isinstance(x, torch.Tensor) else x) for name, x in named.items() if name not in free}
+                shown = {
+                    name: (x.dtype if isinstance(x, torch.Tensor) else x)
+                    for name, x in named.items()
+                    if name not in free
+                }
                 compiled_for.append((self.kernel.__name__, shown))
                 self.kernel[grid](*arguments, **constants)
 
@@ -92,7 +112,9 @@ def test_activation_checkpointing_gives_the_same_gradients(reentrant):
     arguments = batch([20, 3], 2, 1, 16)
     expected = results_and_gradients(soft_mask_attention, arguments, number(0.5), "row")
     leaves = [arguments[name].requires_grad_() for name in ("q", "k", "v")]
-    checkpoint(soft_mask_attention, *leaves, arguments["cu_seqlens"], number(0.5), "row", use_reentrant=reentrant).backward(arguments["dout"])
+    checkpoint(
+        soft_mask_attention, *leaves, arguments["cu_seqlens"], number(0.5), "row", use_reentrant=reentrant
+    ).backward(arguments["dout"])
     for name, leaf in zip(("dq", "dk", "dv"), leaves):
         assert torch.equal(leaf.grad, expected[name])
 
@@ -122,7 +144,9 @@ def test_strided_inputs_give_the_bits_of_contiguous_ones():
     side_by_side["dout"] = arguments["dout"][:1].expand(T, -1, -1)  # as `out.sum().backward()` would: stride 0
     assert not any(x.is_contiguous() for strided in (by_head, by_column, side_by_side) for x in strided.values())
     for strided in (by_head, by_column):
-        torch.testing.assert_close(results_and_gradients(soft_mask_attention, arguments | strided, 0.5), expected, rtol=0, atol=0)
+        torch.testing.assert_close(
+            results_and_gradients(soft_mask_attention, arguments | strided, 0.5), expected, rtol=0, atol=0
+        )
     found = results_and_gradients(soft_mask_attention, arguments | side_by_side, 0.5)
     again = results_and_gradients(soft_mask_attention, arguments | {"dout": side_by_side["dout"].contiguous()}, 0.5)
     torch.testing.assert_close(found, again, rtol=0, atol=0)
@@ -178,20 +202,29 @@ def bounds(*values, dtype=torch.int32):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"q": torch.randn(9, 64)}, r"q must be \[T, H, D\], k and v \[T, G, D\]; their shapes are \(9, 64\), \(9, 2, 16\), \(9, 2, 16\)"),
+        (
+            {"q": torch.randn(9, 64)},
+            r"q must be \[T, H, D\], k and v \[T, G, D\]; their shapes are \(9, 64\), \(9, 2, 16\), \(9, 2, 16\)",
+        ),
         ({"v": torch.randn(9, 2, 32)}, r"their shapes are \(9, 4, 16\), \(9, 2, 16\), \(9, 2, 32\)"),
         ({"q": torch.randn(8, 4, 16)}, r"their shapes are \(8, 4, 16\), \(9, 2, 16\)"),
         ({"q": torch.randn(9, 3, 16)}, "query heads must be a multiple of that of KV heads; they are 3 and 2"),
         ({"k": torch.randn(9, 0, 16), "v": torch.randn(9, 0, 16)}, "a multiple of that of KV heads; they are 4 and 0"),
         ({name: torch.randn(9, 2, 24) for name in "qkv"}, "head dim must be a multiple of 16 from 16 to 128, not 24"),
         ({name: torch.randn(9, 2, 144) for name in "qkv"}, "not 144"),
-        ({"k": torch.randn(9, 2, 16).half()}, "one dtype, bfloat16, float16 or float32, not torch.float32, torch.float16, torch.float32"),
+        (
+            {"k": torch.randn(9, 2, 16).half()},
+            "one dtype, bfloat16, float16 or float32, not torch.float32, torch.float16, torch.float32",
+        ),
         ({name: torch.randn(9, 2, 16).double() for name in "qkv"}, "not torch.float64"),
         ({"cu_seqlens": bounds(0, 9, dtype=torch.int64)}, r"cu_seqlens must be int32 \[B\+1\], not torch.int64 \[2\]"),
         ({"cu_seqlens": bounds(0, 9)[None]}, r"not torch.int32 \[1, 2\]"),
         ({"cu_seqlens": bounds()}, r"not torch.int32 \[0\]"),
         ({"cu_seqlens": bounds(0)}, "cu_seqlens holds no sequence, but there are 9 tokens"),
-        ({"cu_seqlens": bounds(0, 5, 4, 9)}, r"cu_seqlens must rise from 0 to the number of tokens, 9; it is \[0, 5, 4, 9\]"),
+        (
+            {"cu_seqlens": bounds(0, 5, 4, 9)},
+            r"cu_seqlens must rise from 0 to the number of tokens, 9; it is \[0, 5, 4, 9\]",
+        ),
         ({"cu_seqlens": bounds(1, 9)}, r"it is \[1, 9\]"),
         ({"cu_seqlens": bounds(0, 8)}, r"it is \[0, 8\]"),
         ({"cu_seqlens": bounds(*[0] * 9, 10)}, r"it is \[0, 0, 0, 0\] ... \[0, 0, 0, 10\]"),
@@ -208,7 +241,13 @@ def bounds(*values, dtype=torch.int32):
     ],
 )
 def test_wrong_arguments_are_named(change, message):
-    arguments = {"q": torch.randn(9, 4, 16), "k": torch.randn(9, 2, 16), "v": torch.randn(9, 2, 16), "cu_seqlens": bounds(0, 9), "alpha": 0.5}
+    arguments = {
+        "q": torch.randn(9, 4, 16),
+        "k": torch.randn(9, 2, 16),
+        "v": torch.randn(9, 2, 16),
+        "cu_seqlens": bounds(0, 9),
+        "alpha": 0.5,
+    }
     soft_mask_attention(**arguments)
     with pytest.raises(ValueError, match=message):
         soft_mask_attention(**(arguments | change))
@@ -243,12 +282,16 @@ def test_inductor_and_cuda_graphs_take_a_new_alpha():
     for mode in ("default", "reduce-overhead"):
         compiled = torch.compile(soft_mask_attention, fullgraph=True, mode=mode)
         for alpha in (0.0, 0.3, 1.0):
-            found, expected = (results_and_gradients(form, arguments, number(alpha)) for form in (compiled, soft_mask_attention))
+            found, expected = (
+                results_and_gradients(form, arguments, number(alpha)) for form in (compiled, soft_mask_attention)
+            )
             torch.testing.assert_close(found, expected)
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("wrong", ["alpha=float('nan')", "alpha=1.5", "cu=[0, 9, 5, 20]", "cu=[0, 19]", "cu=[0, 21]", "cu=[1, 20]"])
+@pytest.mark.parametrize(
+    "wrong", ["alpha=float('nan')", "alpha=1.5", "cu=[0, 9, 5, 20]", "cu=[0, 19]", "cu=[0, 21]", "cu=[1, 20]"]
+)
 def test_on_the_gpu_what_only_the_device_knows_fails_there(wrong):
     """In a process of its own, for a failed assertion ends the device's context."""
     import subprocess

@@ -1,6 +1,6 @@
-"""The soft-masked attention's machine code for sm_80 and sm_90, compiled on any machine: no spills, shared memory within the
-limits, tensor cores in every loop, and in the loop over PLAIN tiles nothing that a mask would cost. A few configurations: matrix.py
-compiles all that ship, for all architectures, with several versions of Triton."""
+"""The soft-masked attention's machine code for sm_80 and sm_90, compiled on any machine: no spills, shared memory
+within the limits, tensor cores in every loop, and in the loop over PLAIN tiles nothing that a mask would cost. A few
+configurations: matrix.py compiles all that ship, for all architectures, with several versions of Triton."""
 
 import json
 import os
@@ -42,11 +42,13 @@ def test_nothing_spills_shared_memory_suffices_and_every_loop_uses_the_tensor_co
 
 
 def test_the_plain_loop_holds_no_bias_arithmetic(kernels):
-    """An entry of a PLAIN tile costs one FFMA before its exponential and one FADD: in the sum of the row forward, dp - delta
-    backward. With a mask there is one FADD more, and at the diagonal an FSEL. That the loops agree with this count also says
-    that no two threads compute the same entry."""
+    """An entry of a PLAIN tile costs one FFMA before its exponential and one FADD: in the sum of the row forward, dp -
+    delta backward. With a mask there is one FADD more, and at the diagonal an FSEL. That the loops agree with this
+    count also says that no two threads compute the same entry."""
     for row, plain, mixed, future, entries in loops_of_half_precision(kernels):
-        few = 8  # per row, not per entry: the running maximum, the sum across threads; in dk_dv what closes the rows past the end
+        # per row, not per entry: the running maximum, the sum across threads; in dk_dv what closes the rows past the
+        # end
+        few = 8
         assert entries <= plain["FFMA"] <= entries + few, row
         assert entries <= plain["FADD"] <= entries + few, row
         assert plain["FSEL"] <= (row["options"]["BM"] // 4 if row["kernel"] == "dk_dv_block" else 0), row

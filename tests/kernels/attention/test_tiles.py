@@ -1,4 +1,5 @@
-"""How many tiles the soft-masked attention's kernels visit, counted in Triton's interpreter: the minimum, for each alpha."""
+"""How many tiles the soft-masked attention's kernels visit, counted in Triton's interpreter: the minimum, for each
+alpha."""
 
 from collections import Counter
 
@@ -14,15 +15,17 @@ from conan_kernels.attention.tiles import FUTURE, MIXED, PLAIN
 H, G = 2, 1
 LENGTHS = [0, 200, 1]
 pytestmark = [
-    pytest.mark.skipif(torch.cuda.is_available(), reason="counted in Triton's interpreter, which is off where there is a GPU"),
+    pytest.mark.skipif(
+        torch.cuda.is_available(), reason="counted in Triton's interpreter, which is off where there is a GPU"
+    ),
     pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning:triton"),
 ]
 
 
 def tiles_needed(alpha, mask, BM, BN, open_end):
-    """Counter of the kinds of the tiles that hold some M_ij > 0: PLAIN where every M_ij is 1, MIXED where there is past,
-    else FUTURE. open_end: whether columns past a sequence's end may stand in a PLAIN tile, as they may where they are owned
-    and not stored; where they are summed over they must not."""
+    """Counter of the kinds of the tiles that hold some M_ij > 0: PLAIN where every M_ij is 1, MIXED where there is
+    past, else FUTURE. open_end: whether columns past a sequence's end may stand in a PLAIN tile, as they may where they
+    are owned and not stored; where they are summed over they must not."""
     needed = Counter()
     for length in LENGTHS:
         M = soft_mask_bias(length, alpha, mask).exp()
@@ -48,7 +51,8 @@ def test_tiles_visited_are_the_minimum(monkeypatch, alpha, mask):
         visited = Counter({kind: number for (of, kind), number in counts.items() if of == loop})
         needed = tiles_needed(alpha, mask, sizes["BM"], sizes["BN"], open_end=loop == "add_dk_dv")
         assert visited.total() == needed.total() > 0, loop
-        if not (loop == "add_dk_dv" and mask == "row"):  # there a program owns columns, and saturated rows keep their bias of 0
+        # there a program owns columns, and saturated rows keep their bias of 0
+        if not (loop == "add_dk_dv" and mask == "row"):
             assert visited == needed, loop
 
 
@@ -56,6 +60,8 @@ def test_alpha_0_visits_the_causal_half_and_alpha_1_needs_no_bias():
     sizes = dict(BM=16, BN=16, open_end=True)
     causal, half, full = (tiles_needed(alpha, "column", **sizes) for alpha in (0, 0.5, 1))
     blocks = [-(-length // 16) for length in LENGTHS]
-    assert causal.total() == H * sum(n * (n + 1) // 2 for n in blocks) and full.total() == H * sum(n * n for n in blocks)
+    assert causal.total() == H * sum(n * (n + 1) // 2 for n in blocks) and full.total() == H * sum(
+        n * n for n in blocks
+    )
     assert causal[FUTURE.value] == 0 and full[PLAIN.value] == full.total()
     assert causal[PLAIN.value] < half[PLAIN.value] < full[PLAIN.value]

@@ -41,16 +41,28 @@ def test_chunked_equals_textbook(data):
     N, M, E = data.draw(st.integers(1, 40)), data.draw(st.integers(1, 70)), data.draw(st.integers(4, 48))
     dims = sorted(data.draw(st.sets(st.integers(4, E), min_size=1, max_size=7)))
     arguments = batch(
-        N, M, E, K=data.draw(st.sampled_from([0, 1, 7])), groups=data.draw(st.booleans()), known=data.draw(st.booleans()), seed=data.draw(st.integers(0, 2**32)),
+        N,
+        M,
+        E,
+        K=data.draw(st.sampled_from([0, 1, 7])),
+        groups=data.draw(st.booleans()),
+        known=data.draw(st.booleans()),
+        seed=data.draw(st.integers(0, 2**32)),
         temperature=data.draw(st.sampled_from([0.005, 0.02, 1.0])),
-    )  # fmt: skip
+    )
     weights = data.draw(st.none() | st.lists(st.floats(0.1, 2), min_size=len(dims), max_size=len(dims)))
     assert_as_exact_as_textbook(conan_kernels.info_nce, arguments, dims=dims, weights=weights)
 
 
 @pytest.mark.parametrize(
     ("N", "M", "E", "K", "dims"),
-    [(1, 1, 4, 0, (4,)), (37, 91, 48, 7, DIMS), (150, 300, 64, 0, (64,)), (130, 65, 192, 1, (64, 192)), (129, 257, 16, 0, (8, 16))],
+    [
+        (1, 1, 4, 0, (4,)),
+        (37, 91, 48, 7, DIMS),
+        (150, 300, 64, 0, (64,)),
+        (130, 65, 192, 1, (64, 192)),
+        (129, 257, 16, 0, (8, 16)),
+    ],
 )
 def test_equals_textbook(info_nce, N, M, E, K, dims):
     for temperature in (0.005, 0.1):
@@ -66,7 +78,11 @@ def test_known_positives_are_no_negatives(info_nce, groups, dtype):
 
 
 def test_a_query_with_eight_positives_has_nothing_to_tell_apart(info_nce):
-    arguments = batch(8, 8, 16) | {"target": torch.arange(8), "query_group": torch.arange(8), "document_group": torch.arange(8)}
+    arguments = batch(8, 8, 16) | {
+        "target": torch.arange(8),
+        "query_group": torch.arange(8),
+        "document_group": torch.arange(8),
+    }
     known = Known(torch.zeros(8).long(), torch.full((8,), 8), torch.arange(8))
     found = info_nce(**arguments, known=known)
     assert found.loss == 0 and found.accuracy == 1
@@ -76,8 +92,14 @@ def test_a_query_with_eight_positives_has_nothing_to_tell_apart(info_nce):
 
 @pytest.mark.parametrize(
     ("N", "M", "E", "K", "dims", "dtype"),
-    [(1, 1, 4, 0, (4,), torch.float32), (37, 91, 48, 7, DIMS, torch.float32), (150, 300, 64, 0, (64,), torch.float32), (130, 65, 48, 1, (7, 44), torch.bfloat16), (20, 3, 16, 2, (16,), torch.float16)],
-)  # fmt: skip
+    [
+        (1, 1, 4, 0, (4,), torch.float32),
+        (37, 91, 48, 7, DIMS, torch.float32),
+        (150, 300, 64, 0, (64,), torch.float32),
+        (130, 65, 48, 1, (7, 44), torch.bfloat16),
+        (20, 3, 16, 2, (16,), torch.float16),
+    ],
+)
 @pytest.mark.parametrize("known", [False, True])
 def test_both_ways_equals_textbook(info_nce, N, M, E, K, dims, dtype, known):
     for temperature in (0.005, 0.1):
@@ -100,14 +122,21 @@ def test_log_sums_of_documents_are_the_textbooks(info_nce):
     q, d, T = (x.detach().double().requires_grad_() for x in given)
     left_out = torch.zeros(37, 91, dtype=torch.bool)
     for i in range(37):
-        left_out[i] = torch.isin(groups[1], torch.cat((groups[0][i : i + 1], groups[2].ids[groups[2].first[i] : groups[2].last[i]]))) & (groups[1] >= 0)
+        left_out[i] = torch.isin(
+            groups[1], torch.cat((groups[0][i : i + 1], groups[2].ids[groups[2].first[i] : groups[2].last[i]]))
+        ) & (groups[1] >= 0)
     left_out[torch.arange(37), arguments["target"]] = True
-    cosines = [torch.nn.functional.normalize(q[:, :dim], dim=1) @ torch.nn.functional.normalize(d[:, :dim], dim=1).T for dim in (7, 48)]
+    cosines = [
+        torch.nn.functional.normalize(q[:, :dim], dim=1) @ torch.nn.functional.normalize(d[:, :dim], dim=1).T
+        for dim in (7, 48)
+    ]
     wanted = torch.stack([(cosine / T).masked_fill(left_out, -1e20).logsumexp(0) for cosine in cosines])
     some = ~left_out.all(0)
     torch.testing.assert_close(found[:, some], wanted[:, some].float(), rtol=1e-4, atol=1e-4)
     upstream = torch.randn(2, 91) * some
-    for one, other in zip(torch.autograd.grad(found, given, upstream), torch.autograd.grad(wanted, (q, d, T), upstream.double())):
+    for one, other in zip(
+        torch.autograd.grad(found, given, upstream), torch.autograd.grad(wanted, (q, d, T), upstream.double())
+    ):
         torch.testing.assert_close(one, other.float(), rtol=1e-3, atol=1e-3 * other.abs().max().item())
 
 
@@ -122,7 +151,10 @@ def wrong_temperature(info_nce, arguments, **options):
 
 def a_document_left_out(info_nce, arguments, **options):
     nobodys = min(set(range(len(arguments["documents"]))) - set(arguments["target"].tolist()))
-    groups = {"query_group": torch.zeros_like(arguments["target"]), "document_group": torch.full((len(arguments["documents"]),), -1)}
+    groups = {
+        "query_group": torch.zeros_like(arguments["target"]),
+        "document_group": torch.full((len(arguments["documents"]),), -1),
+    }
     groups["document_group"][nobodys] = 0
     return info_nce(**arguments, **groups, **options)
 
@@ -130,7 +162,9 @@ def a_document_left_out(info_nce, arguments, **options):
 @pytest.mark.parametrize("wrong", [wrong_temperature, a_document_left_out])
 def test_a_planted_error_is_found(info_nce, wrong):
     with pytest.raises(AssertionError, match="error .* allowed"):
-        assert_as_exact_as_textbook(lambda dims, **arguments: wrong(info_nce, arguments, dims=dims), batch(37, 91, 48), dims=DIMS)
+        assert_as_exact_as_textbook(
+            lambda dims, **arguments: wrong(info_nce, arguments, dims=dims), batch(37, 91, 48), dims=DIMS
+        )
 
 
 def test_a_single_column_gives_signs(info_nce):
@@ -155,7 +189,8 @@ def test_margin_leaves_out_what_the_textbook_leaves_out(info_nce, fraction):
     margin = clear_margin(arguments, DIMS, fraction)
     assert_as_exact_as_textbook(info_nce, arguments, dims=DIMS, margin=margin)
     unfiltered = info_nce(**arguments, dims=DIMS).loss_per_dim
-    assert (info_nce(**arguments, dims=DIMS, margin=margin).loss_per_dim < unfiltered).any()  # not all: a large dim may have none to leave out
+    # not all: a large dim may have none to leave out
+    assert (info_nce(**arguments, dims=DIMS, margin=margin).loss_per_dim < unfiltered).any()
 
 
 def test_margin_leaves_out_hard_negatives(info_nce):
@@ -218,7 +253,9 @@ def test_zero_vectors_have_similarity_zero_and_no_gradient(info_nce):
     for name, value in found.items():
         assert value.isfinite().all(), name
     assert found["positive"][5] == 0 and found["hard"][2, 1] == 0
-    assert (found["dqueries"][3] == 0).all() and (found["ddocuments"][3] == 0).all() and (found["dhard"][2, 1] == 0).all()
+    assert (
+        (found["dqueries"][3] == 0).all() and (found["ddocuments"][3] == 0).all() and (found["dhard"][2, 1] == 0).all()
+    )
     assert_as_exact_as_textbook(info_nce, arguments, dims=(5, 16))
 
 
@@ -270,13 +307,24 @@ def test_opcheck(monkeypatch, gradients, K, dtype):
     for name in ("queries", "documents"):
         a[name].requires_grad_(gradients)
     hard = a.get("hard", torch.empty(9, 0, 16, dtype=dtype))
-    arguments = (a["queries"], a["documents"], a["target"], a["temperature"], hard, a.get("query_group"), a.get("document_group"), *a.get("known", (None,) * 3))
+    arguments = (
+        a["queries"],
+        a["documents"],
+        a["target"],
+        a["temperature"],
+        hard,
+        a.get("query_group"),
+        a.get("document_group"),
+        *a.get("known", (None,) * 3),
+    )
     arguments = (*arguments, [4, 16], [0.5, 0.5], math.inf, 0.0)
     for both_ways in (False, True):
         torch.library.opcheck(chunked._op, (*arguments, gradients and not both_ways, both_ways, None, None, None, None))
     bf16_as_a_gpu_has_it(monkeypatch)
     if torch.cuda.is_available():
-        arguments = [x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in arguments]
+        arguments = [
+            x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in arguments
+        ]
     for both_ways in (False, True):
         torch.library.opcheck(launch._forward, (*arguments, both_ways))
 
@@ -294,9 +342,15 @@ def test_compiles_without_graph_breaks(info_nce):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"documents": torch.randn(12, 17)}, r"queries \[N, E\] and documents \[M, E\] expected, got \[9, 16\] and \[12, 17\]"),
+        (
+            {"documents": torch.randn(12, 17)},
+            r"queries \[N, E\] and documents \[M, E\] expected, got \[9, 16\] and \[12, 17\]",
+        ),
         ({"documents": torch.randn(0, 16)}, "at least one query, document and column expected"),
-        ({"documents": torch.randn(12, 16).bfloat16()}, "the same for all; queries are torch.float32, documents torch.bfloat16"),
+        (
+            {"documents": torch.randn(12, 16).bfloat16()},
+            "the same for all; queries are torch.float32, documents torch.bfloat16",
+        ),
         ({"queries": torch.randn(9, 16).double()}, "fp32, bf16 or fp16 expected"),
         ({"hard": torch.randn(9, 16)}, r"hard \[N, K, E\] = \[9, K, 16\] expected, got \[9, 16\]"),
         ({"target": torch.zeros(9).int()}, r"target: int64 \[9\] on cpu expected, got torch.int32 \[9\]"),
@@ -304,10 +358,22 @@ def test_compiles_without_graph_breaks(info_nce):
         ({"target": torch.full((9,), -1)}, r"target in 0..11 expected, got -1..-1"),
         ({"query_group": torch.zeros(9).long()}, "query_group and document_group expected together"),
         ({"known": Known(*(torch.zeros(9).long(),) * 3)}, "known: query_group and document_group expected with it"),
-        ({**GROUPS, "known": Known(torch.zeros(8).long(), *(torch.zeros(9).long(),) * 2)}, r"known.first: int64 \[9\] on cpu expected, got torch.int64 \[8\]"),
-        ({**GROUPS, "known": Known(*(torch.zeros(9).long(),) * 2, torch.zeros(2, 3).long())}, r"known.ids: int64 \[6\] on cpu expected, got torch.int64 \[2, 3\]"),
-        ({**GROUPS, "known": Known(torch.zeros(9).long(), torch.full((9,), 4), torch.zeros(3).long())}, r"known: ranges within 0..3 expected, got 0..4"),
-        ({**GROUPS, "known": Known(torch.ones(9).long(), torch.zeros(9).long(), torch.zeros(3).long())}, "or one that ends before it begins"),
+        (
+            {**GROUPS, "known": Known(torch.zeros(8).long(), *(torch.zeros(9).long(),) * 2)},
+            r"known.first: int64 \[9\] on cpu expected, got torch.int64 \[8\]",
+        ),
+        (
+            {**GROUPS, "known": Known(*(torch.zeros(9).long(),) * 2, torch.zeros(2, 3).long())},
+            r"known.ids: int64 \[6\] on cpu expected, got torch.int64 \[2, 3\]",
+        ),
+        (
+            {**GROUPS, "known": Known(torch.zeros(9).long(), torch.full((9,), 4), torch.zeros(3).long())},
+            r"known: ranges within 0..3 expected, got 0..4",
+        ),
+        (
+            {**GROUPS, "known": Known(torch.ones(9).long(), torch.zeros(9).long(), torch.zeros(3).long())},
+            "or one that ends before it begins",
+        ),
         ({"dims": (8, 8)}, r"dims ascending in 1..16 expected, got \[8, 8\]"),
         ({"dims": (8, 17)}, r"dims ascending in 1..16 expected, got \[8, 17\]"),
         ({"dims": (8, 16), "weights": (1.0,)}, "a weight for each of 2 dims expected, got 1"),

@@ -1,5 +1,5 @@
-"""The InfoNCE kernels' machine code for sm_80 and sm_90, compiled on any machine: no spills, tensor cores, asynchronous loads.
-matrix.py looks at the other architectures."""
+"""The InfoNCE kernels' machine code for sm_80 and sm_90, compiled on any machine: no spills, tensor cores, asynchronous
+loads. matrix.py looks at the other architectures."""
 
 import json
 import os

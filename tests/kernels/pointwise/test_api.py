@@ -1,4 +1,5 @@
-"""`conan_kernels.pointwise` against the obvious PyTorch form in fp64: on a GPU where there is one, else in Triton's interpreter."""
+"""`conan_kernels.pointwise` against the obvious PyTorch form in fp64: on a GPU where there is one, else in Triton's
+interpreter."""
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ def bf16_products(monkeypatch):
 
 
 def gradients_of(form, *inputs, dtype=None):
-    """Output and gradients of a random combination of it, drawn anew for the first form that is asked and the same for the others."""
+    """Output and gradients of a random combination of it, drawn anew for the first form that is asked and the same for
+    the others."""
     leaves = [x.detach().to(dtype or x.dtype).requires_grad_() for x in inputs]
     out = form(*leaves)
     torch.manual_seed(out.numel())
@@ -30,7 +32,9 @@ def gradients_of(form, *inputs, dtype=None):
 
 def compare(names, ours, plain, inputs, bounds):
     exact, dout = gradients_of(plain, *inputs, dtype=torch.float64)
-    for name, found, same, wanted, bound in zip(names, gradients_of(ours, *inputs)[0], gradients_of(plain, *inputs)[0], exact, bounds(dout)):
+    for name, found, same, wanted, bound in zip(
+        names, gradients_of(ours, *inputs)[0], gradients_of(plain, *inputs)[0], exact, bounds(dout)
+    ):
         assert found.shape == wanted.shape, name
         if found.numel():
             assert_within(name, found, same.to(found.dtype), wanted, bound)
@@ -40,13 +44,18 @@ def compare(names, ours, plain, inputs, bounds):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("used", ["both", "norm", "norm of x"])
 def test_add_rms_norm(T, C, dtype, used):
-    """Of fp32 rows, in fp32 and, as under autocast, in bf16, of which are y and the weights too; what becomes of the sum counts or not."""
-    x, y, weight = torch.randn(T, C, device=DEVICE) * 3, torch.randn(T, C, device=DEVICE).to(dtype), torch.randn(C, device=DEVICE).to(dtype)
+    """Of fp32 rows, in fp32 and, as under autocast, in bf16, of which are y and the weights too; what becomes of the
+    sum counts or not."""
+    x = torch.randn(T, C, device=DEVICE) * 3
+    y = torch.randn(T, C, device=DEVICE).to(dtype)
+    weight = torch.randn(C, device=DEVICE).to(dtype)
     h = torch.finfo(dtype).eps
     alone = used == "norm of x"
 
     def joined(total, normed):
-        return torch.cat((total.to(torch.promote_types(total.dtype, normed.dtype)), normed)) if used == "both" else normed
+        return (
+            torch.cat((total.to(torch.promote_types(total.dtype, normed.dtype)), normed)) if used == "both" else normed
+        )
 
     def plain(x, *rest):
         *y, weight = (one.to(x.dtype) for one in rest)
@@ -77,7 +86,9 @@ def test_add_rms_norm(T, C, dtype, used):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("T", "N", "turned", "D"), [(1, 1, 1, 2), (0, 3, 2, 4), (5, 48, 40, 112), (9, 17, 17, 64), (3, 6, 4, 6)])
+@pytest.mark.parametrize(
+    ("T", "N", "turned", "D"), [(1, 1, 1, 2), (0, 3, 2, 4), (5, 48, 40, 112), (9, 17, 17, 64), (3, 6, 4, 6)]
+)
 def test_rotate(dtype, T, N, turned, D):
     whole = torch.randn(T, N + 1, D, device=DEVICE).to(dtype)
     x = whole[:, :N]  # whose tokens are further apart than they are long
@@ -86,7 +97,13 @@ def test_rotate(dtype, T, N, turned, D):
 
     def plain(x):
         a, b = x[:, :turned].chunk(2, -1)
-        return torch.cat((torch.cat((a * cos - b * sin, b * cos + a * sin), -1), x[:, turned:].to(torch.promote_types(x.dtype, cos.dtype))), 1)
+        return torch.cat(
+            (
+                torch.cat((a * cos - b * sin, b * cos + a * sin), -1),
+                x[:, turned:].to(torch.promote_types(x.dtype, cos.dtype)),
+            ),
+            1,
+        )
 
     def bounds(dout):
         size = x.double().abs()
@@ -126,7 +143,11 @@ def test_sum_sequences(dtype, lengths, C):
         return torch.stack([rows.sum(0) for rows in x.split(lengths)]) if lengths else x[:0] * 1
 
     def bounds(dout):
-        yield torch.stack([rows.double().abs().sum(0) for rows in x.split(lengths)]) * (sum(lengths) ** 0.5 + 2) * EPS if lengths else 0.0
+        yield (
+            torch.stack([rows.double().abs().sum(0) for rows in x.split(lengths)]) * (sum(lengths) ** 0.5 + 2) * EPS
+            if lengths
+            else 0.0
+        )
         yield torch.finfo(dtype).eps * dout.sum()
 
     compare(("out", "dx"), lambda x: pointwise.sum_sequences(x, cu_seqlens), plain, (x,), bounds)
@@ -156,7 +177,9 @@ def test_softmax_of_logits_and_its_gradient(dtype, n, V):
     assert_within("gradient", found, wanted.to(dtype), wanted, bound)
 
 
-@pytest.mark.parametrize(("into", "what"), [(torch.float32, torch.bfloat16), (torch.float32, torch.float32), (torch.float64, torch.float32)])
+@pytest.mark.parametrize(
+    ("into", "what"), [(torch.float32, torch.bfloat16), (torch.float32, torch.float32), (torch.float64, torch.float32)]
+)
 def test_add(into, what):
     for shape in ((0,), (1,), (5000,), (37, 91)):
         total, part = torch.randn(shape, device=DEVICE, dtype=into), torch.randn(shape, device=DEVICE).to(what)
@@ -167,6 +190,8 @@ def test_add(into, what):
 @pytest.mark.parametrize("repeat", range(2))
 def test_same_inputs_give_the_same_bits(repeat):
     x, weight = torch.randn(50, 40, device=DEVICE), torch.randn(40, device=DEVICE)
-    first, again = (gradients_of(lambda x, w: pointwise.add_rms_norm(x, None, w, 1e-6)[1], x, weight)[0] for _ in range(2))
+    first, again = (
+        gradients_of(lambda x, w: pointwise.add_rms_norm(x, None, w, 1e-6)[1], x, weight)[0] for _ in range(2)
+    )
     for one, other in zip(first, again):
         assert torch.equal(one, other)
