@@ -7,13 +7,13 @@
 #include <cstring>
 #include <optional>
 
-#include "shards/crc32c.h"
 #include "batches/loader_bindings.h"
 #include "batches/mix.h"
 #include "batches/order.h"
+#include "shards/crc32c.h"
 #include "shards/reader.h"
-#include "unpack/unpack_bindings.h"
 #include "shards/writer.h"
+#include "unpack/unpack_bindings.h"
 
 namespace py = pybind11;
 
@@ -25,7 +25,9 @@ using Floats = py::array_t<float, py::array::c_style | py::array::forcecast>;
 // The values of a one-dimensional array, to be read without the GIL.
 struct View {
     explicit View(const Int64s& array) : data(array.data()), size(array.size()) {
-        if (array.ndim() != 1) throw std::invalid_argument("expected a one-dimensional array, got " + std::to_string(array.ndim()) + " dimensions");
+        if (array.ndim() != 1)
+            throw std::invalid_argument("expected a one-dimensional array, got " + std::to_string(array.ndim()) +
+                                        " dimensions");
     }
     const int64_t* data;
     size_t size;
@@ -43,10 +45,12 @@ py::array_t<T> map(size_t size, F f) {
 
 void check_same_size(const View& records, const View& fields) {
     if (records.size != fields.size)
-        throw std::invalid_argument("expected as many fields as records (" + std::to_string(records.size) + "), got " + std::to_string(fields.size));
+        throw std::invalid_argument("expected as many fields as records (" + std::to_string(records.size) + "), got " +
+                                    std::to_string(fields.size));
 }
 
-py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s& fields_array, std::optional<int64_t> limit) {
+py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s& fields_array,
+                 std::optional<int64_t> limit) {
     View records(records_array), fields(fields_array);
     check_same_size(records, fields);
     if (limit && *limit < 0) throw std::invalid_argument("limit: expected 0 or more, got " + std::to_string(*limit));
@@ -63,7 +67,9 @@ py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s&
             Span& span = spans[i].second;
             if (limit && span.count > *limit) span.count = static_cast<uint32_t>(*limit);
             total += span.count;
-            if (total > INT32_MAX) throw std::invalid_argument("gather: expected at most 2147483647 tokens in all, got more; ask for fewer records");
+            if (total > INT32_MAX)
+                throw std::invalid_argument(
+                    "gather: expected at most 2147483647 tokens in all, got more; ask for fewer records");
             cu_seqlens[i + 1] = static_cast<int32_t>(total);
         }
     }
@@ -81,11 +87,15 @@ py::tuple gather(const ShardSet& set, const Int64s& records_array, const Int64s&
     return py::make_tuple(tokens_array, cu_seqlens_array);
 }
 
-// Appends records up to the one with which the shard would be larger than `limit` bytes, but one at least to an empty shard;
-// returns how many.
-uint64_t add(ShardWriter& writer, const Int64s& tokens_array, const Int64s& field_tokens_array, const Int64s& record_fields_array, const Floats& scores_array, const Int64s& groups_array, uint64_t limit) {
-    View tokens(tokens_array), field_tokens(field_tokens_array), record_fields(record_fields_array), groups(groups_array);
-    if (record_fields.size != groups.size || static_cast<size_t>(scores_array.size()) != groups.size) throw std::invalid_argument("expected field counts, scores and groups of as many records");
+// Appends records up to the one with which the shard would be larger than `limit` bytes, but one at least to an empty
+// shard; returns how many.
+uint64_t add(ShardWriter& writer, const Int64s& tokens_array, const Int64s& field_tokens_array,
+             const Int64s& record_fields_array, const Floats& scores_array, const Int64s& groups_array,
+             uint64_t limit) {
+    View tokens(tokens_array), field_tokens(field_tokens_array), record_fields(record_fields_array),
+        groups(groups_array);
+    if (record_fields.size != groups.size || static_cast<size_t>(scores_array.size()) != groups.size)
+        throw std::invalid_argument("expected field counts, scores and groups of as many records");
     const float* scores = scores_array.data();
     py::gil_scoped_release release;
     uint64_t field = 0, token = 0;
@@ -108,7 +118,9 @@ uint64_t add(ShardWriter& writer, const Int64s& tokens_array, const Int64s& fiel
 py::array_t<int32_t> lengths(const ShardSet& set, const Int64s& records_array, const Int64s& fields_array) {
     View records(records_array), fields(fields_array);
     check_same_size(records, fields);
-    return map<int32_t>(records.size, [&](size_t i) { return static_cast<int32_t>(set.find(records.data[i], fields.data[i]).second.count); });
+    return map<int32_t>(records.size, [&](size_t i) {
+        return static_cast<int32_t>(set.find(records.data[i], fields.data[i]).second.count);
+    });
 }
 
 // 64 bits that stand for a field's tokens: equal for equal ones.
@@ -149,12 +161,14 @@ py::list describe(const ShardSet& set) {
 
 py::array_t<int64_t> order(uint64_t seed, uint64_t epoch, int64_t count, const Int64s& positions_array) {
     View positions(positions_array);
-    if (count < 1 || count > (int64_t{1} << 62)) throw std::invalid_argument("count: expected 1 to 2^62, got " + std::to_string(count));
+    if (count < 1 || count > (int64_t{1} << 62))
+        throw std::invalid_argument("count: expected 1 to 2^62, got " + std::to_string(count));
     Order permutation(seed, epoch, count);
     return map<int64_t>(positions.size, [&](size_t i) {
         int64_t position = positions.data[i];
         if (position < 0 || position >= count)
-            throw std::out_of_range("position: expected 0 to " + std::to_string(count) + " (exclusive), got " + std::to_string(position));
+            throw std::out_of_range("position: expected 0 to " + std::to_string(count) + " (exclusive), got " +
+                                    std::to_string(position));
         return static_cast<int64_t>(permutation(position));
     });
 }
@@ -189,22 +203,39 @@ PYBIND11_MODULE(_loader, m) {
         .def("gather", &gather)
         .def("lengths", &lengths)
         .def("hashes", &hashes)
-        .def("field_counts", [](const ShardSet& set, const Int64s& array) {
-            View records(array);
-            return map<int32_t>(records.size, [&](size_t i) { auto at = set.find(records.data[i]); return at.file->field_count(at.record); });
-        })
-        .def("scores", [](const ShardSet& set, const Int64s& array) {
-            View records(array);
-            return map<float>(records.size, [&](size_t i) { auto at = set.find(records.data[i]); return at.file->score(at.record); });
-        })
+        .def("field_counts",
+             [](const ShardSet& set, const Int64s& array) {
+                 View records(array);
+                 return map<int32_t>(records.size, [&](size_t i) {
+                     auto at = set.find(records.data[i]);
+                     return at.file->field_count(at.record);
+                 });
+             })
+        .def("scores",
+             [](const ShardSet& set, const Int64s& array) {
+                 View records(array);
+                 return map<float>(records.size, [&](size_t i) {
+                     auto at = set.find(records.data[i]);
+                     return at.file->score(at.record);
+                 });
+             })
         .def("groups", [](const ShardSet& set, const Int64s& array) {
             View records(array);
-            return map<int64_t>(records.size, [&](size_t i) { auto at = set.find(records.data[i]); return at.file->group(at.record); });
+            return map<int64_t>(records.size, [&](size_t i) {
+                auto at = set.find(records.data[i]);
+                return at.file->group(at.record);
+            });
         });
 
     bind_loader(m);
     bind_unpack(m);
     m.def("order", &order);
-    m.def("crc32c", [](const py::bytes& data) { std::string_view view = data; return crc32c(view.data(), view.size()); });
-    m.def("crc32c_portable", [](const py::bytes& data) { std::string_view view = data; return crc32c_portable(view.data(), view.size()); });
+    m.def("crc32c", [](const py::bytes& data) {
+        std::string_view view = data;
+        return crc32c(view.data(), view.size());
+    });
+    m.def("crc32c_portable", [](const py::bytes& data) {
+        std::string_view view = data;
+        return crc32c_portable(view.data(), view.size());
+    });
 }

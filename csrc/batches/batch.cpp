@@ -12,13 +12,16 @@ constexpr int32_t kNoTarget = -100;  // torch's ignore_index
 constexpr size_t kAhead = 3;         // of so many sequences the memory is asked for while one is widened
 
 [[noreturn]] void bad(const Piece& piece, const std::string& what) {
-    throw UserError(piece.file->path() + ": record " + std::to_string(piece.in_file) + ": " + what +
-                    "; mend the source and delete the shards, or set skip_bad_records = true to leave such records out");
+    throw UserError(
+        piece.file->path() + ": record " + std::to_string(piece.in_file) + ": " + what +
+        "; mend the source and delete the shards, or set skip_bad_records = true to leave such records out");
 }
 
 // raw_width: bytes an id, 0 for int32.
 void allocate(Batch& batch, uint64_t tokens, bool language, uint32_t raw_width, BufferPool& pool) {
-    if (tokens > INT32_MAX) throw UserError("a batch of " + std::to_string(tokens) + " tokens on one rank: at most 2147483647 fit; lower batch");
+    if (tokens > INT32_MAX)
+        throw UserError("a batch of " + std::to_string(tokens) +
+                        " tokens on one rank: at most 2147483647 fit; lower batch");
     size_t room = (tokens + 1 + 15) / 16 * 16;  // one more: see fill_language
     batch.tokens_count = tokens;
     batch.memory = pool.take(room * (raw_width ? raw_width : language ? 13 : 8));
@@ -40,9 +43,13 @@ bool learned(uint32_t field) { return field >= 2 && field % 2 == 0; }
 
 // The spans of the record's fields, cut as set.
 std::vector<Span> checked_fields(const Settings& settings, const Piece& piece) {
-    uint32_t found = piece.file->field_count(piece.in_file), wanted = settings.kind == "text" ? 1 : settings.kind == "instruction" ? found : settings.fields;
-    if (settings.kind == "instruction" && (found < 3 || found % 2 == 0)) bad(piece, "has " + std::to_string(found) + " fields, expected 3, 5, 7, ...");
-    if (settings.language() ? found != wanted : found < wanted) bad(piece, "has " + std::to_string(found) + " fields, expected " + std::to_string(wanted));
+    uint32_t found = piece.file->field_count(piece.in_file), wanted = settings.fields;
+    if (settings.kind == "text") wanted = 1;
+    if (settings.kind == "instruction") wanted = found;
+    if (settings.kind == "instruction" && (found < 3 || found % 2 == 0))
+        bad(piece, "has " + std::to_string(found) + " fields, expected 3, 5, 7, ...");
+    if (settings.language() ? found != wanted : found < wanted)
+        bad(piece, "has " + std::to_string(found) + " fields, expected " + std::to_string(wanted));
     if (settings.kind == "text") {
         if (piece.tokens.count == 0) bad(piece, "has no tokens");
         return {piece.tokens};
@@ -56,13 +63,15 @@ std::vector<Span> checked_fields(const Settings& settings, const Piece& piece) {
         spans.push_back(span);
     }
     if (settings.language() && settings.max_tokens && piece.tokens.count > settings.max_tokens)
-        bad(piece, "has " + std::to_string(piece.tokens.count) + " tokens, more than max_tokens = " + std::to_string(settings.max_tokens));
+        bad(piece, "has " + std::to_string(piece.tokens.count) +
+                       " tokens, more than max_tokens = " + std::to_string(settings.max_tokens));
     return spans;
 }
 
 // Reads everything once beforehand; what cannot be read is left out, or replaced where the number of records must stay
 // (all ranks bring equally many to in-batch negatives) by a neighbour of equal group, which is no negative of itself.
-void leave_out_bad(const Settings& settings, std::vector<Piece>& pieces, std::vector<uint32_t>& row_start, std::vector<std::string>& skipped) {
+void leave_out_bad(const Settings& settings, std::vector<Piece>& pieces, std::vector<uint32_t>& row_start,
+                   std::vector<std::string>& skipped) {
     std::vector<int32_t> scratch;
     std::vector<uint8_t> good(pieces.size(), 1);
     for (size_t i = 0; i < pieces.size(); ++i) try {
@@ -90,7 +99,9 @@ void leave_out_bad(const Settings& settings, std::vector<Piece>& pieces, std::ve
     for (uint32_t& start : row_start) start = kept[start];
 }
 
-uint32_t raw_width_of(const Settings& settings, const std::vector<Piece>& pieces) { return settings.raw && !pieces.empty() ? pieces[0].file->header().token_bytes : 0; }
+uint32_t raw_width_of(const Settings& settings, const std::vector<Piece>& pieces) {
+    return settings.raw && !pieces.empty() ? pieces[0].file->header().token_bytes : 0;
+}
 
 void fill_language(const Settings& settings, const std::vector<Piece>& pieces, Batch& batch, BufferPool& pool) {
     uint64_t total = 0;
@@ -101,7 +112,8 @@ void fill_language(const Settings& settings, const std::vector<Piece>& pieces, B
     int32_t at = 0;
     for (size_t i = 0; i < pieces.size(); ++i) {
         const Piece& piece = pieces[i];
-        for (size_t j = i ? i + kAhead : 0; j <= i + kAhead && j < pieces.size(); ++j) pieces[j].file->prefetch(pieces[j].tokens);
+        for (size_t j = i ? i + kAhead : 0; j <= i + kAhead && j < pieces.size(); ++j)
+            pieces[j].file->prefetch(pieces[j].tokens);
         std::vector<Span> fields = checked_fields(settings, piece);
         int32_t count = piece.tokens.count;
         if (raw_width) {
@@ -112,10 +124,13 @@ void fill_language(const Settings& settings, const std::vector<Piece>& pieces, B
         } else {
             int32_t* targets = batch.targets + at;
             // where the record goes on, its next token is the last target; the next sequence then takes its place
-            piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last}, {batch.tokens + at, batch.positions + at, targets});
+            piece.file->read(piece.in_file, {piece.tokens.begin, piece.tokens.count + !piece.last},
+                             {batch.tokens + at, batch.positions + at, targets});
             std::memset(batch.mask + at, !instructions, count);
-            for (uint32_t field = 2; instructions && field < fields.size(); field += 2) {  // the place before a learned token learns it
-                int32_t begin = fields[field].begin - piece.tokens.begin, end = begin + fields[field].count, from = std::max(0, begin - 1);
+            // the place before a learned token learns it
+            for (uint32_t field = 2; instructions && field < fields.size(); field += 2) {
+                int32_t begin = fields[field].begin - piece.tokens.begin, end = begin + fields[field].count;
+                int32_t from = std::max(0, begin - 1);
                 std::memset(batch.mask + at + from, 1, end - 1 - from);
             }
             if (piece.last) batch.mask[at + count - 1] = 0;
@@ -124,7 +139,8 @@ void fill_language(const Settings& settings, const std::vector<Piece>& pieces, B
         }
         batch.cu_seqlens.push_back(at);
         if (instructions)
-            for (Span field : fields) batch.fields.push_back(at + static_cast<int32_t>(field.begin - piece.tokens.begin));
+            for (Span field : fields)
+                batch.fields.push_back(at + static_cast<int32_t>(field.begin - piece.tokens.begin));
         at += count;
     }
     batch.cu_seqlens.push_back(at);
@@ -150,8 +166,10 @@ void fill_fields(const Settings& settings, const std::vector<Piece>& pieces, Bat
     int32_t at = 0;
     for (size_t i = 0; i < spans.size(); ++i) {
         const Piece& piece = pieces[i % records];
-        for (size_t j = i ? i + kAhead : 0; j <= i + kAhead && j < spans.size(); ++j) pieces[j % records].file->prefetch(spans[j]);
-        raw_width ? piece.file->copy(piece.in_file, spans[i], batch.ids + uint64_t(at) * raw_width) : piece.file->read(piece.in_file, spans[i], {batch.tokens + at, batch.positions + at});
+        for (size_t j = i ? i + kAhead : 0; j <= i + kAhead && j < spans.size(); ++j)
+            pieces[j % records].file->prefetch(spans[j]);
+        raw_width ? piece.file->copy(piece.in_file, spans[i], batch.ids + uint64_t(at) * raw_width)
+                  : piece.file->read(piece.in_file, spans[i], {batch.tokens + at, batch.positions + at});
         batch.cu_seqlens.push_back(at);
         at += spans[i].count;
     }
@@ -179,14 +197,18 @@ std::shared_ptr<uint8_t> BufferPool::take(size_t bytes) {
         if (!buffer.memory) throw std::bad_alloc();
     }
     uint8_t* memory = buffer.memory.get();
-    auto give_back = [pool = shared_from_this(), held = std::make_shared<Buffer>(std::move(buffer))](uint8_t*) { pool->give(std::move(*held)); };
+    auto give_back = [pool = shared_from_this(), held = std::make_shared<Buffer>(std::move(buffer))](uint8_t*) {
+        pool->give(std::move(*held));
+    };
     return std::shared_ptr<uint8_t>(memory, std::move(give_back));
 }
 
 void BufferPool::give(Buffer buffer) {
     std::lock_guard lock(mutex_);
     spare_.push_back(std::move(buffer));
-    if (spare_.size() > keep_) spare_.erase(std::min_element(spare_.begin(), spare_.end(), [](auto& a, auto& b) { return a.bytes < b.bytes; }));
+    if (spare_.size() > keep_)
+        spare_.erase(
+            std::min_element(spare_.begin(), spare_.end(), [](auto& a, auto& b) { return a.bytes < b.bytes; }));
 }
 
 std::unique_ptr<Batch> read_batch(const Settings& settings, const ShardSet& set, Plan plan, BufferPool& pool) {

@@ -8,8 +8,8 @@
 
 #include "batches/plan.h"
 
-// Large memory that goes from batch to batch: fresh memory would be zeroed by the kernel page by page, which takes longer
-// than filling it.
+// Large memory that goes from batch to batch: fresh memory would be zeroed by the kernel page by page, which takes
+// longer than filling it.
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
 public:
     explicit BufferPool(size_t spare) : keep_(spare) {}
@@ -36,7 +36,8 @@ struct Batch {
     std::shared_ptr<uint8_t> memory;  // of the next four, or of ids
     int32_t* tokens = nullptr;        // [T]
     int32_t* positions = nullptr;     // [T], of each token in its sequence
-    int32_t* targets = nullptr;       // [T], the token that follows, or -100 where there is none to learn; language only
+    // [T], the token that follows, or -100 where there is none to learn; language only
+    int32_t* targets = nullptr;
     uint8_t* mask = nullptr;          // [T], whether targets has one; language only
     uint32_t width = 0;               // raw: bytes an id; else 0
     uint8_t* ids = nullptr;           // raw: [T * width] instead of the four above; and, for text, the last targets:
@@ -48,9 +49,10 @@ struct Batch {
     std::vector<int64_t> groups;      // [n]
     std::vector<float> scores;        // [n]
     std::vector<int64_t> state;       // for Planner::seek: after this batch
-    std::vector<std::string> skipped;  // what was wrong with each record that was left out (pairs: replaced by its neighbour)
+    // what was wrong with each record that was left out (pairs: replaced by its neighbour)
+    std::vector<std::string> skipped;
 };
 
-// Throws UserError, naming shard and record, for a record that is damaged, has an empty field that may not be empty, too
-// few fields, or (instruction) more than max_tokens; with skip_bad_records, if nothing is left.
+// Throws UserError, naming shard and record, for a record that is damaged, has an empty field that may not be empty,
+// too few fields, or (instruction) more than max_tokens; with skip_bad_records, if nothing is left.
 std::unique_ptr<Batch> read_batch(const Settings& settings, const ShardSet& set, Plan plan, BufferPool& pool);

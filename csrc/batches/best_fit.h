@@ -1,6 +1,6 @@
-// Bin packing, best fit in decreasing order: the longest first, each into the fullest row that still has room for it. For
-// texts of a language-model's corpus it fills rows to over 99% (Ding et al. 2024, "Fewer Truncations Improve Language
-// Modeling"), and needs at most 11/9 of the fewest rows possible, plus one, in the worst case.
+// Bin packing, best fit in decreasing order: the longest first, each into the fullest row that still has room for it.
+// For texts of a language-model's corpus it fills rows to over 99% (Ding et al. 2024, "Fewer Truncations Improve
+// Language Modeling"), and needs at most 11/9 of the fewest rows possible, plus one, in the worst case.
 #pragma once
 
 #include <algorithm>

@@ -2,9 +2,17 @@
 
 #include <unistd.h>
 
-Loader::Loader(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, Planner planner, uint32_t threads, uint32_t ahead)
-    : settings_(settings), sources_(std::move(sources)), pool_(std::make_shared<BufferPool>(ahead + threads + 2)), process_(::getpid()), planner_(std::move(planner)), slots_(ahead) {
-    if (threads < 1 || threads > 1024 || ahead < 1 || ahead > 1024) throw std::invalid_argument("threads and ahead: expected 1 to 1024, got " + std::to_string(threads) + " and " + std::to_string(ahead));
+Loader::Loader(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, Planner planner,
+               uint32_t threads, uint32_t ahead)
+    : settings_(settings),
+      sources_(std::move(sources)),
+      pool_(std::make_shared<BufferPool>(ahead + threads + 2)),
+      process_(::getpid()),
+      planner_(std::move(planner)),
+      slots_(ahead) {
+    if (threads < 1 || threads > 1024 || ahead < 1 || ahead > 1024)
+        throw std::invalid_argument("threads and ahead: expected 1 to 1024, got " + std::to_string(threads) + " and " +
+                                    std::to_string(ahead));
     try {
         for (uint32_t i = 0; i < threads; ++i) threads_.emplace_back([this] { work(); });
     } catch (...) {
@@ -32,7 +40,9 @@ void Loader::close() {
 }
 
 std::unique_ptr<Batch> Loader::next(std::chrono::milliseconds patience) {
-    if (::getpid() != process_) throw std::runtime_error("this loader was opened in another process, whose threads a fork does not have; open it after forking");
+    if (::getpid() != process_)
+        throw std::runtime_error(
+            "this loader was opened in another process, whose threads a fork does not have; open it after forking");
     std::unique_lock lock(mutex_);
     Slot& slot = slots_[delivered_ % slots_.size()];
     bool found = ready_.wait_for(lock, patience, [&] { return stop_ || slot.batch || slot.error; });

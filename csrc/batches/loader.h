@@ -11,7 +11,8 @@
 class Loader {
 public:
     // `threads` make batches, up to `ahead` of them before anyone asks. The planner stands where the stream begins.
-    Loader(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, Planner planner, uint32_t threads, uint32_t ahead);
+    Loader(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, Planner planner,
+           uint32_t threads, uint32_t ahead);
     ~Loader();
     Loader(const Loader&) = delete;
     Loader& operator=(const Loader&) = delete;

@@ -62,29 +62,42 @@ py::dict next(Loader& loader) {
     return out;
 }
 
-std::vector<std::shared_ptr<const ShardSet>> constant(const std::vector<std::shared_ptr<ShardSet>>& sets) { return {sets.begin(), sets.end()}; }
+std::vector<std::shared_ptr<const ShardSet>> constant(const std::vector<std::shared_ptr<ShardSet>>& sets) {
+    return {sets.begin(), sets.end()};
+}
 
 }  // namespace
 
 void bind_loader(py::module_& m) {
     py::class_<Mixture>(m, "Mixture")
         .def(py::init<const std::vector<double>&>())
-        .def("drawn", [](Mixture& self, uint64_t steps) { self.seek(steps); return self.drawn(); });
+        .def("drawn", [](Mixture& self, uint64_t steps) {
+            self.seek(steps);
+            return self.drawn();
+        });
 
-    py::enum_<Shape>(m, "Shape").value("rows", Shape::rows).value("records", Shape::records).value("tokens", Shape::tokens);
+    py::enum_<Shape>(m, "Shape")
+        .value("rows", Shape::rows)
+        .value("records", Shape::records)
+        .value("tokens", Shape::tokens);
 
     py::class_<Loader>(m, "Loader")
-        .def(py::init([](const std::vector<std::shared_ptr<ShardSet>>& sets, const std::vector<double>& weights, std::string kind, Shape shape, uint64_t batch, uint32_t max_tokens,
-                         uint32_t fields, uint64_t multiple, uint64_t seed, uint32_t rank, uint32_t world, bool skip_bad_records, bool raw, uint32_t threads, uint32_t ahead, uint64_t step,
+        .def(py::init([](const std::vector<std::shared_ptr<ShardSet>>& sets, const std::vector<double>& weights,
+                         std::string kind, Shape shape, uint64_t batch, uint32_t max_tokens, uint32_t fields,
+                         uint64_t multiple, uint64_t seed, uint32_t rank, uint32_t world, bool skip_bad_records,
+                         bool raw, uint32_t threads, uint32_t ahead, uint64_t step,
                          const std::optional<std::vector<int64_t>>& state) {
                  py::gil_scoped_release release;
-                 Settings settings{std::move(kind), shape, batch, max_tokens, fields, multiple, seed, rank, world, skip_bad_records, raw};
+                 Settings settings{std::move(kind),  shape, batch, max_tokens, fields, multiple, seed, rank, world,
+                                   skip_bad_records, raw};
                  Planner planner(settings, constant(sets), weights);
                  state ? planner.seek(*state) : planner.seek(step);
                  return std::make_unique<Loader>(settings, constant(sets), std::move(planner), threads, ahead);
              }),
-             py::kw_only(), py::arg("sets"), py::arg("weights"), py::arg("kind"), py::arg("shape"), py::arg("batch"), py::arg("max_tokens"), py::arg("fields"), py::arg("multiple"),
-             py::arg("seed"), py::arg("rank"), py::arg("world"), py::arg("skip_bad_records"), py::arg("raw"), py::arg("threads"), py::arg("ahead"), py::arg("step"), py::arg("state"))
+             py::kw_only(), py::arg("sets"), py::arg("weights"), py::arg("kind"), py::arg("shape"), py::arg("batch"),
+             py::arg("max_tokens"), py::arg("fields"), py::arg("multiple"), py::arg("seed"), py::arg("rank"),
+             py::arg("world"), py::arg("skip_bad_records"), py::arg("raw"), py::arg("threads"), py::arg("ahead"),
+             py::arg("step"), py::arg("state"))
         .def("next", &next)
         .def("close", &Loader::close, py::call_guard<py::gil_scoped_release>());
 }

@@ -16,7 +16,8 @@ public:
     explicit Mixture(const std::vector<double>& weights) : drawn_(weights.size(), 0), credit_(weights.size(), 0) {
         double sum = std::accumulate(weights.begin(), weights.end(), 0.0);
         for (double weight : weights) {
-            if (!(weight > 0) || !std::isfinite(sum)) throw std::invalid_argument("weights: expected numbers above 0, got " + std::to_string(weight));
+            if (!(weight > 0) || !std::isfinite(sum))
+                throw std::invalid_argument("weights: expected numbers above 0, got " + std::to_string(weight));
             share_.push_back(std::max<int64_t>(1, std::llround(weight / sum * static_cast<double>(int64_t{1} << 40))));
         }
         if (share_.empty()) throw std::invalid_argument("weights: expected at least one source");

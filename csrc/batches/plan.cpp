@@ -4,8 +4,8 @@
 
 namespace {
 
-// A window is what is packed at once: enough rows that the last, which stay part empty, do not matter; few enough records
-// that it is made in milliseconds.
+// A window is what is packed at once: enough rows that the last, which stay part empty, do not matter; few enough
+// records that it is made in milliseconds.
 constexpr uint32_t kWindowRows = 256;
 constexpr uint64_t kWindowRecords = 65536;
 
@@ -22,7 +22,8 @@ void append_records(const ShardSet& set, const std::vector<int64_t>& records, st
     for (size_t i = first; i < pieces.size(); ++i) pieces[i].tokens = pieces[i].file->whole(pieces[i].in_file);
 }
 
-Planner::Planner(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, const std::vector<double>& weights)
+Planner::Planner(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources,
+                 const std::vector<double>& weights)
     : settings_(settings), mixture_(weights) {
     const Settings& s = settings_;
     auto require = [](bool holds, const std::string& message) {
@@ -30,10 +31,14 @@ Planner::Planner(const Settings& settings, std::vector<std::shared_ptr<const Sha
     };
     require(sources.size() == weights.size(), "sources: expected one a weight");
     require(s.batch >= 1 && s.batch <= INT32_MAX, "batch: expected 1 to 2147483647, got " + std::to_string(s.batch));
-    require(s.world >= 1 && s.rank < s.world, "rank: expected 0 to world - 1, got " + std::to_string(s.rank) + " of " + std::to_string(s.world));
+    require(s.world >= 1 && s.rank < s.world,
+            "rank: expected 0 to world - 1, got " + std::to_string(s.rank) + " of " + std::to_string(s.world));
     uint64_t shared = s.shape == Shape::tokens ? s.multiple : s.batch;
-    require(shared >= 1 && shared % s.world == 0, (s.shape == Shape::tokens ? "multiple: " : "batch: ") + std::to_string(shared) + " cannot be split evenly over " + std::to_string(s.world) + " ranks");
-    require(s.shape != Shape::rows || (s.language() && s.max_tokens > 0), "shape rows: expected text or instruction records and max_tokens above 0");
+    require(shared >= 1 && shared % s.world == 0, (s.shape == Shape::tokens ? "multiple: " : "batch: ") +
+                                                      std::to_string(shared) + " cannot be split evenly over " +
+                                                      std::to_string(s.world) + " ranks");
+    require(s.shape != Shape::rows || (s.language() && s.max_tokens > 0),
+            "shape rows: expected text or instruction records and max_tokens above 0");
     require(s.shape != Shape::tokens || !s.language(), "shape tokens: expected pairs or sts records");
     require(s.fields >= 1 && s.fields <= kMaxFields, "fields: expected 1 to 65535, got " + std::to_string(s.fields));
     for (auto& set : sources) {
@@ -63,7 +68,9 @@ void Planner::seek(uint64_t step) {
 void Planner::seek(const std::vector<int64_t>& state) {
     bool good = state.size() == 1 + 2 * sources_.size();
     for (int64_t value : state) good &= value >= 0;
-    if (!good) throw std::invalid_argument("state: expected " + std::to_string(1 + 2 * sources_.size()) + " numbers of 0 or more (step, then two a source); the sources have changed");
+    if (!good)
+        throw std::invalid_argument("state: expected " + std::to_string(1 + 2 * sources_.size()) +
+                                    " numbers of 0 or more (step, then two a source); the sources have changed");
     step_ = state[0];
     mixture_.seek(step_);
     for (size_t i = 0; i < sources_.size(); ++i) {
@@ -122,11 +129,14 @@ uint64_t Planner::records_within_budget(Source& source) const {
         }
         if (tokens > settings_.batch) {
             if (whole > 0) return whole;
-            throw UserError(place.file->path() + ": record " + std::to_string(place.record) + ": with it " + std::to_string(count) + " records have " + std::to_string(tokens) +
-                            " tokens, and the batch holds " + std::to_string(settings_.batch) + " for at least " + std::to_string(settings_.multiple) + " records; raise the batch or lower max_tokens");
+            throw UserError(place.file->path() + ": record " + std::to_string(place.record) + ": with it " +
+                            std::to_string(count) + " records have " + std::to_string(tokens) +
+                            " tokens, and the batch holds " + std::to_string(settings_.batch) + " for at least " +
+                            std::to_string(settings_.multiple) + " records; raise the batch or lower max_tokens");
         }
         if (count % settings_.multiple == 0) whole = count;
-        if (count == kWindowRecords / settings_.multiple * settings_.multiple) return count;  // records of no tokens have no end
+        // records of no tokens have no end
+        if (count == kWindowRecords / settings_.multiple * settings_.multiple) return count;
     }
 }
 
@@ -141,7 +151,8 @@ void Planner::take_rows(Source& source, Plan& plan) const {
         }
         if (row >= mine && row < mine + share) {
             plan.row_start.push_back(plan.pieces.size());
-            auto first = source.pieces.begin() + source.row_start[source.rows_used], last = source.pieces.begin() + source.row_start[source.rows_used + 1];
+            auto first = source.pieces.begin() + source.row_start[source.rows_used],
+                 last = source.pieces.begin() + source.row_start[source.rows_used + 1];
             plan.pieces.insert(plan.pieces.end(), first, last);
         }
         ++source.rows_used;
@@ -149,8 +160,8 @@ void Planner::take_rows(Source& source, Plan& plan) const {
     plan.row_start.push_back(plan.pieces.size());
 }
 
-// The records from source.position on, up to the end of the epoch at most, as rows. The rows come in a random order: best
-// fit makes those of the longest records first.
+// The records from source.position on, up to the end of the epoch at most, as rows. The rows come in a random order:
+// best fit makes those of the longest records first.
 void Planner::make_window(Source& source) const {
     uint64_t count = source.set->records(), room = settings_.max_tokens;
     uint64_t end = std::min(source.position + kWindowRecords, (source.position / count + 1) * count);
@@ -173,7 +184,8 @@ void Planner::make_window(Source& source) const {
             part.tokens.count = room;
             part.last = false;
             pieces.push_back(part);
-            piece.tokens = {static_cast<uint32_t>(piece.tokens.begin + room), static_cast<uint32_t>(piece.tokens.count - room)};
+            piece.tokens = {static_cast<uint32_t>(piece.tokens.begin + room),
+                            static_cast<uint32_t>(piece.tokens.count - room)};
             piece.first = false;
         }
         pieces.push_back(piece);

@@ -1,5 +1,5 @@
-// What each step holds, and which part of it is this rank's: lengths and positions only, no token is touched. The global
-// batch of a step depends on the seed, the sources and the step alone, never on ranks or threads.
+// What each step holds, and which part of it is this rank's: lengths and positions only, no token is touched. The
+// global batch of a step depends on the seed, the sources and the step alone, never on ranks or threads.
 #pragma once
 
 #include <memory>
@@ -26,7 +26,8 @@ struct Settings {
     uint64_t seed = 0;
     uint32_t rank = 0, world = 1;
     bool skip_bad_records = false;
-    bool raw = false;  // ids as they are stored, for unpack.cu; not of instructions, whose targets are more than what follows
+    // ids as they are stored, for unpack.cu; not of instructions, whose targets are more than what follows
+    bool raw = false;
 
     bool language() const { return kind == "text" || kind == "instruction"; }
 };
@@ -54,10 +55,11 @@ void append_records(const ShardSet& set, const std::vector<int64_t>& records, st
 class Planner {
 public:
     // Throws std::invalid_argument for settings that do not fit together.
-    Planner(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, const std::vector<double>& weights);
+    Planner(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources,
+            const std::vector<double>& weights);
 
-    // To the step that `state` (a Plan's `after`) stands before, or to `step` by counting through all before it, which for
-    // the shape records costs nothing. Throws std::invalid_argument for a state that is none of these sources'.
+    // To the step that `state` (a Plan's `after`) stands before, or to `step` by counting through all before it, which
+    // for the shape records costs nothing. Throws std::invalid_argument for a state that is none of these sources'.
     void seek(uint64_t step);
     void seek(const std::vector<int64_t>& state);
 
@@ -68,9 +70,9 @@ private:
     struct Source {
         std::shared_ptr<const ShardSet> set;
         uint64_t seed = 0;
-        uint64_t position = 0;  // in the endless run of epochs: the next record, or the first of the window
-        uint64_t rows_used = 0;  // of the window
-        uint64_t window_end = 0;  // its position; 0: no window has been made
+        uint64_t position = 0;      // in the endless run of epochs: the next record, or the first of the window
+        uint64_t rows_used = 0;     // of the window
+        uint64_t window_end = 0;    // its position; 0: no window has been made
         std::vector<Piece> pieces;  // the window's, row by row
         std::vector<uint32_t> row_start;
         std::optional<Order> order;

@@ -12,8 +12,9 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "shards are little-endi
 constexpr char kHeaderMagic[8] = {'C', 'O', 'N', 'A', 'N', 'T', 'O', 'K'};
 constexpr char kFooterMagic[8] = {'C', 'O', 'N', 'A', 'N', 'E', 'N', 'D'};
 constexpr uint32_t kVersion = 1;
-constexpr uint64_t kBlockBytes = 16384;  // token bytes under one checksum: four pages, what one short text makes us read
-constexpr uint64_t kMaxFields = 65535;   // a record
+// token bytes under one checksum: four pages, what one short text makes us read
+constexpr uint64_t kBlockBytes = 16384;
+constexpr uint64_t kMaxFields = 65535;      // a record
 constexpr uint64_t kMaxCount = UINT32_MAX;  // records, fields or tokens a shard: the index counts in 32 bits
 
 struct Header {

@@ -23,14 +23,16 @@ T load(const uint8_t* array, uint64_t i) {
     return value;
 }
 
-int64_t modified(const struct stat& status) { return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec; }
+int64_t modified(const struct stat& status) {
+    return status.st_mtim.tv_sec * int64_t{1'000'000'000} + status.st_mtim.tv_nsec;
+}
 
 }  // namespace
 
 ShardFile::ShardFile(std::string path) : path_(std::move(path)) {
     install_sigbus_handler();
     int file = ::open(path_.c_str(), O_RDONLY | O_CLOEXEC);
-    struct stat status {};
+    struct stat status{};
     if (file < 0 || ::fstat(file, &status) != 0) {
         std::string reason = std::strerror(errno);
         if (file >= 0) ::close(file);
@@ -46,7 +48,8 @@ ShardFile::ShardFile(std::string path) : path_(std::move(path)) {
     void* map = ::mmap(nullptr, bytes_, PROT_READ, MAP_SHARED, file, 0);
     int error = errno;
     ::close(file);
-    if (map == MAP_FAILED) throw UserError(path_ + ": cannot be mapped: " + std::strerror(error) + "; free memory, then run again");
+    if (map == MAP_FAILED)
+        throw UserError(path_ + ": cannot be mapped: " + std::strerror(error) + "; free memory, then run again");
     ::madvise(map, bytes_, MADV_RANDOM);  // records come in random order: the pages around one are not its neighbours'
     map_ = static_cast<const uint8_t*>(map);
     try {
@@ -73,13 +76,18 @@ void ShardFile::check_ends() {
     const Footer& f = footer_;
 
     if (std::memcmp(h.magic, kHeaderMagic, sizeof kHeaderMagic) != 0) damaged("does not begin as a shard does");
-    if (h.version != kVersion) damaged("is of format version " + std::to_string(h.version) + ", this program reads " + std::to_string(kVersion));
+    if (h.version != kVersion)
+        damaged("is of format version " + std::to_string(h.version) + ", this program reads " +
+                std::to_string(kVersion));
     if (h.crc != crc32c(&h, offsetof(Header, crc))) damaged("the header's checksum is wrong");
-    if (h.vocab_size < 1 || h.vocab_size > (1u << 24) || h.token_bytes != token_bytes_for(h.vocab_size)) damaged("the header's sizes make no sense");
+    if (h.vocab_size < 1 || h.vocab_size > (1u << 24) || h.token_bytes != token_bytes_for(h.vocab_size))
+        damaged("the header's sizes make no sense");
 
-    if (std::memcmp(f.magic, kFooterMagic, sizeof kFooterMagic) != 0) damaged("does not end as a shard does: it is cut off or not finished");
+    if (std::memcmp(f.magic, kFooterMagic, sizeof kFooterMagic) != 0)
+        damaged("does not end as a shard does: it is cut off or not finished");
     if (f.crc != crc32c(&f, offsetof(Footer, crc), crc32c(&h, sizeof h))) damaged("the footer's checksum is wrong");
-    if (f.records > kMaxCount || f.fields > kMaxCount || f.tokens > kMaxCount) damaged("the footer's counts make no sense");
+    if (f.records > kMaxCount || f.fields > kMaxCount || f.tokens > kMaxCount)
+        damaged("the footer's counts make no sense");
     uint64_t data_bytes = f.tokens * h.token_bytes;
     uint64_t index_size = index_bytes(f.records, f.fields, data_bytes);
     if (f.index_offset != sizeof(Header) + data_bytes || bytes_ != f.index_offset + index_size + sizeof(Footer))
@@ -186,7 +194,8 @@ void ShardFile::checked(uint64_t record, Span span, const F& highest_of) const {
         for (uint64_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block) {
             if (block_is_checked(block)) continue;
             uint64_t start = block * kBlockBytes;
-            if (crc32c(map_ + sizeof(Header) + start, std::min(kBlockBytes, data_bytes - start)) != load<uint32_t>(block_crc_, block)) {
+            if (crc32c(map_ + sizeof(Header) + start, std::min(kBlockBytes, data_bytes - start)) !=
+                load<uint32_t>(block_crc_, block)) {
                 bad_block = block;
                 return;
             }
@@ -194,9 +203,12 @@ void ShardFile::checked(uint64_t record, Span span, const F& highest_of) const {
         }
         highest = highest_of(map_ + sizeof(Header) + begin);
     });
-    if (bad_block != UINT64_MAX) damaged("record " + std::to_string(record) + ": the checksum of token block " + std::to_string(bad_block) + " is wrong");
+    if (bad_block != UINT64_MAX)
+        damaged("record " + std::to_string(record) + ": the checksum of token block " + std::to_string(bad_block) +
+                " is wrong");
     if (highest >= header_.vocab_size)
-        damaged("record " + std::to_string(record) + ": holds the token id " + std::to_string(highest) + ", outside its vocabulary of " + std::to_string(header_.vocab_size));
+        damaged("record " + std::to_string(record) + ": holds the token id " + std::to_string(highest) +
+                ", outside its vocabulary of " + std::to_string(header_.vocab_size));
 }
 
 void ShardFile::read(uint64_t record, Span span, const Sequence& out) const {
@@ -216,7 +228,9 @@ void ShardFile::prefetch_record(uint64_t record) const {
     __builtin_prefetch(field_start_ + record * 4);
 }
 
-void ShardFile::prefetch_fields(uint64_t record) const { __builtin_prefetch(token_start_ + uint64_t{fields_of(record).first} * 4); }
+void ShardFile::prefetch_fields(uint64_t record) const {
+    __builtin_prefetch(token_start_ + uint64_t{fields_of(record).first} * 4);
+}
 
 void ShardFile::prefetch(Span span) const {
     const uint64_t line = 64, lines = 32;  // the CPU sees by itself where a longer read goes on
@@ -229,22 +243,28 @@ void ShardFile::prefetch(Span span) const {
 void ShardFile::read_ahead(Span span) const {
     uint64_t width = header_.token_bytes, begin = span.begin * width, end = begin + span.count * width;
     bool all_checked = true;
-    for (uint64_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block) all_checked &= block_is_checked(block);
+    for (uint64_t block = begin / kBlockBytes; block * kBlockBytes < end; ++block)
+        all_checked &= block_is_checked(block);
     if (all_checked) return;
-    const uint64_t page = 4096;  // madvise wants the address on a page; a larger page size only makes it fail, and it is a hint
+    // madvise wants the address on a page; a larger page size only makes it fail, and it is a hint
+    const uint64_t page = 4096;
     uint64_t first = (sizeof(Header) + begin / kBlockBytes * kBlockBytes) / page * page;
     uint64_t last = std::min(bytes_, sizeof(Header) + (end + kBlockBytes - 1) / kBlockBytes * kBlockBytes);
     ::madvise(const_cast<uint8_t*>(map_) + first, last - first, MADV_WILLNEED);
 }
 
-int64_t ShardFile::steady_now() { return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1); }
+int64_t ShardFile::steady_now() {
+    return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1);
+}
 
 void ShardFile::check_unchanged(int64_t now) const {
     if (now < look_again_.load(std::memory_order_relaxed)) return;
     look_again_.store(now + 1'000'000'000, std::memory_order_relaxed);
-    struct stat status {};
-    if (::stat(path_.c_str(), &status) != 0) damaged(std::string("was removed while in use (") + std::strerror(errno) + ")");
-    if (status.st_ino != inode_ || static_cast<uint64_t>(status.st_size) != bytes_ || modified(status) != changed_) damaged("was rewritten while in use");
+    struct stat status{};
+    if (::stat(path_.c_str(), &status) != 0)
+        damaged(std::string("was removed while in use (") + std::strerror(errno) + ")");
+    if (status.st_ino != inode_ || static_cast<uint64_t>(status.st_size) != bytes_ || modified(status) != changed_)
+        damaged("was rewritten while in use");
 }
 
 void ShardFile::damaged(const std::string& what) const {
@@ -261,8 +281,10 @@ ShardSet::ShardSet(const std::vector<std::string>& paths) {
 
 ShardSet::Place ShardSet::find(int64_t record) const {
     if (record < 0 || record >= static_cast<int64_t>(records()))
-        throw std::out_of_range("record: expected 0 to " + std::to_string(records()) + " (exclusive), got " + std::to_string(record));
-    uint64_t file = std::upper_bound(first_record_.begin(), first_record_.end(), static_cast<uint64_t>(record)) - first_record_.begin() - 1;
+        throw std::out_of_range("record: expected 0 to " + std::to_string(records()) + " (exclusive), got " +
+                                std::to_string(record));
+    uint64_t file = std::upper_bound(first_record_.begin(), first_record_.end(), static_cast<uint64_t>(record)) -
+                    first_record_.begin() - 1;
     return {files_[file].get(), record - first_record_[file]};
 }
 
@@ -270,6 +292,7 @@ std::pair<ShardSet::Place, Span> ShardSet::find(int64_t record, int64_t field) c
     Place place = find(record);
     uint32_t count = place.file->field_count(place.record);
     if (field < 0 || field >= count)
-        throw std::out_of_range("field: record " + std::to_string(record) + " has " + std::to_string(count) + " fields, asked for field " + std::to_string(field));
+        throw std::out_of_range("field: record " + std::to_string(record) + " has " + std::to_string(count) +
+                                " fields, asked for field " + std::to_string(field));
     return {place, place.file->field(place.record, field)};
 }

@@ -43,15 +43,16 @@ public:
     // The same, as they are stored: header().token_bytes bytes each.
     void copy(uint64_t record, Span span, uint8_t* out) const;
 
-    // Hints that a record's numbers, then the places of its fields, then its tokens will be asked for soon: records come in
-    // random order, and most of the time that reading one takes is waiting for memory.
+    // Hints that a record's numbers, then the places of its fields, then its tokens will be asked for soon: records
+    // come in random order, and most of the time that reading one takes is waiting for memory.
     void prefetch_record(uint64_t record) const;
     void prefetch_fields(uint64_t record) const;
     void prefetch(Span span) const;
     // Asks the kernel to read those of the span's blocks that nobody has checked yet.
     void read_ahead(Span span) const;
 
-    // Compares the file's size and time with those at opening, at most once a second. now: steady_now(), asked once for many.
+    // Compares the file's size and time with those at opening, at most once a second. now: steady_now(), asked once for
+    // many.
     void check_unchanged(int64_t now) const;
     static int64_t steady_now();  // ns
 
@@ -66,7 +67,9 @@ private:
     void checked(uint64_t record, Span span, const F& highest_of) const;
     std::pair<uint32_t, uint32_t> fields_of(uint64_t record) const;  // [first, last)
     Span tokens_of(uint32_t first_field, uint32_t last_field) const;
-    bool block_is_checked(uint64_t block) const { return blocks_checked_[block / 64].load(std::memory_order_relaxed) >> (block % 64) & 1; }
+    bool block_is_checked(uint64_t block) const {
+        return blocks_checked_[block / 64].load(std::memory_order_relaxed) >> (block % 64) & 1;
+    }
 
     std::string path_;
     const uint8_t* map_ = nullptr;
@@ -78,7 +81,8 @@ private:
     const uint8_t *groups_, *scores_, *field_start_, *token_start_, *block_crc_;  // the index; not aligned
     mutable std::mutex index_mutex_;
     mutable std::atomic<bool> index_checked_{false};
-    mutable std::unique_ptr<std::atomic<uint64_t>[]> blocks_checked_;  // a bit a block; two threads may both check one, which does no harm
+    // a bit a block; two threads may both check one, which does no harm
+    mutable std::unique_ptr<std::atomic<uint64_t>[]> blocks_checked_;
     mutable std::atomic<int64_t> look_again_{0};  // when check_unchanged asks next: steady clock, ns
 };
 

@@ -25,7 +25,7 @@ void on_sigbus(int, siginfo_t*, void*) {
 void install_sigbus_handler() {
     static std::once_flag once;
     std::call_once(once, [] {
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_sigaction = on_sigbus;
         action.sa_flags = SA_SIGINFO;
         ::sigaction(SIGBUS, &action, &before);

@@ -20,7 +20,8 @@ bool survives(const F& f) {
         return false;
     }
     sigbus_return = &here;
-    std::atomic_signal_fence(std::memory_order_seq_cst);  // the handler sees it before f() touches a page, and until it has
+    // the handler sees it before f() touches a page, and until it has
+    std::atomic_signal_fence(std::memory_order_seq_cst);
     f();
     std::atomic_signal_fence(std::memory_order_seq_cst);
     sigbus_return = nullptr;

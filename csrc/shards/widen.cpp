@@ -30,13 +30,16 @@ uint32_t widen_portable(const uint8_t* at, uint32_t width, uint32_t i, uint32_t 
 #if defined(__x86_64__)
 // Eight ids at a time; compiled for AVX2 whatever the build's target is, called only where the CPU has it.
 template <What what>
-__attribute__((target("avx2"))) uint32_t widen_avx2(const uint8_t* at, uint32_t width, uint32_t count, const Sequence& out) {
-    const __m256i spread = _mm256_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1, 0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1);
+__attribute__((target("avx2"))) uint32_t widen_avx2(const uint8_t* at, uint32_t width, uint32_t count,
+                                                    const Sequence& out) {
+    const __m256i spread = _mm256_setr_epi8(0, 1, 2, -1, 3, 4, 5, -1, 6, 7, 8, -1, 9, 10, 11, -1, 0, 1, 2, -1, 3, 4, 5,
+                                            -1, 6, 7, 8, -1, 9, 10, 11, -1);
     const Sequence to = out;  // the compiler need not fear that the ids overwrite it
     // the first target would stand before the sequence
     uint32_t i = what >= kTargets ? std::min(count, 8u) : 0, first = widen_portable<what>(at, width, 0, i, to);
     __m256i highest = _mm256_set1_epi32(static_cast<int>(first));
-    __m256i position = _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(i)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+    __m256i position =
+        _mm256_add_epi32(_mm256_set1_epi32(static_cast<int>(i)), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
     for (const uint8_t* from = at + uint64_t{i} * width; i + 8 <= count; i += 8, from += 8 * width) {
         __m256i ids;
         __m128i low = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));

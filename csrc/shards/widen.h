@@ -10,6 +10,6 @@ struct Sequence {
     int32_t* targets = nullptr;    // [count - 1]: the token that follows
 };
 
-// Writes `count` ids of `width` bytes (2 or 3) at `at` and returns the highest. Up to 8 bytes past the last id are read (and
-// ignored): in a shard the index and the footer stand there.
+// Writes `count` ids of `width` bytes (2 or 3) at `at` and returns the highest. Up to 8 bytes past the last id are read
+// (and ignored): in a shard the index and the footer stand there.
 uint32_t widen(const uint8_t* at, uint32_t width, uint32_t count, const Sequence& out);

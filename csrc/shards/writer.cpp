@@ -13,9 +13,9 @@
 
 #include "shards/crc32c.h"
 
-// Files of which this much at a time is written, from multiples of it on, lie in the page cache as large pages where the
-// file system has them (Linux: xfs, btrfs, ext4 since 6.16): the loader, which reads at random places, then looks up an
-// address 512 times less often.
+// Files of which this much at a time is written, from multiples of it on, lie in the page cache as large pages where
+// the file system has them (Linux: xfs, btrfs, ext4 since 6.16): the loader, which reads at random places, then looks
+// up an address 512 times less often.
 constexpr size_t kLargePage = 2 << 20;
 
 ShardWriter::ShardWriter(std::string path, const std::string& kind, const std::string& tokenizer, uint64_t vocab_size)
@@ -47,20 +47,23 @@ ShardWriter::~ShardWriter() {
 
 void ShardWriter::add(const int64_t* tokens, const int64_t* field_tokens, uint64_t fields, float score, int64_t group) {
     uint64_t count = std::accumulate(field_tokens, field_tokens + fields, uint64_t{0});
-    if (fields > kMaxFields) throw std::invalid_argument("fields: expected at most 65535 a record, got " + std::to_string(fields));
+    if (fields > kMaxFields)
+        throw std::invalid_argument("fields: expected at most 65535 a record, got " + std::to_string(fields));
     // the index counts in 32 bits
     if (this->tokens() + count > kMaxCount || field_start_.back() + fields > kMaxCount || records() == kMaxCount)
         throw std::invalid_argument("a shard holds at most 4294967295 records, fields and tokens; lower shard_bytes");
     for (uint64_t i = 0; i < count; ++i)
         if (tokens[i] < 0 || tokens[i] >= static_cast<int64_t>(header_.vocab_size))
-            throw std::invalid_argument("token id: expected 0 to " + std::to_string(header_.vocab_size - 1) + " (vocab_size - 1), got " + std::to_string(tokens[i]));
+            throw std::invalid_argument("token id: expected 0 to " + std::to_string(header_.vocab_size - 1) +
+                                        " (vocab_size - 1), got " + std::to_string(tokens[i]));
 
     for (uint64_t i = 0; i < count; ++i)
         for (uint32_t byte = 0; byte < header_.token_bytes; ++byte) {
             block_.push_back(static_cast<uint8_t>(tokens[i] >> (8 * byte)));
             if (block_.size() == kBlockBytes) flush_block();
         }
-    for (uint64_t i = 0; i < fields; ++i) token_start_.push_back(token_start_.back() + static_cast<uint32_t>(field_tokens[i]));
+    for (uint64_t i = 0; i < fields; ++i)
+        token_start_.push_back(token_start_.back() + static_cast<uint32_t>(field_tokens[i]));
     field_start_.push_back(field_start_.back() + static_cast<uint32_t>(fields));
     scores_.push_back(score);
     groups_.push_back(group);
@@ -68,7 +71,8 @@ void ShardWriter::add(const int64_t* tokens, const int64_t* field_tokens, uint64
 
 uint64_t ShardWriter::bytes_with(uint64_t records, uint64_t fields, uint64_t tokens) const {
     uint64_t data_bytes = (this->tokens() + tokens) * header_.token_bytes;
-    return sizeof(Header) + data_bytes + index_bytes(this->records() + records, field_start_.back() + fields, data_bytes) + sizeof(Footer);
+    return sizeof(Header) + data_bytes +
+           index_bytes(this->records() + records, field_start_.back() + fields, data_bytes) + sizeof(Footer);
 }
 
 uint32_t ShardWriter::finish() {
@@ -129,5 +133,6 @@ void ShardWriter::flush() {
 }
 
 void ShardWriter::fail(const char* action) const {
-    throw UserError(partial_ + ": cannot " + action + " it: " + std::strerror(errno) + "; make room or choose another folder, then run again");
+    throw UserError(partial_ + ": cannot " + action + " it: " + std::strerror(errno) +
+                    "; make room or choose another folder, then run again");
 }

@@ -15,8 +15,8 @@ public:
     ShardWriter(const ShardWriter&) = delete;
     ShardWriter& operator=(const ShardWriter&) = delete;
 
-    // Appends a record of so many fields, which stand one after another in `tokens`, field i being field_tokens[i] long.
-    // A record refused (std::invalid_argument) leaves the shard as it was.
+    // Appends a record of so many fields, which stand one after another in `tokens`, field i being field_tokens[i]
+    // long. A record refused (std::invalid_argument) leaves the shard as it was.
     void add(const int64_t* tokens, const int64_t* field_tokens, uint64_t fields, float score, int64_t group);
 
     // The size of the file, in bytes, if it were finished with that much more.

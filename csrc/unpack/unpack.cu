@@ -1,5 +1,3 @@
-#include "unpack/unpack.h"
-
 #include <cuda_runtime_api.h>
 
 #include <algorithm>
@@ -9,10 +7,13 @@
 #include <string>
 #include <vector>
 
+#include "unpack/unpack.h"
+
 namespace {
 
 void check(cudaError_t error, const char* what) {
-    if (error != cudaSuccess) throw std::runtime_error(std::string("CUDA: cannot ") + what + ": " + cudaGetErrorString(error));
+    if (error != cudaSuccess)
+        throw std::runtime_error(std::string("CUDA: cannot ") + what + ": " + cudaGetErrorString(error));
 }
 
 // The calling thread's device is the caller's affair: it is put back.
@@ -28,7 +29,8 @@ struct OnDevice {
 size_t aligned(size_t bytes) { return (bytes + 15) / 16 * 16; }
 
 __global__ void unpack(Narrow in, Wide out, int64_t count) {
-    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x) unpack_token(in, out, i);
+    for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += int64_t{gridDim.x} * blockDim.x)
+        unpack_token(in, out, i);
 }
 
 }  // namespace
@@ -48,7 +50,8 @@ struct UnpackRing {
         OnDevice here(device);
         check(cudaStreamCreateWithFlags(&copies, cudaStreamNonBlocking), "create a stream");
         for (Slot& slot : slots)
-            for (cudaEvent_t* event : {&slot.ready, &slot.released}) check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "create an event");
+            for (cudaEvent_t* event : {&slot.ready, &slot.released})
+                check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "create an event");
     }
 
     ~UnpackRing() {  // nobody holds a slot any more; what CUDA says now (at exit: that it is gone) interests no one
@@ -74,7 +77,9 @@ struct UnpackRing {
             uint32_t tried = 0;
             do {
                 if (tried++ == slots.size())
-                    throw std::runtime_error("all " + std::to_string(slots.size()) + " batches on the device are still held; let go of one, or open the unpacker with more slots");
+                    throw std::runtime_error(
+                        "all " + std::to_string(slots.size()) +
+                        " batches on the device are still held; let go of one, or open the unpacker with more slots");
                 found = next;
                 next = (next + 1) % slots.size();
             } while (slots[found].held);
@@ -87,7 +92,9 @@ struct UnpackRing {
                 cudaFreeHost(slot.pinned);
                 slot.pinned = nullptr;
                 slot.pinned_bytes = 0;
-                check(cudaHostAlloc(reinterpret_cast<void**>(&slot.pinned), pinned_bytes + pinned_bytes / 4, cudaHostAllocDefault), "allocate pinned memory");
+                check(cudaHostAlloc(reinterpret_cast<void**>(&slot.pinned), pinned_bytes + pinned_bytes / 4,
+                                    cudaHostAllocDefault),
+                      "allocate pinned memory");
                 slot.pinned_bytes = pinned_bytes + pinned_bytes / 4;
             }
             if (slot.device_bytes < device_bytes) {
@@ -95,7 +102,8 @@ struct UnpackRing {
                 cudaFree(slot.device);
                 slot.device = nullptr;
                 slot.device_bytes = 0;
-                check(cudaMalloc(reinterpret_cast<void**>(&slot.device), device_bytes + device_bytes / 4), "allocate device memory");
+                check(cudaMalloc(reinterpret_cast<void**>(&slot.device), device_bytes + device_bytes / 4),
+                      "allocate device memory");
                 slot.device_bytes = device_bytes + device_bytes / 4;
             }
         } catch (...) {
@@ -125,14 +133,17 @@ Unpacker::Unpacker(int device, uint32_t slots) {
 
 std::shared_ptr<const Unpacked> Unpacker::upload(const Narrow& batch, void* stream) {
     OnDevice here(ring_->device);
-    size_t count = batch.cu_seqlens[batch.sequences], starts = (batch.sequences + size_t{1}) * 4, numbers = size_t{4} * batch.sequences;
+    size_t count = batch.cu_seqlens[batch.sequences], starts = (batch.sequences + size_t{1}) * 4,
+           numbers = size_t{4} * batch.sequences;
     bool targets = batch.follow != nullptr;
-    // pinned, and again at the head of the device's memory: cu_seqlens, follow, ids; then tokens, positions, targets, mask
+    // pinned, and again at the head of the device's memory: cu_seqlens, follow, ids; then tokens, positions, targets,
+    // mask
     size_t at_follow = aligned(starts), at_ids = at_follow + (targets ? aligned(numbers) : 0);
     size_t sent = at_ids + aligned(count * batch.width), column = aligned(count * 4);
     uint32_t number = ring_->take(sent, sent + column * (targets ? 4 : 2));
     UnpackRing::Slot& slot = ring_->slots[number];
-    auto out = std::shared_ptr<Unpacked>(new Unpacked{ring_, number, {}, reinterpret_cast<int32_t*>(slot.device), static_cast<int32_t>(count), batch.sequences});
+    auto out = std::shared_ptr<Unpacked>(new Unpacked{
+        ring_, number, {}, reinterpret_cast<int32_t*>(slot.device), static_cast<int32_t>(count), batch.sequences});
     slot.user = static_cast<cudaStream_t>(stream);  // from here on ~Unpacked gives the slot back
 
     std::memcpy(slot.pinned, batch.cu_seqlens, starts);
@@ -143,7 +154,9 @@ std::shared_ptr<const Unpacked> Unpacker::upload(const Narrow& batch, void* stre
     check(cudaStreamWaitEvent(ring_->copies, slot.released, 0), "wait for the batch's last user");
     check(cudaMemcpyAsync(slot.device, slot.pinned, sent, cudaMemcpyHostToDevice, ring_->copies), "copy a batch");
     uint8_t* wide = slot.device + sent;
-    out->wide = {reinterpret_cast<int32_t*>(wide), reinterpret_cast<int32_t*>(wide + column), targets ? reinterpret_cast<int32_t*>(wide + 2 * column) : nullptr, targets ? wide + 3 * column : nullptr};
+    out->wide = {reinterpret_cast<int32_t*>(wide), reinterpret_cast<int32_t*>(wide + column),
+                 targets ? reinterpret_cast<int32_t*>(wide + 2 * column) : nullptr,
+                 targets ? wide + 3 * column : nullptr};
     if (count > 0) {
         const int32_t* follow = targets ? reinterpret_cast<const int32_t*>(slot.device + at_follow) : nullptr;
         Narrow narrow{slot.device + at_ids, out->cu_seqlens, follow, batch.width, batch.sequences};

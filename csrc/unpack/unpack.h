@@ -1,5 +1,5 @@
-// Batches to the GPU in 2 or 3 bytes a token, widened there. Built where nvcc is found (CONAN_CUDA); needs the CUDA runtime
-// alone, no torch.
+// Batches to the GPU in 2 or 3 bytes a token, widened there. Built where nvcc is found (CONAN_CUDA); needs the CUDA
+// runtime alone, no torch.
 #pragma once
 
 #include <memory>
@@ -9,7 +9,8 @@
 struct UnpackRing;
 
 // A batch on the device. When the last owner lets go its memory is free for another, as soon as the stream that it was
-// handed to has done what it was given until then: work on it on another stream must have been joined to that one before.
+// handed to has done what it was given until then: work on it on another stream must have been joined to that one
+// before.
 struct Unpacked {
     std::shared_ptr<UnpackRing> ring;
     uint32_t slot;
@@ -25,8 +26,8 @@ public:
     // Throws std::runtime_error, here and below, with what CUDA says.
     Unpacker(int device, uint32_t slots);
 
-    // Copies `batch` (in host memory, needed only until this returns), and widens it, on a stream of its own; `stream` (a
-    // cudaStream_t, 0 for the default one) waits for that, the caller does not. Throws if all slots are held.
+    // Copies `batch` (in host memory, needed only until this returns), and widens it, on a stream of its own; `stream`
+    // (a cudaStream_t, 0 for the default one) waits for that, the caller does not. Throws if all slots are held.
     std::shared_ptr<const Unpacked> upload(const Narrow& batch, void* stream);
 
 private:

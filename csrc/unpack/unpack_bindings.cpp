@@ -41,15 +41,18 @@ void require(bool holds, const std::string& message) {
     if (!holds) throw std::invalid_argument(message);
 }
 
-py::dict upload(Unpacker& self, const py::array_t<uint8_t, py::array::c_style>& ids, uint32_t width, const Int32s& cu_seqlens, const std::optional<Int32s>& follow,
-                uintptr_t stream) {
+py::dict upload(Unpacker& self, const py::array_t<uint8_t, py::array::c_style>& ids, uint32_t width,
+                const Int32s& cu_seqlens, const std::optional<Int32s>& follow, uintptr_t stream) {
     require(width == 2 || width == 3, "width: expected 2 or 3, got " + std::to_string(width));
-    require(cu_seqlens.ndim() == 1 && cu_seqlens.size() >= 2, "cu_seqlens: expected one dimension and at least one sequence");
+    require(cu_seqlens.ndim() == 1 && cu_seqlens.size() >= 2,
+            "cu_seqlens: expected one dimension and at least one sequence");
     const int32_t* starts = cu_seqlens.data();
     py::ssize_t sequences = cu_seqlens.size() - 1;
     bool ascends = starts[0] == 0;
     for (py::ssize_t i = 0; i < sequences; ++i) ascends &= starts[i] <= starts[i + 1];
-    require(ascends && int64_t{starts[sequences]} * width == ids.size(), "cu_seqlens: expected to ascend from 0 to the number of ids, which take " + std::to_string(ids.size()) + " bytes");
+    require(ascends && int64_t{starts[sequences]} * width == ids.size(),
+            "cu_seqlens: expected to ascend from 0 to the number of ids, which take " + std::to_string(ids.size()) +
+                " bytes");
     require(!follow || follow->size() == sequences, "follow: expected one number a sequence");
 
     Narrow batch{ids.data(), starts, follow ? follow->data() : nullptr, width, static_cast<int32_t>(sequences)};
@@ -74,10 +77,12 @@ py::dict upload(Unpacker& self, const py::array_t<uint8_t, py::array::c_style>& 
 
 void bind_unpack(py::module_& m) {
     m.attr("has_cuda") = true;
-    py::class_<DeviceArray>(m, "DeviceArray").def_property_readonly("__cuda_array_interface__", &DeviceArray::interface);
+    py::class_<DeviceArray>(m, "DeviceArray")
+        .def_property_readonly("__cuda_array_interface__", &DeviceArray::interface);
     py::class_<Unpacker>(m, "Unpacker")
         .def(py::init<int, uint32_t>(), py::arg("device"), py::arg("slots"))
-        .def("upload", &upload, py::arg("ids"), py::arg("width"), py::arg("cu_seqlens"), py::arg("follow"), py::arg("stream"));
+        .def("upload", &upload, py::arg("ids"), py::arg("width"), py::arg("cu_seqlens"), py::arg("follow"),
+             py::arg("stream"));
 }
 
 #endif

@@ -11,11 +11,11 @@
 
 // A batch as it travels: T ids of 2 or 3 bytes end to end in B sequences, which may be empty.
 struct Narrow {
-    const uint8_t* ids;          // [T * width]
-    const int32_t* cu_seqlens;   // [B+1], from 0 to T
-    const int32_t* follow;       // [B], the target of the sequence's last token, or -100. Null: no targets
+    const uint8_t* ids;         // [T * width]
+    const int32_t* cu_seqlens;  // [B+1], from 0 to T
+    const int32_t* follow;      // [B], the target of the sequence's last token, or -100. Null: no targets
     uint32_t width;
-    int32_t sequences;           // B
+    int32_t sequences;  // B
 };
 
 // A batch as the model takes it.
@@ -32,7 +32,8 @@ CONAN_HOST_DEVICE inline int32_t narrow_id(const Narrow& in, int64_t i) {
 }
 
 CONAN_HOST_DEVICE inline void unpack_token(const Narrow& in, const Wide& out, int64_t i) {
-    int32_t sequence = 0, after = in.sequences;  // the last that begins at i or before, which no empty one does and holds i
+    // the last that begins at i or before, which no empty one does and holds i
+    int32_t sequence = 0, after = in.sequences;
     while (after - sequence > 1) {
         int32_t middle = sequence + (after - sequence) / 2;
         (in.cu_seqlens[middle] <= i ? sequence : after) = middle;

@@ -1,8 +1,9 @@
 // Spoils a shard at random, over and over, and reads it as the loader does: fuzz_shards SHARD COPY CASES SEED
 //
-// Half of the cases flip bytes or cut the file and leave the checksums as they were: the reader must notice, or give the
-// same data. The other half make every checksum right again: the reader may give other data, but must stay within the file
-// and the vocabulary. A finding ends the process: an exception that is no UserError, wrong data, or a sanitizer's report.
+// Half of the cases flip bytes or cut the file and leave the checksums as they were: the reader must notice, or give
+// the same data. The other half make every checksum right again: the reader may give other data, but must stay within
+// the file and the vocabulary. A finding ends the process: an exception that is no UserError, wrong data, or a
+// sanitizer's report.
 
 #include <cstdio>
 #include <cstring>
@@ -39,8 +40,10 @@ void sign(Bytes& bytes) {
     std::memcpy(bytes.data(), &header, sizeof header);
     uint8_t* end = bytes.data() + bytes.size() - sizeof footer;
     std::memcpy(&footer, end, sizeof footer);
-    uint64_t index = bytes.size() - sizeof footer - footer.index_offset, data = footer.index_offset - sizeof header, blocks = block_count(data);
-    if (footer.index_offset >= sizeof header && footer.index_offset <= bytes.size() - sizeof footer && index >= blocks * 4) {
+    uint64_t index = bytes.size() - sizeof footer - footer.index_offset, data = footer.index_offset - sizeof header,
+             blocks = block_count(data);
+    if (footer.index_offset >= sizeof header && footer.index_offset <= bytes.size() - sizeof footer &&
+        index >= blocks * 4) {
         for (uint64_t block = 0; block < blocks; ++block) {
             uint64_t start = block * kBlockBytes;
             uint32_t crc = crc32c(bytes.data() + sizeof header + start, std::min(kBlockBytes, data - start));
@@ -60,7 +63,8 @@ uint64_t digest(const std::string& path, uint64_t seed) {
     std::string kind(set->files()[0]->header().kind);
     bool language = kind == "text" || kind == "instruction";
     std::vector<std::pair<Shape, uint64_t>> shapes{{Shape::records, 5}};
-    shapes.push_back(language ? std::make_pair(Shape::rows, uint64_t{2}) : std::make_pair(Shape::tokens, uint64_t{4000}));
+    shapes.push_back(language ? std::make_pair(Shape::rows, uint64_t{2})
+                              : std::make_pair(Shape::tokens, uint64_t{4000}));
     auto pool = std::make_shared<BufferPool>(2);
     for (auto [shape, size] : shapes) {
         Settings settings{kind, shape, size, 300, 2, 1, seed, 0, 1, seed % 2 == 1, seed % 3 == 2};
@@ -68,7 +72,9 @@ uint64_t digest(const std::string& path, uint64_t seed) {
         for (int step = 0; step < 3; ++step) {
             auto batch = read_batch(settings, *set, planner.next(), *pool);
             for (size_t i = 0; batch->tokens && i < batch->tokens_count; ++i)
-                if (batch->tokens[i] < 0 || static_cast<uint64_t>(batch->tokens[i]) >= set->files()[0]->header().vocab_size) throw std::logic_error("a token outside the vocabulary");
+                if (batch->tokens[i] < 0 ||
+                    static_cast<uint64_t>(batch->tokens[i]) >= set->files()[0]->header().vocab_size)
+                    throw std::logic_error("a token outside the vocabulary");
             if (batch->tokens) take(batch->tokens, batch->tokens_count * 4);
             if (batch->ids) take(batch->ids, batch->tokens_count * batch->width);
             take(batch->cu_seqlens.data(), batch->cu_seqlens.size() * 4);
@@ -95,7 +101,11 @@ int main(int count, char** arguments) {
         bool whole = i % 2 == 1;  // signed again
         for (uint64_t flips = 1 + below(3) * below(3); flips > 0; --flips) {
             // header, footer and the beginning of the index are few bytes among many
-            uint64_t part = below(4), at = part == 0 ? below(sizeof(Header)) : part == 1 ? bytes.size() - 1 - below(sizeof(Footer)) : part == 2 ? bytes.size() - 1 - below(std::min<uint64_t>(bytes.size(), 2000)) : below(bytes.size());
+            uint64_t part = below(4), at = part == 0   ? below(sizeof(Header))
+                                           : part == 1 ? bytes.size() - 1 - below(sizeof(Footer))
+                                           : part == 2
+                                               ? bytes.size() - 1 - below(std::min<uint64_t>(bytes.size(), 2000))
+                                               : below(bytes.size());
             bytes[at] ^= static_cast<uint8_t>(1 + below(255));
         }
         if (below(8) == 0) bytes.resize(below(2) ? below(bytes.size()) : bytes.size() + below(100));
@@ -120,6 +130,7 @@ int main(int count, char** arguments) {
             ++noticed;  // a kind that does not fit the shape, or no records: refused before anything is read
         }
     }
-    std::printf("%lu cases: %lu noticed, %lu untouched where it was read, %lu read under right checksums\n", static_cast<unsigned long>(cases), static_cast<unsigned long>(noticed),
+    std::printf("%lu cases: %lu noticed, %lu untouched where it was read, %lu read under right checksums\n",
+                static_cast<unsigned long>(cases), static_cast<unsigned long>(noticed),
                 static_cast<unsigned long>(same), static_cast<unsigned long>(other));
 }
