@@ -37,11 +37,29 @@ texts: .venv/texts
 	-$(BIN)/python -m compileall -q -j 0 $@.part >/dev/null
 	mv $@.part $@
 
+# Format, lint, spelling, types, and the house as CONTRIBUTING.md draws it. `make format` mends what a machine can.
+CPP = $(shell git ls-files '*.cpp' '*.h' '*.cu')
+check: .venv/ready
+	$(BIN)/ruff format --check -q .
+	$(BIN)/ruff check -q .
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+	$(BIN)/codespell $$(git ls-files)
+	$(BIN)/python scripts/rooms.py --check
+	mkdir -p build/types && ln -sfn ../../kernels build/types/conan_kernels
+	$(BIN)/mypy
+
+format: .venv/ready
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+	$(BIN)/clang-format -i $(CPP)
+	$(BIN)/python scripts/rooms.py
+
+# Two workers: more would share the cores with the ranks that tests start.
 test: .venv/ready
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: .venv/ready .venv/smollm
-	$(BIN)/pytest -m "slow or not slow"
+	$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
 
 # What an exported file computes in llama.cpp, which is built first: a quarter of an hour.
 check-gguf: .venv/ready
@@ -65,7 +83,7 @@ sanitize: .venv/ready
 .venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch setuptools pybind11 ninja
-	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,demo,test]
+	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,demo,test,check]
 	$(BIN)/pip install -q -c constraints.txt --no-deps django wagtail sphinx plone.app.locales
 	$(BIN)/pip install -q -c constraints.txt --no-deps --no-compile $(CATALOGUES)
 	touch $@
@@ -73,4 +91,4 @@ sanitize: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo base smollm texts test test-all check-gguf check-loggers matrix sanitize clean
+.PHONY: demo base smollm texts check format test test-all check-gguf check-loggers matrix sanitize clean

@@ -86,6 +86,7 @@ setup(
         "conan_kernels",
         *(f"conan_kernels.{name}" for name in find_packages("kernels")),
     ],
+    package_data={"conan_engine": ["py.typed", "_loader.pyi"], "conan_kernels": ["py.typed"]},
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
     ext_modules=[
         Extension(
@@ -120,6 +121,7 @@ setup(
         "translate": ["httpx"],
         "test": [
             "pytest",
+            "pytest-xdist",
             "hypothesis",
             "mteb",
             "datasets",
@@ -134,6 +136,7 @@ setup(
             "onnxscript",
             "onnxruntime",
         ],
+        "check": ["ruff", "clang-format", "codespell", "mypy"],
         # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot
         # say: see the Makefile.
         "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],

@@ -1,9 +1,13 @@
 """What tests share: a config small enough for them, on text that is real (docstrings of the standard library)."""
 
 import ast
+import fcntl
 import os
 import zlib
 from pathlib import Path
+
+if os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1") != "1":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers have the cores; what they start inherits it
 
 import pytest
 import torch
@@ -25,10 +29,27 @@ def fresh_inputs(request):
     torch.manual_seed(SEED ^ zlib.crc32(request.node.nodeid.encode()))
 
 
+def once(tmp_path_factory, name, make):
+    """The folder `name`, which make(folder) has filled: once, by the worker that comes first. Nobody changes it."""
+    base = tmp_path_factory.getbasetemp()
+    base = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = base / name
+    with open(base / f"{name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (base / f"{name}.made").exists():
+            folder.mkdir()
+            make(folder)
+            (base / f"{name}.made").touch()
+    return folder
+
+
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory):
     """A config file of all four stages, with its data beside it."""
-    folder = tmp_path_factory.mktemp("tiny")
+    return once(tmp_path_factory, "tiny", write_tiny) / "tiny.toml"
+
+
+def write_tiny(folder):
     docs = []
     for module in ("json", "collections", "asyncio", "email", "logging"):
         for path in sorted(Path(ast.__file__).parent.joinpath(module).glob("*.py")):
@@ -58,24 +79,24 @@ def tiny(tmp_path_factory):
         folder / "sts.jsonl",
         ({"sentence1": s, "sentence2": docs[i - i % 2][2], "score": 1.0 - i % 2} for i, (_, s, _) in enumerate(docs)),
     )
-    path = folder / "tiny.toml"
-    path.write_text(TINY.format(folder=folder))
-    return path
+    (folder / "tiny.toml").write_text(TINY.format(folder=folder))
 
 
 @pytest.fixture(scope="session")
 def whole(tiny, tmp_path_factory):
     """An uninterrupted run of all four stages."""
-    run = tmp_path_factory.mktemp("whole") / "run"
-    code, out, err = train(tiny, run)
-    assert code == 0, err
-    return run
+
+    def make(folder):
+        code, _, err = train(tiny, folder / "run")
+        assert code == 0, err
+
+    return once(tmp_path_factory, "whole", make) / "run"
 
 
 @pytest.fixture(scope="session")
 def untrained_run(tiny, tmp_path_factory):
     """A run folder with a checkpoint of a model as it was drawn."""
-    return untrained(tiny, tmp_path_factory.mktemp("runs") / "untrained")
+    return once(tmp_path_factory, "runs", lambda folder: untrained(tiny, folder / "untrained")) / "untrained"
 
 
 def pytest_collection_modifyitems(items):

@@ -244,8 +244,8 @@ def add_product(
     for inner in range(0, inner_count, BK):
         offsets = inner + tl.arange(0, BK)
         w = tl.load(w_rows + offsets.to(tl.int64)[None, :] * stride_inner)
-        rows = tl.minimum(first + offsets, last).to(tl.int64)
-        x = tl.load(vectors + rows[:, None] * E + columns[None, :], mask=in_block, other=0.0)
+        x_rows = vectors + tl.minimum(first + offsets, last).to(tl.int64)[:, None] * E
+        x = tl.load(x_rows + columns[None, :], mask=in_block, other=0.0)
         product = tl.dot(w, x.to(w.dtype), product, input_precision=PRECISION)
     pieces = _split(product, PIECES)
     for p in tl.static_range(PIECES):

@@ -74,7 +74,7 @@ def assert_as_exact_as_pytorch(hidden, weight, targets):
 @pytest.mark.parametrize("chunk_logits", [1, 301 * 7, 1 << 25])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_as_exact_as_cross_entropy_of_the_whole_logits(monkeypatch, chunk_logits, dtype):
-    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", {"cpu": chunk_logits})
+    monkeypatch.setattr(conan_engine.model.lm_head, "CHUNK_LOGITS", {"cpu": chunk_logits})
     assert_as_exact_as_pytorch(*case(dtype=dtype))
 
 
@@ -82,8 +82,8 @@ def test_as_exact_as_cross_entropy_of_the_whole_logits(monkeypatch, chunk_logits
 def test_by_the_kernels_too(monkeypatch, dtype):
     """On a GPU where there is one, else in Triton's interpreter."""
     bf16_as_a_gpu_has_it(monkeypatch)
-    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), 301 * 7))
-    monkeypatch.setattr(conan_engine.lm_head, "_plain", conan_engine.model.lm_head._fused)
+    monkeypatch.setattr(conan_engine.model.lm_head, "CHUNK_LOGITS", dict.fromkeys(("cpu", "cuda"), 301 * 7))
+    monkeypatch.setattr(conan_engine.model.lm_head, "_plain", conan_engine.model.lm_head._fused)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     hidden, weight, targets = case(dtype=dtype)
     assert_as_exact_as_pytorch(*(x.detach().to(device).requires_grad_() for x in (hidden, weight)), targets.to(device))
@@ -131,7 +131,7 @@ def test_large_logits_do_not_overflow():
 
 
 def test_memory_never_holds_the_logits(monkeypatch):
-    monkeypatch.setattr(conan_engine.lm_head, "CHUNK_LOGITS", {"cpu": 3010})
+    monkeypatch.setattr(conan_engine.model.lm_head, "CHUNK_LOGITS", {"cpu": 3010})
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from interpreted import bf16_as_a_gpu_has_it
 from rounding import assert_within
 
-from conan_kernels import pointwise
+from conan_kernels.pointwise import api as pointwise
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = torch.finfo(torch.float32).eps
