@@ -17,7 +17,6 @@ Prints; writes attn.json after every row, the most telling first, and attn_*.png
 installed, to DIR (runs/benchmarks). The same command again goes on behind the rows that are there.
 """
 
-import argparse
 import importlib
 import inspect
 import os
@@ -25,7 +24,6 @@ import platform
 import statistics
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import measured
 import torch
@@ -435,14 +433,9 @@ def draw(rows, name, folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="two lengths, and smaller packed batches of one head dim")
+    parser = measured.Parser(__doc__, quick={}, device=True)
     parser.add_argument("--forms", nargs="+", metavar="NAME", help="of the table's first column: these peers alone")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("torch sees no GPU; --device cpu shows that everything runs")
     cpu = options.device == "cpu"
     if cpu:
         os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: on the first call

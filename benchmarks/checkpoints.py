@@ -10,7 +10,6 @@ once: "at once" waits until the checkpoint is on the disk; "beside" goes on whil
 counts, of the rounds the median. Prints a table; writes checkpoints-<ranks>.json.
 """
 
-import argparse
 import json
 import shutil
 import statistics
@@ -151,12 +150,11 @@ def report(options, mesh, parameters, median, every):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"parameters": 10, "rounds": 1})
     parser.add_argument("--parameters", type=float, default=200, metavar="MILLIONS")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tensor_parallel", type=int, default=1)
     parser.add_argument("--on", help="the folder to save in (default: a temporary one)")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     mesh = Mesh("auto", options.tensor_parallel)
     measure(options, mesh)

@@ -9,7 +9,6 @@ from the first text to the last vector; cosine: the lowest with ours. Prints a t
 measurement; the same command again goes on behind the rows that are there. --tasks: a file of gpu/pack.py.
 """
 
-import argparse
 import itertools
 import tempfile
 import time
@@ -53,12 +52,11 @@ def seconds_of(encode, texts):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"texts": 2000, "beside": 500})
     parser.add_argument("run", help="a run folder, such as runs/smollm")
     parser.add_argument("--texts", type=int, default=1_000_000)
     parser.add_argument("--beside", type=int, default=50_000)
     parser.add_argument("--tasks", metavar="FILE")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     encoder, chance = Encoder.load(arguments.run), np.random.default_rng(0)
     device = encoder.model.embedding.device.type

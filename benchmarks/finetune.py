@@ -12,12 +12,10 @@ torch.compile, too. Writes finetune.json, a row a training, into DIR (runs/bench
 `pip install sentence-transformers accelerate datasets`.
 """
 
-import argparse
 import json
 import shutil
 import statistics
 import time
-from pathlib import Path
 
 import measured
 import torch
@@ -149,13 +147,12 @@ def _lines(path):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"steps": 3})
     parser.add_argument("config")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--minutes", type=float)
     parser.add_argument("--compiled", action="store_true")
     parser.add_argument("--tasks", metavar="FILE")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments, settings = parser.parse_known_args()
     bench = Bench(arguments.config, settings, arguments.out / "finetune")
     weak = bench.config.weak

@@ -8,7 +8,6 @@ own default size; of the rounds the median counts. The cosine is the lowest with
 `make check-gguf` has built it. Prints a table; writes inference.json.
 """
 
-import argparse
 import json
 import os
 import statistics
@@ -102,11 +101,10 @@ def size(folder):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"texts": 200, "rounds": 1})
     parser.add_argument("run")
     parser.add_argument("--texts", type=int, default=2000)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     texts = docs_search(held_out_docs()).documents[: options.texts]
     ours = Encoder.load(options.run)

@@ -10,7 +10,6 @@ its MatryoshkaLoss for seven dims, where it is installed. "GEMM" is one product 
 Prints a table; writes infonce.json and infonce.png. --forms: these, beside GEMM, alone.
 """
 
-import argparse
 import ctypes
 import gc
 import json
@@ -150,12 +149,11 @@ def status(name):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"sizes": [512], "width": 256})
     sizes = [1 << power for power in (range(10, 18) if CUDA else range(9, 13))]
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="N")
     parser.add_argument("--width", type=int, default=3584, metavar="E")
     parser.add_argument("--forms", nargs="+", metavar="NAME")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     seven = tuple(options.width * dim // 3584 for dim in PAPER_DIMS)
     rows = []

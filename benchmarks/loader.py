@@ -13,7 +13,6 @@ Also: the time to open 10,000 shards and draw from them; the memory of a small d
 Prints tables; writes loader.json to runs/benchmarks. The data is random and is deleted at the end.
 """
 
-import argparse
 import contextlib
 import json
 import os
@@ -348,7 +347,7 @@ def waiting(run):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"tokens": 2_000_000, "seconds": 0.3, "rounds": 1})
     parser.add_argument("--tokens", type=int, default=100_000_000)
     parser.add_argument("--seconds", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=5)
@@ -356,7 +355,6 @@ def main():
     parser.add_argument(
         "--gigabytes", type=float, default=0.0, help="also measure memory on so many of synthetic tokens"
     )
-    parser.add_argument("--out", default="runs/benchmarks")
     arguments = parser.parse_args()
     rng = np.random.default_rng(0)
     result = {
@@ -365,7 +363,7 @@ def main():
         "cores": os.cpu_count(),
         "versions": measured.versions("torch", "mosaicml-streaming", "litdata"),
     }
-    out = Path(arguments.out)
+    out = arguments.out
     out.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out))
     try:

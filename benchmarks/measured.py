@@ -1,5 +1,6 @@
 """By what and where a benchmark's numbers were measured."""
 
+import argparse
 import contextlib
 import importlib.metadata
 import json
@@ -7,9 +8,39 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import torch
+
+
+class Parser(argparse.ArgumentParser):
+    """The flags that mean the same in every benchmark.
+
+    --out: the folder for the JSON and the plot. --quick, of a benchmark that has `quick`, {flag: its default then}: a
+    minute or so, to see that it runs. --device, of one that has `device`: where it computes, by default on a GPU where
+    there is one.
+    """
+
+    def __init__(self, doc, quick=None, device=False):
+        super().__init__(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+        self.quick = quick or {}
+        self.add_argument(
+            "--out", type=Path, default=Path("runs/benchmarks"), metavar="DIR", help="default: %(default)s"
+        )
+        if quick is not None:
+            self.add_argument("--quick", action="store_true", help="a minute or so, to see that it runs")
+        if device:
+            found = "cuda" if torch.cuda.is_available() else "cpu"
+            self.add_argument("--device", choices=("cuda", "cpu"), default=found, help=f"default here: {found}")
+
+    def parse_known_args(self, args=None, namespace=None):
+        if "--quick" in (sys.argv[1:] if args is None else args):
+            self.set_defaults(**self.quick)
+        found, rest = super().parse_known_args(args, namespace)
+        if getattr(found, "device", "") == "cuda" and not torch.cuda.is_available():
+            self.error("torch sees no GPU; leave --device out, or say cpu")
+        return found, rest
 
 
 def commit():

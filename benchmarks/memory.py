@@ -9,7 +9,6 @@ the step (weights, gradients, optimiser), of the rank that needs most. Prints a 
 ranks>.json.
 """
 
-import argparse
 import ctypes
 import gc
 import json
@@ -52,13 +51,12 @@ def peak(run, mesh):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"lengths": [256, 512], "layers": 1})
     parser.add_argument("--tensor_parallel", type=int, default=1)
     parser.add_argument("--lengths", type=int, nargs="+", default=[4096, 8192, 16384, 32768], metavar="T")
     parser.add_argument("--config", default="configs/demo.toml")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--alpha", type=float, default=0.0)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     config = load(options.config, [f"--model.layers={options.layers}", f"--tensor_parallel={options.tensor_parallel}"])
     mesh = Mesh(config.device, config.tensor_parallel)

@@ -233,7 +233,7 @@ def peer(folder, count):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"documents": 20_000, "index": "IVF64,SQfp16", "peer": 2000}, device=True)
     parser.add_argument("--documents", type=int, default=1_000_000)
     parser.add_argument("--queries", type=int)
     parser.add_argument("--index", default="IVF4096,SQfp16")
@@ -242,13 +242,6 @@ def main():
         "--peer", type=int, default=100_000, help="queries and documents of the comparison with sentence-transformers"
     )
     parser.add_argument("--only", nargs="+", choices=("index", "exact", "peer"), default=("index", "exact", "peer"))
-    parser.add_argument(
-        "--device",
-        choices=("cpu", "cuda"),
-        default="cpu",
-        help="of the search (index): cuda, with --index Flat --search '', is exact search by torch",
-    )
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     documents, queries = arguments.documents, arguments.queries or arguments.documents

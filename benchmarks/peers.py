@@ -10,13 +10,11 @@ goes on behind the rows that are there. --tasks: a file of gpu/pack.py, where th
 installed.
 """
 
-import argparse
 import functools
 import time
 from pathlib import Path
 
 import measured
-import torch
 
 from conan_engine import command
 from conan_engine.config import Config
@@ -57,11 +55,9 @@ def of_language_model(name, path, device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, device=True)
     parser.add_argument("models", nargs="+", metavar="[NAME=]MODEL")
     parser.add_argument("--tasks", metavar="FILE")
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     given = tasks.load(arguments.tasks)
     rows = measured.Rows(

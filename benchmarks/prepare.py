@@ -12,7 +12,6 @@ library. Start of the processes counts for ours and for Hugging Face. Everything
 ratio is the median over the rounds.
 """
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -126,12 +125,11 @@ def hugging_face(folder, workers):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"megabytes": 2.0, "workers": [1], "rounds": 1})
     parser.add_argument("--source", choices=("docstrings", "catalogues"), default="docstrings")
     parser.add_argument("--megabytes", type=float, default=60.0)
     parser.add_argument("--workers", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     result = {
         "commit": measured.commit(),

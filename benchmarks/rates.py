@@ -8,7 +8,6 @@ a weight and token (the token table where it is the LM head) and nothing of atte
 computes twice: it is a lower bound. Run it where the run was trained.
 """
 
-import argparse
 import itertools
 import json
 import statistics
@@ -57,9 +56,8 @@ def curve(steps):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__)
     parser.add_argument("run", help="a run folder, such as runs/small")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     arguments = parser.parse_args()
     found = checkpoint.newest(arguments.run)
     if not found:

@@ -1,7 +1,7 @@
 """Does each of the paper's ideas help? Train with and without it, on several seeds, and compare seed by seed.
 
     python benchmarks/recipe.py [--config configs/recipe.toml] [--seeds 5] [--hours H] [--arm ARM ...]
-        [--teacher FOLDER] [--tasks FILE] [--out FILE.json]
+        [--teacher FOLDER] [--tasks FILE] [--out DIR] [--name NAME]
 
 An arm is the config with some settings changed. The arms of a seed share what they have in common: language modelling,
 and the weak stage where only the supervised one differs. configs/recipe.toml starts from nothing, for CPUs;
@@ -10,10 +10,9 @@ named as the config) as it comes; after --hours no new arm begins, and the same 
 there. --teacher: a sentence-transformers model, of whose arms there are three more, with as many texts' vectors as
 pairs a step, and its scores of docstrings alone. --tasks: a file of gpu/pack.py, where the packages with the texts are
 not installed; --seeds 0: write the files of pairs that the config names, and train nothing. Ends with what the rows say
-so far: a .md and a .png beside --out.
+so far, a .md and a .png.
 """
 
-import argparse
 import hashlib
 import itertools
 import json
@@ -212,17 +211,18 @@ def scores(run, given, dims):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__)
+    parser.set_defaults(out=ROOT / "benchmarks/results")
     parser.add_argument("--config", type=Path, default=ROOT / "configs/recipe.toml")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--hours", type=float, default=float("inf"))
     parser.add_argument("--arm", action="append", metavar="ARM", help="only this one; may be given several times")
     parser.add_argument("--teacher", type=Path, metavar="FOLDER")
     parser.add_argument("--tasks", metavar="FILE")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--name", help="of the files in --out (default: the config's)")
     arguments = parser.parse_args()
     path = arguments.config.resolve()
-    out = (arguments.out or ROOT / f"benchmarks/results/{arguments.config.stem}.json").resolve()
+    out = (arguments.out / f"{arguments.name or path.stem}.json").resolve()
     teacher = arguments.teacher and arguments.teacher.resolve()
     given, began = arguments.tasks and tasks.load(Path(arguments.tasks).resolve()), time.monotonic()
     os.chdir(ROOT)

@@ -10,7 +10,6 @@ command again goes on behind the rows that are there. --tasks: a file of gpu/pac
 are not installed.
 """
 
-import argparse
 import dataclasses
 import json
 from pathlib import Path
@@ -59,10 +58,9 @@ def unblend(encoder, run, settings, mesh):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measured.Parser(__doc__)
     parser.add_argument("run", help="a run folder, such as runs/demo")
     parser.add_argument("--tasks", metavar="FILE")
-    parser.add_argument("--out", default="runs/benchmarks")
     arguments = parser.parse_args()
     found = checkpoint.newest(arguments.run)
     if not found:
@@ -79,7 +77,7 @@ def main():
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     given = tasks.load(arguments.tasks)
     about = {"commit": measured.commit(), "machine": measured.machine(mesh.device.type), "run": arguments.run}
-    rows = measured.Rows(Path(arguments.out, "stages.json"), about)
+    rows = measured.Rows(arguments.out / "stages.json", about)
     last, whole = settings.stages[-1], ["no blend"] if "weak" in settings.stages and settings.weak.blend < 1 else []
     causal = ["start, causal"] if settings.init_from else []
     for stage in ("start", *causal, *settings.stages, *SILENT, *whole):

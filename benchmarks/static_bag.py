@@ -9,11 +9,9 @@ numbers times its idf. Needs `pip install accelerate`. Evaluates the bag as `con
 scores and writes static-bag.json, which that shows with --beside.
 """
 
-import argparse
 import json
 import tempfile
 import time
-from pathlib import Path
 
 import measured
 import numpy as np
@@ -69,10 +67,9 @@ def idf(tokenizer, sources):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = measured.Parser(__doc__)
     parser.add_argument("run", help="a run folder, such as runs/demo")
     parser.add_argument("--seconds", type=float)
-    parser.add_argument("--out", default="runs/benchmarks")
     arguments = parser.parse_args()
     _, state = checkpoint.newest(arguments.run)
     settings, tokenizer = from_dict(state["config"], arguments.run), Tokenizer.load(Tokenizer.of(arguments.run))
@@ -114,7 +111,7 @@ def main():
         "pairs": trainer.state.global_step * BATCH,
     }
     results |= {"seconds.train": stop.seconds, **tasks.measure(tasks.Embedded(encode, given), given, dims)}
-    path = Path(arguments.out, "static-bag.json")
+    path = arguments.out / "static-bag.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1))
     print(*(f"{key:45}{value}" for key, value in results.items()), sep="\n")

@@ -18,7 +18,6 @@ import gc
 import json
 import statistics
 import time
-from pathlib import Path
 
 import measured
 import torch
@@ -176,7 +175,7 @@ def gemm_rate(device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"scale": 16})
     parser.add_argument("--config", default="configs/conan-1.4b.toml")
     parser.add_argument(
         "--set",
@@ -187,7 +186,6 @@ def main():
     )
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
     parser.add_argument("--scale", type=int, default=1, help="divides the lengths and the number of pairs")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
     options = parser.parse_args()
     config = load(options.config, options.set)
     mesh = Mesh(config.device)

@@ -9,14 +9,13 @@ are compiled first, in as many processes as there are cores. With --device cpu T
 and times nothing worth knowing. Prints a table; writes tiles.json.
 """
 
-import argparse
 import itertools
 import json
 import multiprocessing
 import os
-from pathlib import Path
 
 import attn
+import measured
 import torch
 
 SIZES = {  # (BM, BN, num_warps, num_stages); what spills much is left out when it is timed
@@ -75,12 +74,10 @@ def compiled(job):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = measured.Parser(__doc__, quick={"length": 2048, "dims": [112]}, device=True)
     parser.add_argument("--dims", type=int, nargs="+", default=(112, 128))
     parser.add_argument("--widths", type=int, nargs="+", default=(128,))
     parser.add_argument("--length", type=int, default=16384)
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks"))
-    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     options = parser.parse_args()
     cuda = options.device == "cuda"
     if not cuda:

@@ -12,5 +12,5 @@ about configs/recipe-smollm.toml runs/recipe-smollm
 rows=$(basename "$CONFIG" .toml).json
 [[ -e "$OUT/$rows" || ! -e "benchmarks/results/$rows" ]] || cp "benchmarks/results/$rows" "$OUT"
 hours=$("$PYTHON" -c "print((${MINUTES:-9} * 60 - $SECONDS - ${LAST_SECONDS:-60}) / 3600)")  # an arm that has begun is to end
-step recipe "$PYTHON" benchmarks/recipe.py --config "$CONFIG" --seeds 3 "${tasks[@]}" --hours "$hours" --out "$OUT/$rows" "$@"
+step recipe "$PYTHON" benchmarks/recipe.py --config "$CONFIG" --seeds 3 "${tasks[@]}" --hours "$hours" --out "$OUT" "$@"
 end

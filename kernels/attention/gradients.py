@@ -15,6 +15,7 @@ from conan_kernels.attention.tiles import (
     add_product,
     inner_products,
     load,
+    load_slot,
     query_bias,
     query_tiles,
     store,
@@ -57,7 +58,7 @@ def dq_block(
 ):  # fmt: skip
     """dq of BM rows of one sequence and head, and delta = sum_d out * dout of these rows for the other kernel."""
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
-    start, length, first_row, ones = tl.load(slot).to(tl.int64), tl.load(slot + 1), tl.load(slot + 2), tl.load(slot + 3)
+    start, length, first_row, ones = load_slot(slot)
     if length == 0:
         return
     group = head // (H // G)
@@ -127,7 +128,7 @@ def dk_dv_block(
 ):  # fmt: skip
     """dk and dv of BN columns of one sequence and KV head, over all the query heads that share it."""
     slot, group = plan + tl.program_id(0) * 4, tl.program_id(1)
-    start, length, from_end, ones = tl.load(slot).to(tl.int64), tl.load(slot + 1), tl.load(slot + 2), tl.load(slot + 3)
+    start, length, from_end, ones = load_slot(slot)
     if length == 0:
         return
     # the first columns have the most rows under them: they come first

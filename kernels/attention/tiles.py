@@ -183,6 +183,12 @@ def attend(
     return out, total, peak
 
 
+@triton.jit
+def load_slot(slot):
+    """A slot of the plan, as plan_blocks describes it; start is int64."""
+    return tl.load(slot).to(tl.int64), tl.load(slot + 1), tl.load(slot + 2), tl.load(slot + 3)
+
+
 @triton.jit(do_not_specialize=["T"])
 def forward_block(
     q, k, v, out, lse, plan, bias, T, stride_q, stride_k, stride_v, scale,
@@ -191,7 +197,7 @@ def forward_block(
 ):  # fmt: skip
     """out and lse of BM rows of one sequence and head."""
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
-    start, length, first_row, ones = tl.load(slot).to(tl.int64), tl.load(slot + 1), tl.load(slot + 2), tl.load(slot + 3)
+    start, length, first_row, ones = load_slot(slot)
     if length == 0:
         return
     group = head // (H // G)

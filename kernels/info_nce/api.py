@@ -76,21 +76,8 @@ def info_nce(
     if not isinstance(margin, Margin):
         margin = Margin(float("inf") if margin is None else margin)
     _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known)
-    temperature = _scalar(temperature, queries.device)
-    found = _form(queries)(
-        queries,
-        documents,
-        target,
-        temperature,
-        dims,
-        weights,
-        hard,
-        query_group,
-        document_group,
-        known,
-        margin,
-        symmetric,
-    )
+    vectors = queries, documents, target, _scalar(temperature, queries.device), dims, weights, hard
+    found = _form(queries)(*vectors, query_group, document_group, known, margin, symmetric)
     if not symmetric:
         return InfoNCE(*found)
     # positive [k, N], of z; columns [k, M]: log-sum-exps over the queries but the positives'
@@ -107,29 +94,14 @@ def log_sum_exp_of_documents(queries, documents, target, temperature, dims, quer
     there; a gradient flows to vectors and temperature."""
     dims, weights = tuple(dims), (0.0,) * len(dims)
     _check(queries, documents, target, temperature, dims, weights, None, query_group, document_group, known)
-    temperature = _scalar(temperature, queries.device)
-    return _form(queries)(
-        queries,
-        documents,
-        target,
-        temperature,
-        dims,
-        weights,
-        None,
-        query_group,
-        document_group,
-        known,
-        Margin(float("inf")),
-        True,
-    )[-1]
+    vectors = queries, documents, target, _scalar(temperature, queries.device), dims, weights, None
+    return _form(queries)(*vectors, query_group, document_group, known, Margin(float("inf")), True)[-1]
 
 
 def _scalar(temperature, device):
-    return (
-        temperature
-        if isinstance(temperature, Tensor)
-        else torch.full((), temperature, dtype=torch.float32, device=device)
-    )
+    if isinstance(temperature, Tensor):
+        return temperature
+    return torch.full((), temperature, dtype=torch.float32, device=device)
 
 
 def _form(queries):

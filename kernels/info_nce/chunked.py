@@ -21,15 +21,18 @@ adds to u
 """
 
 import torch
-from torch import Tensor
 
 from conan_kernels.info_nce.own import (
+    INPUTS,
     LEFT_OUT,
+    SETTINGS,
     add_hard_gradients,
     blocks_of,
+    empty_results,
     inverse_norms,
     own_logits,
     own_similarities,
+    schema,
     softmax_of_rows,
     suffix_sum,
 )
@@ -94,29 +97,20 @@ def _ranges(first, last):
     return i, torch.arange(len(i)) + (last - lengths.cumsum(0))[i]
 
 
-@torch.library.custom_op("conan::info_nce_chunked", mutates_args=(), device_types="cpu")
+@torch.library.custom_op(
+    "conan::info_nce_chunked",
+    mutates_args=(),
+    device_types="cpu",
+    schema=schema(
+        f"{INPUTS}, {SETTINGS}, bool gradients, bool both_ways, "
+        "Tensor? dloss, Tensor? dpositive, Tensor? columns, Tensor? dcolumns",
+        results=11,
+    ),
+)
 def _op(
-    queries: Tensor,
-    documents: Tensor,
-    target: Tensor,
-    temperature: Tensor,
-    hard: Tensor,
-    query_group: Tensor | None,
-    document_group: Tensor | None,
-    known_first: Tensor | None,
-    known_last: Tensor | None,
-    known_ids: Tensor | None,
-    dims: list[int],
-    weights: list[float],
-    absolute: float,
-    fraction: float,
-    gradients: bool,
-    both_ways: bool,
-    dloss: Tensor | None,
-    dpositive: Tensor | None,
-    columns: Tensor | None,
-    dcolumns: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    queries, documents, target, temperature, hard, query_group, document_group, known_first, known_last, known_ids,
+    dims, weights, absolute, fraction, gradients, both_ways, dloss, dpositive, columns, dcolumns,
+):  # fmt: skip
     """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [k, N] and log-sum-exps of the
     columns [k, M]; then fp32 gradients (these are empty unless asked for): of the loss, or, given the columns, of what
     has those gradients for the loss, the positives' z and the columns."""
@@ -226,33 +220,11 @@ def _op(
 
 
 @_op.register_fake
-def _(
-    queries,
-    documents,
-    target,
-    temperature,
-    hard,
-    query_group,
-    document_group,
-    first,
-    last,
-    ids,
-    dims,
-    weights,
-    absolute,
-    fraction,
-    gradients,
-    both_ways,
-    *_,
-):
-    def fp32(*shape):
-        return queries.new_empty(shape, dtype=torch.float32)
-
-    results = fp32(), fp32(len(dims)), fp32(len(queries)), fp32(*hard.shape[:2]), fp32()
-    results += (fp32(len(dims), len(queries)), fp32(len(dims), len(documents))) if both_ways else (fp32(0), fp32(0))
-    if not gradients:
-        return *results, *(fp32(0) for _ in range(4))
-    return *results, fp32(*queries.shape), fp32(*documents.shape), fp32(*hard.shape), fp32()
+def _(queries, documents, target, temperature, hard, *rest):
+    dims, gradients, both_ways = rest[5], rest[9], rest[10]
+    shapes = (queries.shape, documents.shape, hard.shape, ()) if gradients else ((0,),) * 4
+    results = empty_results(queries, documents, hard, len(dims), both_ways)
+    return *results, *(queries.new_empty(shape, dtype=torch.float32) for shape in shapes)
 
 
 def _setup_context(ctx, inputs, output):

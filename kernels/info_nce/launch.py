@@ -19,16 +19,19 @@ import math
 
 import torch
 import triton
-from torch import Tensor
 
 from conan_kernels.architecture import architecture, product_options, similarity_tiles
 from conan_kernels.info_nce.chunked import LOWEST
 from conan_kernels.info_nce.own import (
+    INPUTS,
+    SETTINGS,
     add_hard_gradients,
     blocks_of,
+    empty_results,
     inverse_norms,
     own_logits,
     own_similarities,
+    schema,
     softmax_of_rows,
     suffix_sum,
 )
@@ -76,24 +79,13 @@ def _panels(count):
     return [(first, min(PANEL, count - first)) for first in range(0, count, PANEL)]
 
 
-@torch.library.custom_op("conan::info_nce", mutates_args=())
+@torch.library.custom_op(
+    "conan::info_nce", mutates_args=(), schema=schema(f"{INPUTS}, {SETTINGS}, bool both_ways", results=12)
+)
 def _forward(
-    queries: Tensor,
-    documents: Tensor,
-    target: Tensor,
-    temperature: Tensor,
-    hard: Tensor,
-    query_group: Tensor | None,
-    document_group: Tensor | None,
-    known_first: Tensor | None,
-    known_last: Tensor | None,
-    known_ids: Tensor | None,
-    dims: list[int],
-    weights: list[float],
-    absolute: float,
-    fraction: float,
-    both_ways: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    queries, documents, target, temperature, hard, query_group, document_group, known_first, known_last, known_ids,
+    dims, weights, absolute, fraction, both_ways,
+):  # fmt: skip
     """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [K, N] and log-sum-exps of the
     columns [K, M], else empty; for the backward similarity_own, r_own, rq, rd, lse."""
     N, M, K = len(queries), len(documents), len(dims)
@@ -139,58 +131,28 @@ def _forward(
 
 
 @_forward.register_fake
-def _(
-    queries,
-    documents,
-    target,
-    temperature,
-    hard,
-    query_group,
-    document_group,
-    first,
-    last,
-    ids,
-    dims,
-    weights,
-    absolute,
-    fraction,
-    both_ways,
-):
-    def fp32(*shape):
-        return queries.new_empty(shape, dtype=torch.float32)
-
-    (N, K, _), k = hard.shape, len(dims)
-    results = fp32(), fp32(k), fp32(N), fp32(N, K), fp32()
-    results += (fp32(k, N), fp32(k, len(documents))) if both_ways else (fp32(0), fp32(0))
-    return *results, fp32(k, N, 1 + K), fp32(k, N, 1 + K), fp32(k, N), fp32(k, len(documents)), fp32(k, N)
+def _(queries, documents, target, temperature, hard, *rest):
+    dims, both_ways = rest[5], rest[9]
+    results = empty_results(queries, documents, hard, len(dims), both_ways)
+    (N, K, _), M, k = hard.shape, len(documents), len(dims)
+    kept = (k, N, 1 + K), (k, N, 1 + K), (k, N), (k, M), (k, N)
+    return *results, *(queries.new_empty(shape, dtype=torch.float32) for shape in kept)
 
 
-@torch.library.custom_op("conan::info_nce_backward", mutates_args=())
+@torch.library.custom_op(
+    "conan::info_nce_backward",
+    mutates_args=(),
+    schema=schema(
+        f"Tensor gradient, Tensor? dpositive, Tensor? dcolumns, {INPUTS}, Tensor? columns, "
+        f"Tensor similarity_own, Tensor r_own, Tensor rq, Tensor rd, Tensor lse, {SETTINGS}",
+        results=4,
+    ),
+)
 def _backward(
-    gradient: Tensor,
-    dpositive: Tensor | None,
-    dcolumns: Tensor | None,
-    queries: Tensor,
-    documents: Tensor,
-    target: Tensor,
-    temperature: Tensor,
-    hard: Tensor,
-    query_group: Tensor | None,
-    document_group: Tensor | None,
-    known_first: Tensor | None,
-    known_last: Tensor | None,
-    known_ids: Tensor | None,
-    columns: Tensor | None,
-    similarity_own: Tensor,
-    r_own: Tensor,
-    rq: Tensor,
-    rd: Tensor,
-    lse: Tensor,
-    dims: list[int],
-    weights: list[float],
-    absolute: float,
-    fraction: float,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    gradient, dpositive, dcolumns,
+    queries, documents, target, temperature, hard, query_group, document_group, known_first, known_last, known_ids,
+    columns, similarity_own, r_own, rq, rd, lse, dims, weights, absolute, fraction,
+):  # fmt: skip
     """-> dqueries, ddocuments, dtemperature, dhard."""
     (N, E), M, K = queries.shape, len(documents), len(dims)
     blocks, arch = _Blocks(dims, queries.device), architecture(queries.device)

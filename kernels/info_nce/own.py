@@ -9,6 +9,28 @@ LEFT_OUT = -1e30
 OWN_ELEMENTS = 1 << 25  # of own candidates widened to fp32 at a time: 128 MiB
 
 
+# What both forms' operators take first, and the settings that follow, as torch.library writes a schema.
+INPUTS = (
+    "Tensor queries, Tensor documents, Tensor target, Tensor temperature, Tensor hard, Tensor? query_group, "
+    "Tensor? document_group, Tensor? known_first, Tensor? known_last, Tensor? known_ids"
+)
+SETTINGS = "SymInt[] dims, float[] weights, float absolute, float fraction"
+
+
+def schema(arguments, results):
+    """Of an operator that returns so many tensors."""
+    return f"({arguments}) -> ({', '.join(['Tensor'] * results)})"
+
+
+def empty_results(queries, documents, hard, k, both_ways):
+    """What both forms return first, for k dims, with nothing in it, fp32: loss [], loss_per_dim [k], positive [N], hard
+    [N, K], accuracy []; z of the positives [k, N] and log-sum-exps of the columns [k, M], both [0] without
+    both_ways."""
+    (N, K, _), M = hard.shape, len(documents)
+    of_columns = ((k, N), (k, M)) if both_ways else ((0,), (0,))
+    return tuple(queries.new_empty(shape, dtype=torch.float32) for shape in ((), (k,), (N,), (N, K), (), *of_columns))
+
+
 def blocks_of(dims):
     """The column slices between one prefix width and the next."""
     return [slice(a, b) for a, b in zip((0, *dims), dims)]
