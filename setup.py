@@ -106,6 +106,7 @@ setup(
         "tqdm",
         "bm25s",
         "matplotlib",
+        "polib",
         "pyyaml",
         "jinja2",
     ],

@@ -1,4 +1,4 @@
-"""The C++ side as Python sees it (csrc/bindings.cpp). Arrays are numpy's; those of integers are taken in any integer dtype."""
+"""The C++ side as Python sees it (csrc/bindings.cpp). Arrays are of numpy; any integer dtype is taken for integers."""
 
 import enum
 from collections.abc import Sequence
@@ -79,12 +79,7 @@ class Unpacker:
 
     def __init__(self, device: int, slots: int) -> None: ...
     def upload(
-        self,
-        ids: NDArray[np.uint8],
-        width: int,
-        cu_seqlens: ArrayLike,
-        follow: ArrayLike | None,
-        stream: int,
+        self, ids: NDArray[np.uint8], width: int, cu_seqlens: ArrayLike, follow: ArrayLike | None, stream: int
     ) -> dict[str, Any]: ...
 
 def order(seed: int, epoch: int, count: int, positions: ArrayLike) -> NDArray[np.int64]: ...

@@ -150,7 +150,8 @@ def test_it_goes_on_behind_the_rows_that_are_there(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe.tasks, "load", lambda path: {"x": None})
     arms = ("--arm", "SM + CLR", "--arm", "equal weights", "--arm", "no STS")
     monkeypatch.setattr(
-        "sys.argv", ["recipe.py", "--config", str(config), "--seeds", "2", *arms, "--out", str(tmp_path), "--tasks", "x"]
+        "sys.argv",
+        ["recipe.py", "--config", str(config), "--seeds", "2", *arms, "--out", str(tmp_path), "--tasks", "x"],
     )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(recipe, "ROOT", tmp_path)

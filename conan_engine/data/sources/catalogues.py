@@ -1,10 +1,11 @@
 """Sentences in up to a hundred languages: the gettext catalogues (.mo and .po) that installed packages carry."""
 
 import ast
-import gettext
 import hashlib
 import re
 from typing import NamedTuple
+
+import polib
 
 from conan_engine.data.sources import places
 from conan_engine.data.sources.processes import Pool
@@ -87,12 +88,13 @@ def _read_files(files):
 
 def read_mo(path):
     """(English, translation) of a compiled catalogue; of a plural, its singular form."""
-    with open(path, "rb") as file:
-        catalogue = gettext.GNUTranslations(file)._catalog  # the only way to list it in the standard library
-    for key, translation in sorted(catalogue.items(), key=str):
-        message, form = key if isinstance(key, tuple) else (key, 0)
-        if form == 0:
-            yield message.partition("\x04")[2] or message, translation  # \x04 ends a context
+    entries = {}
+    for entry in polib.mofile(str(path)):
+        message = entry.msgid if entry.msgctxt is None else f"{entry.msgctxt}\x04{entry.msgid}"
+        key = (message, 0) if entry.msgid_plural else message
+        entries[key] = entry.msgid, entry.msgstr_plural.get(0, "") if entry.msgid_plural else entry.msgstr
+    # in the order that the demo's scores were measured with
+    yield from (entries[key] for key in sorted(entries, key=lambda key: str((key, entries[key][1]))))
 
 
 def read_po(path):
