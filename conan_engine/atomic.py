@@ -1,11 +1,15 @@
 """Files that are there whole or not at all."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO, Any
 
 from conan_engine.errors import UserError
 
 
-def write(path, save):
+def write(path: str | Path, save: Callable[[IO[bytes]], Any]) -> None:
     """save(file), by way of a file beside it that is then renamed. Raises UserError where `path` cannot be written."""
     partial = Path(f"{path}.partial")
     try:

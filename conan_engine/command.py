@@ -1,13 +1,16 @@
 """How every command ends: with one line and an exit code where something is wrong, without a traceback."""
 
+from __future__ import annotations
+
 import os
 import sys
+from collections.abc import Callable
 
 from conan_engine.errors import Stopped, UserError
 from conan_engine.parallel import watch
 
 
-def run(main):
+def run(main: Callable[[], None]) -> None:
     """Call `main()`; a UserError becomes one line on stderr and exit code 2.
 
     Stopped exits with 143, Ctrl-C with 130. os._exit, because a rank that ends must not wait in a destructor for peers

@@ -1,8 +1,11 @@
 """Every setting and its default, once. Defaults are the paper's (arXiv 2509.12892) where it gives one; "ours" marks
 our own decisions. A TOML file overrides them, and `--section.key=value` overrides the file."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 STAGES = ("pretrain", "sft", "weak", "supervised")
 TABLES = ("data", "sts", "texts")  # of sources, in a stage
@@ -10,7 +13,7 @@ LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
 METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # of validation
 
 
-def within(interval, default):
+def within(interval: str, default: float) -> Any:
     """A number's default, and the interval that it has to be in, such as "[0, 1)"."""
     return field(default=default, metadata={"range": interval})
 
@@ -48,7 +51,7 @@ class Model:
     pooling: str = "mean"  # "mean" over the sequence's own tokens, or "last" token (ours)
 
     @property
-    def head(self):
+    def head(self) -> int:
         """Numbers a head, D."""
         return self.head_dim or self.width // self.heads
 
@@ -76,7 +79,7 @@ class Source:
     # (supervised)
     distil: bool = True
 
-    def count(self, negatives):
+    def count(self, negatives: Negatives) -> int:
         """Hard negatives in use a query; negatives: the config's Negatives."""
         return negatives.count if self.hard_negatives == -1 else self.hard_negatives
 
@@ -261,7 +264,7 @@ class Config:
     validation: Validation = field(default_factory=Validation)
 
 
-def chosen_layers(init_layers):
+def chosen_layers(init_layers: str | list[int]) -> list[int] | None:
     """The layers that init_layers names ("first:8", or a list of numbers from 0 on), as a list; None: all. Raises
     ValueError for others."""
     if isinstance(init_layers, str) and init_layers:

@@ -4,6 +4,8 @@ Documents in fewer bytes: `--precision=int8` writes OUT.ranges.npy too, which `-
 Queries of a model that was trained with instructions: `--instruction "Find the function that does this"`.
 """
 
+from __future__ import annotations
+
 import argparse
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluation.quantize import BITS, quantize, ranges_of
 
 
-def text_of(record, source, instruction=""):
+def text_of(record: dict, source: str, instruction: str = "") -> str:
     """What of a record is embedded: its text, its query or its input, behind its own instruction or, where it has none,
     this one."""
     for key in ("text", "query", "input"):
@@ -28,7 +30,7 @@ def text_of(record, source, instruction=""):
     )
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
@@ -82,7 +84,7 @@ def main():
     print(f"{arguments.out}: {stored.dtype} {list(stored.shape)}")
 
 
-def read_ranges(arguments, dim):
+def read_ranges(arguments: argparse.Namespace, dim: int) -> np.ndarray | None:
     """float32 [2, dim] of --ranges, None without one."""
     if arguments.ranges is None:
         return None

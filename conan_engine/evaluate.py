@@ -7,11 +7,15 @@ Your own search, in BEIR's files (conan_engine/evaluation/retrieval.py):
 `python -m conan_engine.evaluate RUN --queries Q.jsonl --corpus C.jsonl`. Writes RUN/retrieval-Q.json.
 """
 
+from __future__ import annotations
+
 import argparse
 import json
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conan_engine import __version__, command
 from conan_engine.data.sources import installed
@@ -24,6 +28,10 @@ from conan_engine.evaluation.metrics import ndcg, ranks
 from conan_engine.evaluation.quantize import BITS, quantize, ranges_of, restore
 from conan_engine.run import checkpoint
 
+if TYPE_CHECKING:
+    import numpy as np
+
+
 SMALLER = [precision for precision in BITS if precision != "float32"]
 NAMES = {
     "docs.ndcg@10": "docs nDCG@10",
@@ -34,11 +42,11 @@ NAMES = {
 }
 
 
-def evaluate(encoder):
+def evaluate(encoder: Encoder) -> dict[str, float]:
     """All the numbers of results.json but the seconds."""
     dims, given = encoder.dims, tasks.load()
     searches = {key: task for key, task in given.items() if isinstance(task, tasks.Search)}
-    results = {"params": sum(p.numel() for p in encoder.model.parameters())}
+    results: dict[str, float] = {"params": sum(p.numel() for p in encoder.model.parameters())}
     results |= {f"{key.rpartition('.')[0]}.queries": len(search.queries) for key, search in searches.items()}
     results |= {of("bm25", key): search.metric(bm25_ranks(search)) for key, search in searches.items()}
     projection = RandomProjection(
@@ -53,14 +61,14 @@ def evaluate(encoder):
     return results
 
 
-def of(name, key):
+def of(name: str, key: str) -> str:
     """The key of somebody else's score: docs.bm25.ndcg@10, dims.64.random_projection.ndcg@10."""
     parts = key.split(".")
     first = 2 if parts[0] == "dims" else 1
     return ".".join([*parts[:first], name, *parts[first:]])
 
 
-def smaller(queries, documents, answer):
+def smaller(queries: np.ndarray, documents: np.ndarray, answer: list[int]) -> dict[str, Any]:
     """nDCG@10 of documents, float32 [N, dim], that are kept in each smaller precision, and the bytes of one in every
     precision; the queries stay float32."""
     dim, ranges = documents.shape[1], ranges_of(documents)
@@ -71,7 +79,7 @@ def smaller(queries, documents, answer):
     return results
 
 
-def table(results, dims, other=None):
+def table(results: dict[str, Any], dims: Sequence[int], other: dict | None = None) -> str:
     """The results as lines of text. other: (name, results) of another model, for a column of its own."""
     columns = [("this model", lambda key: results.get(key)), ("BM25", lambda key: results.get(of("bm25", key)))]
     columns += [("random", lambda key: results.get(of("random_projection", key)))]
@@ -109,7 +117,7 @@ def _cell(score, width):
     return " " * width if score is None else f"{score:{width}.3f}"
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
@@ -154,7 +162,7 @@ def main():
     print(table(results, encoder.dims, other))
 
 
-def own_search(arguments):
+def own_search(arguments: argparse.Namespace) -> None:
     """Of --queries and --corpus."""
     if not (arguments.queries and arguments.corpus):
         raise UserError(

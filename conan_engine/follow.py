@@ -8,6 +8,8 @@ the run's beginning. What was sent, and under which name, stands in RUN/loggers/
 begins.
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib.util
 import os
@@ -20,7 +22,7 @@ from conan_engine.errors import UserError
 from conan_engine.run.loggers import LOGGERS, send
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m conan_engine.follow", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

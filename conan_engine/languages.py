@@ -1,5 +1,7 @@
 """The recipe's languages: their names, their shares, and whether a text can be one's translation."""
 
+from __future__ import annotations
+
 import json
 import tomllib
 import unicodedata
@@ -35,7 +37,7 @@ LENGTH = (0.35, 3.5)  # ... elsewhere
 SLACK = 12  # characters of the English text, more or less: a word's translation may be of any length
 
 
-def shares(name):
+def shares(name: str) -> dict[str, float]:
     """{language: share}, adding up to 1, of "paper" or of a file, TOML or JSON, of language = share. Raises
     UserError."""
     given = PAPER
@@ -58,7 +60,7 @@ def shares(name):
     return {language: share / total for language, share in given.items() if share}
 
 
-def problem(text, source, language):
+def problem(text: str, source: str, language: str) -> str | None:
     """What speaks against `text` as the translation of `source`, an English text, into a language: a few words, or
     None."""
     if not text.strip():

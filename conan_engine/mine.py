@@ -6,6 +6,8 @@ the stage before has left it, or init_from's where supervised is the first stage
 goes on behind what is finished; with the pools made, train.py begins the stage at once.
 """
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 
@@ -22,7 +24,7 @@ from conan_engine.run.interrupts import Interrupts
 from conan_engine.settings import load
 
 
-def main():
+def main() -> None:
     if len(sys.argv) < 2 or {"--help", "-h"} & set(sys.argv[1:]):
         print(__doc__)
         return

@@ -8,10 +8,13 @@ part of their own, in any order, again where one failed; the last of them makes 
 this command without --part. --ray: the units as tasks of a Ray cluster.
 """
 
+from __future__ import annotations
+
 import argparse
 import functools
 import json
 import re
+from typing import TYPE_CHECKING
 
 from conan_engine import command
 from conan_engine.data import datasets, on_ray, units
@@ -20,8 +23,11 @@ from conan_engine.data.shards import MANIFEST
 from conan_engine.errors import UserError
 from conan_engine.settings import load
 
+if TYPE_CHECKING:
+    from conan_engine.config import Config
 
-def main():
+
+def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m conan_engine.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,9 +45,9 @@ def main():
         help='of a Ray cluster ("auto": the one that this machine is in), which shares out_dir and the sources',
     )
     arguments, settings = parser.parse_known_args()
-    part = re.fullmatch(r"(\d+)/(\d+)", arguments.part)
-    part = part and tuple(map(int, part.groups()))
-    if not part or not 1 <= part[0] <= part[1]:
+    said = re.fullmatch(r"(\d+)/(\d+)", arguments.part)
+    part = (int(said[1]), int(said[2])) if said else (0, 0)
+    if not 1 <= part[0] <= part[1]:
         raise UserError(f"--part: got {arguments.part!r}; expected I/K with I from 1 to K, such as 3/8")
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers: got {arguments.workers}; expected 1 or more")
@@ -51,7 +57,7 @@ def main():
     print(summary(config))
 
 
-def summary(config):
+def summary(config: Config) -> str:
     """What there is of every source, as a table."""
     _, to_train, held_out = datasets.plan(config)
     jobs = {job.folder: job for job in datasets.jobs(to_train, held_out)}

@@ -1,5 +1,7 @@
 """Search the documentation installed on this machine: `python -m conan_engine.search RUN "text"`."""
 
+from __future__ import annotations
+
 import argparse
 import hashlib
 import json
@@ -16,7 +18,7 @@ from conan_engine.evaluation.encoder import Encoder
 from conan_engine.run import checkpoint
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo")
@@ -36,7 +38,7 @@ def main():
         print(f"{scores[i]:.3f}  {name}  {place.removeprefix(f'{Path.cwd()}/')}\n       {summary}")
 
 
-def index(encoder, run):
+def index(encoder: Encoder, run: str | Path) -> tuple[list[list[str]], np.ndarray]:
     """Documents [name, place, start of the summary] and one unit vector for each, kept in the run's folder until the
     weights or the documentation's files change; where that folder cannot be written, a line says so."""
     packages = TRAINING_PACKAGES + HELD_OUT_PACKAGES

@@ -6,9 +6,12 @@ log, and how much there was (`sizes`); `attention(step)`, the soft mask's alpha 
 first step; `state` / `load_state`, which say where its data stands; `loaders`, to close.
 """
 
+from __future__ import annotations
+
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +28,18 @@ from conan_engine.model.transformer import positions
 from conan_engine.negatives import distilling, mining
 from conan_engine.negatives.pools import Pools
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conan_engine.config import Config, Source
+    from conan_engine.data.loader import Batch
+    from conan_engine.data.shards import Shards
+    from conan_engine.data.tokenizer import AnyTokenizer
+    from conan_engine.model.transformer import Transformer
+    from conan_engine.parallel.mesh import Group, Mesh
+    from conan_kernels import Known
+
+
 ALPHA = {  # how far the soft mask has opened at progress t / tau in [0, 1] (arXiv 2509.12892 section 3.2)
     "linear": lambda progress: progress,
     "accelerating": lambda progress: progress**2,
@@ -40,7 +55,7 @@ class Packed(NamedTuple):
     tokens: torch.Tensor
     cu_seqlens: torch.Tensor
 
-    def split(self, chunk, rows=None):
+    def split(self, chunk: int, rows: Tensor | None = None) -> list[Packed]:
         """Pieces of at most `chunk` sequences (all in one if 0), on the device of the whole; of as many rows, where
         `rows` gives each one's first sequence and, at the end, the number of sequences: int32 [R+1]."""
         count = len(self.cu_seqlens) - 1 if rows is None else len(rows) - 1
@@ -55,18 +70,18 @@ class Packed(NamedTuple):
         ]
 
 
-def packed(batch):
+def packed(batch: Batch) -> Packed:
     return Packed(batch.tokens, batch.cu_seqlens)
 
 
-def nothing(batch):
+def nothing(batch: Batch) -> Batch:
     """A batch of the same source without records."""
     return batch._replace(
         tokens=batch.tokens[:0], cu_seqlens=batch.cu_seqlens[:1], records=batch.records[:0], groups=batch.groups[:0]
     )
 
 
-def concatenate(*parts):
+def concatenate(*parts) -> Packed:
     cu_seqlens, end = [parts[0].cu_seqlens], parts[0].cu_seqlens[-1]
     for part in parts[1:]:
         cu_seqlens.append(part.cu_seqlens[1:] + end)
@@ -77,10 +92,10 @@ def concatenate(*parts):
 class Stage:
     """What all stages share: their loaders by name, and where those stand."""
 
-    def __init__(self, name, config, group):
+    def __init__(self, name: str, config: Config, group: Group) -> None:
         self.name, self.config, self.settings, self.group, self.loaders = name, config, getattr(config, name), group, {}
 
-    def add_loader(self, name, shards, data, key, **options):
+    def add_loader(self, name: str, shards: dict[str, Shards], data: dict[str, Source], key: str, **options) -> None:
         """key: the setting that says how much is in a step, over all ranks."""
         batch, world = getattr(self.settings, key), self.group.world
         if key != "batch_tokens" and batch % world:
@@ -95,21 +110,21 @@ class Stage:
             **options,
         )  # fmt: skip
 
-    def draw(self):
+    def draw(self) -> Any:
         return self.loaders["data"].next()
 
-    def teach(self, mesh):
+    def teach(self, mesh: Mesh) -> None:
         """Ask the teacher that the stage learns from, unless its answers stand there. All ranks do it together, none in
         a collective."""
 
-    def state(self):
+    def state(self) -> dict[str, np.ndarray]:
         return {f"loader/{name}": loader.state for name, loader in self.loaders.items()}
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
         for name, loader in self.loaders.items():
             loader.state = state[f"loader/{name}"]
 
-    def skipped_records(self):
+    def skipped_records(self) -> int:
         """Over all ranks, since this process began."""
         return int(
             self.group.sum(
@@ -117,7 +132,7 @@ class Stage:
             )
         )
 
-    def close(self):
+    def close(self) -> None:
         for loader in self.loaders.values():
             loader.close()
 
@@ -126,11 +141,11 @@ class LanguageModelling(Stage):
     """Stages 1 and 2: next token, causal; of the whole text (pretrain) or of the output only (sft). With
     pretrain.masked: masked next token, bidirectional (LLM2Vec, arXiv 2404.05961)."""
 
-    def __init__(self, name, config, shards, group):
+    def __init__(self, name: str, config: Config, shards: dict[str, Shards], group: Group) -> None:
         super().__init__(name, config, group)
         self.masked = config.pretrain.masked if name == "pretrain" else 0.0
         if self.masked:  # models that learnt the next token have no token for a mask: LLM2Vec takes "_"
-            self.mask_token = Tokenizer.load(Tokenizer.of(config.out_dir)).encode("_")[-1]
+            self.mask_token = tokenizer_of(config).encode("_")[-1]
         self.add_loader(
             "data",
             shards,
@@ -140,17 +155,20 @@ class LanguageModelling(Stage):
             shape="rows",
         )
 
-    def attention(self, step):
+    def attention(self, step: int) -> tuple[float, str]:
         return 0.0, "column"  # of validation, whose loss is the next token's in either case
 
-    def backward(self, model, batch, step, before_last=lambda: None):
+    def backward(
+        self, model: Transformer, batch: Batch, step: int, before_last: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         sequences, targets, alpha = packed(batch), batch.targets.long(), 0.0
         if self.masked:
             alpha = 1.0
             hidden = chosen(sequences, self.masked, self.config.seed + step)
             sequences, targets = hide(sequences, targets, hidden, self.mask_token)
         counted = self.group.sum((targets != -100).sum())
-        loss, start = 0.0, 0
+        loss: Any = 0.0
+        start = 0
         parts = sequences.split(self.settings.chunk, batch.rows)
         for part in parts:
             summed = model.next_token_loss(
@@ -167,7 +185,7 @@ class LanguageModelling(Stage):
         }
 
 
-def chosen(sequences, share, seed):
+def chosen(sequences: Packed, share: float, seed: int) -> Tensor:
     """A share of a batch's tokens, drawn by a hash of token, place and seed, so that it does not depend on which rank
     has them: bool [T]."""
     x = (
@@ -180,7 +198,7 @@ def chosen(sequences, share, seed):
     return (x ^ (x >> 15)) & 0xFFFFFF < share * 2**24
 
 
-def hide(sequences, targets, hidden, token):
+def hide(sequences: Packed, targets: Tensor, hidden: Tensor, token: int) -> tuple[Packed, Tensor]:
     """Put `token` where hidden, bool [T], says; the targets that are left are those of tokens before hidden ones:
     (Packed, int64 [T])."""
     next_hidden = hidden.roll(-1)
@@ -194,11 +212,11 @@ def hide(sequences, targets, hidden, token):
 class Contrastive(Stage):
     """What the stages of pairs share: who is right for whom."""
 
-    def __init__(self, name, config, shards, group):
+    def __init__(self, name: str, config: Config, shards: dict[str, Shards], group: Group) -> None:
         super().__init__(name, config, group)
         self.known = {source: known_positives.of(s) for source, s in shards.items()}
 
-    def known_in(self, batch, document_group):
+    def known_in(self, batch: Batch, document_group: Tensor) -> Known | None:
         """conan_kernels.Known of this rank's queries among all ranks' documents, or None; document_group: int64 [m],
         this rank's. Collective."""
         of_source = self.known[batch.source]
@@ -214,7 +232,9 @@ class Weak(Contrastive):
     weak.distil, texts without pairs beside them, each to be where a teacher has it: L = L_InfoNCE + distil_weight *
     L_cosine."""
 
-    def __init__(self, config, shards, texts_shards, group):
+    def __init__(
+        self, config: Config, shards: dict[str, Shards], texts_shards: dict[str, Shards], group: Group
+    ) -> None:
         super().__init__("weak", config, shards, group)
         key, shape = ("batch_tokens", "tokens") if self.settings.batch_tokens else ("batch", "records")
         self.add_loader("data", shards, self.settings.data, key, kind="pairs", shape=shape)
@@ -224,8 +244,8 @@ class Weak(Contrastive):
                 "texts", texts_shards, self.settings.texts, "texts_batch", kind="pairs", shape="records", fields=1
             )
 
-    def teach(self, mesh):
-        tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
+    def teach(self, mesh: Mesh) -> None:
+        tokenizer = self.settings.distil and tokenizer_of(self.config)
         for name, shards in self.texts_shards.items():
             records = self.loaders["texts"].drawn_from(name, self.settings.steps)
             asked = distilling.Texts(
@@ -238,13 +258,15 @@ class Weak(Contrastive):
                     f"{self.config.model.width}; raise model.width, or take a smaller teacher"
                 )
 
-    def attention(self, step):
+    def attention(self, step: int) -> tuple[float, str]:
         return ALPHA[self.settings.alpha](step / max(1, self.settings.steps - 1)), self.settings.mask
 
-    def draw(self):
+    def draw(self) -> tuple[Batch, Batch | None]:
         return super().draw(), self.loaders["texts"].next() if self.texts_shards else None
 
-    def backward(self, model, batch, step, before_last=lambda: None):
+    def backward(
+        self, model: Transformer, batch: Any, step: int, before_last: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         batch, texts = batch
         groups, settings = batch.groups.to(self.group.device), self.settings
         sequences = concatenate(packed(batch), packed(texts)) if texts else packed(batch)
@@ -294,7 +316,7 @@ class Supervised(Contrastive):
     hard negatives is added: + distil_weight * L_distil.
     """
 
-    def __init__(self, config, shards, sts_shards, group):
+    def __init__(self, config: Config, shards: dict[str, Shards], sts_shards: dict[str, Shards], group: Group) -> None:
         super().__init__("supervised", config, shards, group)
         self.shards = shards
         self.pools = {}
@@ -327,7 +349,7 @@ class Supervised(Contrastive):
                 )
         return rule
 
-    def mine(self, model, mesh):
+    def mine(self, model: Transformer, mesh: Mesh) -> None:
         """Mine the pools of the queries that this stage will draw, with the model as it stands, or take those that were
         mined with it. All ranks do it together, none in a collective but those of one copy of the model."""
         weights = mining.digest(model, mesh.tensor)
@@ -344,8 +366,8 @@ class Supervised(Contrastive):
             mining.Mining(corpus, self.known[name], queries, rule, self.config.seed, name, folder, mesh).run(embed)
             self.pools[name] = Pools.mapped(corpus, queries, rule, folder)
 
-    def teach(self, mesh):
-        tokenizer = self.settings.distil and Tokenizer.load(Tokenizer.of(self.config.out_dir))
+    def teach(self, mesh: Mesh) -> None:
+        tokenizer = self.settings.distil and tokenizer_of(self.config)
         taught = [name for name in self.pools if self.settings.distil and self.settings.data[name].distil]
         for name in taught:
             self.pools[name].targets = distilling.Targets(
@@ -361,16 +383,18 @@ class Supervised(Contrastive):
                 "names nobody to give them; set it, or leave distil out"
             )
 
-    def queries_of(self, name):
+    def queries_of(self, name: str) -> np.ndarray:
         return self.loaders["data"].drawn_from(name, self.settings.steps)
 
-    def attention(self, step):
+    def attention(self, step: int) -> tuple[float, str]:
         return 1.0, "column"
 
-    def draw(self):
+    def draw(self) -> tuple[Batch, Batch | None]:
         return super().draw(), self.loaders["sts"].next() if "sts" in self.loaders else None
 
-    def backward(self, model, batch, step, before_last=lambda: None):
+    def backward(
+        self, model: Transformer, batch: Any, step: int, before_last: Callable[[], None] = lambda: None
+    ) -> dict[str, Any]:
         batch, sts = batch
         if sts and self.settings.balance == "alternating":
             batch, sts = (nothing(batch), sts) if step % 2 else (batch, None)
@@ -452,12 +476,12 @@ class Supervised(Contrastive):
             **sizes(everything, self.group, both_ways=True),
         }
 
-    def state(self):
+    def state(self) -> dict[str, np.ndarray]:
         return super().state() | {
             f"pool/{name}/{key}": value for name, pools in self.pools.items() for key, value in pools.state().items()
         }
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
         super().load_state(state)
         for name in self.shards:
             if not self.rules[name].count:
@@ -472,7 +496,7 @@ class Supervised(Contrastive):
             self.pools[name].load_state(own)
 
 
-def make(name, config, shards, group):
+def make(name: str, config: Config, shards: dict[tuple[str, str], Shards], group: Group) -> Any:
     """The stage `name` of a config. shards: Shards by (use, source), as datasets.prepare gives them; group: the ranks
     that share out the data."""
     mine, sts, texts = (
@@ -485,7 +509,20 @@ def make(name, config, shards, group):
     return LanguageModelling(name, config, mine, group)
 
 
-def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):
+def tokenizer_of(config: Config) -> AnyTokenizer:
+    """That of the run, which stands in its folder by now."""
+    return Tokenizer.load(Tokenizer.of(config.out_dir) or "")
+
+
+def embed_and_backward(
+    model: Transformer,
+    packed: Packed,
+    chunk: int,
+    alpha: float,
+    mask: str,
+    loss_of: Callable,
+    before_last: Callable[[], None],
+) -> tuple:
     """Embed the sequences, take the loss of all their embeddings, and backpropagate; returns what `loss_of` gave,
     detached. before_last() is called before the last backward of the weights.
 
@@ -514,7 +551,7 @@ def embed_and_backward(model, packed, chunk, alpha, mask, loss_of, before_last):
     return loss.detach(), *rest
 
 
-def sizes(packed, group, both_ways, learnt=0):
+def sizes(packed: Packed, group: Group, both_ways: bool, learnt: int | Tensor = 0) -> dict[str, int]:
     """Over all ranks' sequences: tokens, pairs of tokens of which one sees the other (each the other: both_ways),
     tokens whose successor is learnt."""
     lengths = packed.cu_seqlens.diff().long()

@@ -4,6 +4,8 @@ Without arguments: the demo recipe, into runs/demo. The same command again goes 
 SIGUSR1 finish the step, save and end it with exit code 143. --help lists every setting, --version says which this is.
 """
 
+from __future__ import annotations
+
 import contextlib
 import dataclasses
 import json
@@ -19,6 +21,8 @@ import torch
 
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
+
+from typing import TYPE_CHECKING, Any
 
 from conan_engine import __version__, command, stages
 from conan_engine.data import datasets
@@ -36,10 +40,14 @@ from conan_engine.run.saving import Saver
 from conan_engine.settings import load
 from conan_engine.settings.listing import as_help
 
+if TYPE_CHECKING:
+    from conan_engine.config import Config, Stage
+
+
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
 
 
-def main():
+def main() -> None:
     # ---- settings and process group
     began = time.perf_counter()
     arguments = sys.argv[1:]
@@ -74,7 +82,7 @@ def main():
             datasets.prepare(config)
     tokenizer, shards, held_out = datasets.prepare(config)
     fingerprints = {use: {source: s.fingerprint for (u, source), s in shards.items() if u == use} for use, _ in shards}
-    if under_way:
+    if found and under_way:
         resuming.check_data(*found, fingerprints, under_way)
 
     # ---- model
@@ -209,7 +217,7 @@ def main():
         held.close()
 
 
-def answer(arguments):
+def answer(arguments: list[str]) -> None:
     """--help or --version, said once however many ranks there are."""
     if os.environ.get("RANK", "0") == "0":
         if "--version" in arguments:
@@ -218,7 +226,7 @@ def answer(arguments):
             print(__doc__, "Settings and their defaults:\n", *as_help(), sep="\n")
 
 
-def skipped(config, name, step, counters):
+def skipped(config: Config, name: str, step: int, counters: dict[str, Any]) -> str:
     """What is said where the last steps were none."""
     return (
         f"{name} step {step}: the last {counters['skipped_in_a_row']} steps were not finite, and were "
@@ -233,7 +241,7 @@ def skipped(config, name, step, counters):
     )
 
 
-def learning_rate(settings, step):
+def learning_rate(settings: Stage, step: int) -> float:
     """Linear warm-up over the first `warmup` of the steps, then linear decay to `final_lr` of lr."""
     warmup = settings.warmup * settings.steps
     if step < warmup:

@@ -9,6 +9,8 @@ reason. Interrupted, even by kill -9, the same command goes on: what was answere
 twice. The key, if one is needed, is in OPENAI_API_KEY.
 """
 
+from __future__ import annotations
+
 import argparse
 import asyncio
 import email.utils
@@ -21,6 +23,7 @@ import random
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -42,7 +45,7 @@ class Unanswered(Exception):
     """The endpoint has not answered a request, and will not."""
 
 
-def language_of(number, query, seed, shares):
+def language_of(number: int, query: str, seed: int, shares: dict[str, float]) -> str:
     """Which language the query goes into: the same whenever it is asked, whatever else the file holds."""
     digest = hashlib.blake2b(f"{seed}\n{number}\n{query}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "little") / 2**64
@@ -53,7 +56,7 @@ def language_of(number, query, seed, shares):
     return language  # what rounding left over
 
 
-def translation_in(answer):
+def translation_in(answer: str) -> str | None:
     """The translation in a model's answer, which may have more around its JSON; None where there is none."""
     decoder = json.JSONDecoder()
     for start, character in enumerate(answer):
@@ -70,7 +73,7 @@ def translation_in(answer):
 class Endpoint:
     """A chat endpoint, so many requests at a time."""
 
-    def __init__(self, url, model, key, requests, timeout, tries):
+    def __init__(self, url: str, model: str, key: str | None, requests: int, timeout: float, tries: int) -> None:
         import httpx  # an extra: nothing else needs it
 
         self.httpx, self.url, self.model, self.tries = httpx, f"{url.rstrip('/')}/chat/completions", model, tries
@@ -79,7 +82,7 @@ class Endpoint:
             timeout=timeout, limits=limits, headers={"Authorization": f"Bearer {key}"} if key else {}
         )
 
-    async def ask(self, query, language):
+    async def ask(self, query: str, language: str) -> dict[str, Any]:
         """{"answer": the text or None, "finish": why it ended, "prompt": tokens, "completion": tokens}. Raises
         Unanswered after so many tries, and at once for what no other try can mend."""
         messages = [
@@ -144,7 +147,7 @@ def _retry_after(response):
 class Journal:
     """What has been answered, a line an answer, on disk before the next is asked for. The first line says of what."""
 
-    def __init__(self, path, facts):
+    def __init__(self, path: str | Path, facts: dict[str, Any]) -> None:
         """Raises UserError where the journal of another command is there."""
         self.path, self.places, self.counts = Path(path), {}, Counter()
         self.file = open(self.path, "ab+")
@@ -173,7 +176,7 @@ class Journal:
         if not whole:
             self._write(facts)
 
-    def add(self, row):
+    def add(self, row: dict[str, Any]) -> None:
         self._note(row, self.file.tell())
         self._write(row)
 
@@ -187,14 +190,14 @@ class Journal:
         self.file.write(_line(row))
         self.file.flush()
 
-    def read(self, number):
+    def read(self, number: int) -> dict[str, Any]:
         """What was written of a query."""
         with open(self.path, "rb") as file:
             file.seek(self.places[number])
             return json.loads(file.readline())
 
 
-def queries(path):
+def queries(path: str | Path) -> Any:
     """(number, record, the query's key in it) of each record, from 0."""
     places = paths.of(path)
     _, first = next(iter(files.rows(places[0])), ("", {}))
@@ -212,7 +215,7 @@ def queries(path):
         yield number, record, key
 
 
-def judged(found, query, language):
+def judged(found: Any, query: str, language: str) -> Any:
     """A row of the journal, but for its number, of what the endpoint said to a query."""
     row = {"language": language, "prompt": found["prompt"], "completion": found["completion"]}
     translation = translation_in(found["answer"] or "")
@@ -226,7 +229,9 @@ def judged(found, query, language):
     return row | ({"reason": reason, "answer": found["answer"]} if reason else {"query": translation})
 
 
-async def ask_for_all(path, seed, shares, endpoint, journal, at_once):
+async def ask_for_all(
+    path: str | Path, seed: int, shares: dict[str, float], endpoint: Endpoint, journal: Journal, at_once: int
+) -> None:
     """Until the journal has an answer for each query, or the endpoint gives none. Raises UserError then; what is under
     way is finished first."""
 
@@ -273,7 +278,7 @@ def _tokens(journal):
     return f"{journal.counts['prompt']:,} prompt and {journal.counts['completion']:,} completion tokens"
 
 
-def write(path, out, seed, shares, journal):
+def write(path: str | Path, out: str | Path, seed: int, shares: dict[str, float], journal: Journal) -> Any:
     """OUT and OUT.rejected.jsonl, in the order of the queries; returns {language: so many}."""
     rejected, by_language = out.with_suffix(".rejected.jsonl"), Counter()
     partial = [Path(f"{name}.partial") for name in (out, rejected)]
@@ -295,7 +300,7 @@ def write(path, out, seed, shares, journal):
     return by_language
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument(

@@ -1,7 +1,10 @@
 """What the kernels need of a machine, and the tiles that each GPU architecture gets."""
 
+from __future__ import annotations
+
 import functools
 import re
+from typing import Any
 
 import torch
 
@@ -63,7 +66,7 @@ SIMILARITIES_OF_MORE = {
 PRODUCT = {80: 128, 90: 256, 120: 128}  # BN of InfoNCE's add_product
 
 
-def architecture(device):
+def architecture(device: torch.device) -> int:
     """The GPU's compute capability times ten, Hopper's 90 for Triton's interpreter on a CPU. Raises RuntimeError where
     the kernels do not run: a GPU below 80, or a Triton below 3.6."""
     if device.type != "cuda":
@@ -86,7 +89,7 @@ def _triton_version():
     return triton.__version__
 
 
-def check(arch, name, triton_version):
+def check(arch: int, name: str, triton_version: str) -> None:
     """Raises RuntimeError, in one line, unless the kernels run on that architecture with that Triton."""
     if arch < OLDEST_GPU:
         raise RuntimeError(
@@ -105,7 +108,7 @@ def _from(table, arch):
     return table[max(first for first in table if first <= arch)]
 
 
-def attention_tiles(dtype, D, arch):
+def attention_tiles(dtype: torch.dtype, D: int, arch: int) -> list[dict[str, int]]:
     """(forward, dq, dk_dv): launch options for a dtype, a head dim and an architecture."""
     by_dim = _from(ATTENTION, arch)
     sizes = by_dim[min(widest for widest in by_dim if D <= widest)]
@@ -115,19 +118,18 @@ def attention_tiles(dtype, D, arch):
     return [{"W": _from(PADDED, arch).get(D, D)} | dict(zip(LAUNCH, size)) for size in sizes]
 
 
-def similarity_tiles(dtype, arch, more=False):
+def similarity_tiles(dtype: torch.dtype, arch: int, more: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
     """(forward_tile, weight_tile): InfoNCE's launch options; `more`: with known_ids, or both ways."""
     if dtype == torch.float32:  # three tf32 products, as exact as fp32 to its last bits
         small = {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "PIECES": 8, "num_warps": 4, "num_stages": 3}
         return small, small
     common = {"PRECISION": "ieee", "BE": 64, "num_warps": 8, "num_stages": 3}
-    return [
-        common | dict(zip(("BM", "BN", "PIECES"), size))
-        for size in _from(SIMILARITIES_OF_MORE if more else SIMILARITIES, arch)
-    ]
+    forward, weight = _from(SIMILARITIES_OF_MORE if more else SIMILARITIES, arch)
+    names = "BM", "BN", "PIECES"
+    return common | dict(zip(names, forward)), common | dict(zip(names, weight))
 
 
-def product_options(dtype, arch):
+def product_options(dtype: torch.dtype, arch: int) -> tuple[torch.dtype, dict[str, Any]]:
     """InfoNCE's dtype of W and launch options of add_product: bf16 for bf16. fp16 cannot hold W's small values:
     fp32."""
     if dtype == torch.bfloat16:

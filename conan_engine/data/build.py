@@ -1,6 +1,8 @@
 """From the sources that a config names to token shards on disk: the tokenizer trained, each source written once, unit
 by unit, by as many processes as there are."""
 
+from __future__ import annotations
+
 import contextlib
 import functools
 import hashlib
@@ -10,7 +12,9 @@ import os
 import socket
 import struct
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
@@ -23,13 +27,19 @@ from conan_engine.data.tokenizer import Tokenizer, train
 from conan_engine.data.units import TAKES, Job
 from conan_engine.errors import UserError
 
+if TYPE_CHECKING:
+    from conan_engine.config import Tokenizer as TokenizerSettings
+    from conan_engine.data.shards import Shards
+    from conan_engine.data.tokenizer import AnyTokenizer
+
+
 GOLDEN = (5**0.5 - 1) / 2
 # Of a source, the tokenizer is trained on what stands at the heads of at most so many units, so many bytes of files
 # each.
 HEADS, HEAD = 64, 8 * 2**20
 
 
-def built_in(source, use):
+def built_in(source: str, use: str) -> str | None:
     """The kind of records that a built-in source gives a use, or None for a path. Raises UserError where it gives
     none."""
     kinds = [kind for name, kind in installed.READERS if name == source]
@@ -38,9 +48,10 @@ def built_in(source, use):
             return kind
     if kinds:
         raise UserError(f"{source}: holds {' or '.join(kinds)} records; {use} takes {' or '.join(TAKES[use])}")
+    return None
 
 
-def fits(source, about, uses, skip=False):
+def fits(source: str, about: Source, uses: Iterable[str], skip: bool = False) -> tuple[list[str], list[str]]:
     """(those of `uses` that take a source's kind of records, its kinds). `skip`: without the records that cannot be
     used."""
     kinds = [kind for name, kind in installed.READERS if name == source]
@@ -54,7 +65,7 @@ def _nothing(*_):
     """What is left out is said later."""
 
 
-def read(source, use, about=None):
+def read(source: str, use: str, about: Source | None = None) -> tuple[str, Iterable[Any]]:
     """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
 
     about: the config's Source. Returns (kind, iterator). Raises UserError if the source is unknown or its records do
@@ -63,14 +74,14 @@ def read(source, use, about=None):
     kind = built_in(source, use)
     if kind:
         return kind, installed.READERS[source, kind]()
-    records = files.read(source, about and about.columns)
+    records = files.read(source, about.columns if about else None)
     kind, first = next(records)
     if kind not in TAKES[use]:
         raise UserError(f"{source}: holds {kind} records; {use} takes {' or '.join(TAKES[use])}")
     return kind, itertools.chain([first], (record for _, record in records))
 
 
-def texts(source, use, about=None, skip=False):
+def texts(source: str, use: str, about: Source | None = None, skip: bool = False) -> Iterator[str]:
     """Every text of a source for the tokenizer, or of the heads of some units where there are many; `skip`: without the
     records that cannot be used."""
     for record in _to_learn_from(source, use, about, skip):
@@ -104,7 +115,9 @@ def _to_learn_from(source, use, about, skip):
         raise files.nothing_in(source)
 
 
-def make_tokenizer(settings, sources, run, skip=False):
+def make_tokenizer(
+    settings: TokenizerSettings, sources: list[tuple], run: str | Path, skip: bool = False
+) -> AnyTokenizer:
     """Take `settings.path`, or the tokenizer that stands in the folder `run`, or train one on `sources` (a list of
     (source, use, Source)), `skip`: without the records that cannot be used; in the end it stands there."""
     path = Tokenizer.of(run)
@@ -131,7 +144,9 @@ def make_tokenizer(settings, sources, run, skip=False):
     return Tokenizer.load(path)
 
 
-def make_job(source, use, stage, tokenizer, folder, max_bad_share=None):
+def make_job(
+    source: str, use: str, stage: Any, tokenizer: AnyTokenizer, folder: str | Path, max_bad_share: float | None = None
+) -> Job:
     """The units.Job of a source for a use, its shards in a folder of their own under `folder`, and the teacher's scores
     in another."""
     about = getattr(stage, use if use in TABLES else "data").get(source) or Source()
@@ -152,7 +167,13 @@ def _key(facts):
     return hashlib.blake2b(json.dumps(facts).encode(), digest_size=6).hexdigest()
 
 
-def make_shards(jobs, tokenizer, processes=0, part=(1, 1), elsewhere=None):
+def make_shards(
+    jobs: list[Job],
+    tokenizer: AnyTokenizer,
+    processes: int = 0,
+    part: tuple[int, int] = (1, 1),
+    elsewhere: Callable | None = None,
+) -> dict[Path, Shards]:
     """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are
     whole.
 
@@ -267,13 +288,13 @@ class Progress:
     """A bar over the bytes of all units: each has two numbers in a file, what it has read and the tokens that it
     gave."""
 
-    def __init__(self, todo, doing):
+    def __init__(self, todo: list[tuple], doing: str) -> None:
         self.doing = doing
         self.sizes = [sum(piece.bytes for piece in pieces) for _, _, pieces in todo]
-        self.bar = None
+        self.bar: Any = None
         self.path = todo and todo[0][0].folder.parent / f".progress-{socket.gethostname()}-{os.getpid()}"
 
-    def look(self):
+    def look(self) -> None:
         numbers = struct.unpack(f"{2 * len(self.sizes)}q", self.path.read_bytes())
         read = sum(min(size, read) for size, read in zip(self.sizes, numbers[::2]))
         if any(numbers[1::2]):

@@ -1,9 +1,13 @@
 """Conversations to token ids: by the chat template that a tokenizer brings, or their turns joined as instruction and
 input are."""
 
+from __future__ import annotations
+
 import datetime
 import functools
 import json
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import jinja2
 from jinja2.ext import Extension
@@ -12,7 +16,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from conan_engine.errors import UserError
 
 
-def turns(tokenizer, conversations):
+def turns(tokenizer: Any, conversations: Iterable[list[dict]]) -> Iterator[list[tuple[list[int], bool]]]:
     """Of each conversation (messages as chats.turns gives them) its turns, [(question, answer), ...] of token ids: what
     is to be learnt, behind all that stands before it. Raises UserError for a template that cannot be read, or leaves
     out what it should learn."""
@@ -55,7 +59,7 @@ def _by_template(tokenizer, conversations):
         yield found
 
 
-def answers(messages, text):
+def answers(messages: list[dict], text: str) -> Iterator[tuple[int, int]]:
     """Where in a rendered text what is to be learnt stands, (begin, end) each: what a message says, and what ends it.
     The last message is one to learn."""
     spans, at = [], 0
@@ -75,7 +79,7 @@ def answers(messages, text):
         yield begin, end + len(ending) * text.startswith(ending, end)
 
 
-def render(tokenizer, messages):
+def render(tokenizer: Any, messages: list[dict]) -> str:
     """A conversation by the tokenizer's template. Raises UserError with what the template says of one it does not
     take."""
     plain = [{key: value for key, value in message.items() if key != "learn"} for message in messages]

@@ -1,14 +1,26 @@
 """What a config trains on: its tokenizer, and the token shards of each source, to train on or held out."""
 
+from __future__ import annotations
+
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conan_engine.data import build
 
+if TYPE_CHECKING:
+    from conan_engine.config import Config
+    from conan_engine.data.shards import Shards
+    from conan_engine.data.tokenizer import AnyTokenizer
+    from conan_engine.data.units import Job
 
-def prepare(config, processes=None, part=(1, 1), elsewhere=None):
+
+def prepare(
+    config: Config, processes: int | None = None, part: tuple[int, int] = (1, 1), elsewhere: Callable | None = None
+) -> tuple[AnyTokenizer, dict[tuple[str, str], Shards], dict[str, dict[str, Shards]]]:
     """What a config trains on, written unless it stands there already.
 
     processes, part, elsewhere: as build.make_shards takes them; None: config.tokenizer.processes. Returns the
@@ -30,7 +42,7 @@ def prepare(config, processes=None, part=(1, 1), elsewhere=None):
     return tokenizer, whole(to_train), {name: whole(planned) for name, planned in held_out.items()}
 
 
-def plan(config):
+def plan(config: Config) -> tuple[AnyTokenizer, dict[tuple[str, str], Job], dict[str, dict[str, Job]]]:
     """The tokenizer, made unless it stands there, and the units.Jobs: to train on by (use, source), held out by stage
     and source."""
     uses = [
@@ -75,5 +87,5 @@ def _say(line):
         print(line, flush=True)
 
 
-def jobs(to_train, held_out):
+def jobs(to_train: dict[tuple[str, str], Job], held_out: dict[str, dict[str, Job]]) -> list[Job]:
     return [*to_train.values(), *(job for of_stage in held_out.values() for job in of_stage.values())]

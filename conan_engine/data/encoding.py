@@ -1,8 +1,12 @@
 """Records to token ids, as a shard writer takes them."""
 
+from __future__ import annotations
+
 import hashlib
 import itertools
 import math
+from collections.abc import Iterable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -12,7 +16,7 @@ from conan_engine.data.shards import Records
 BATCH = (1024, 2**20)  # a batch ends at so many records, or at so many characters
 
 
-def batches(records):
+def batches(records: Iterable[dict]) -> Iterator[list[dict]]:
     """Records (dicts of text) in lists of a size that bounds memory."""
     batch, characters = [], 0
     for record in records:
@@ -38,7 +42,7 @@ def _size(value):
     return 0
 
 
-def encode(tokenizer, shape, batch, max_tokens):
+def encode(tokenizer: Any, shape: str, batch: list[dict], max_tokens: int) -> Records:
     """A batch of dicts as Records of that shape, a key of shards.FIELDS; fewer, where conversations are too long."""
     records = list(_ENCODE[shape](tokenizer, batch, max_tokens))
     fields = [field for record in records for field in record[0]]
@@ -51,7 +55,7 @@ def encode(tokenizer, shape, batch, max_tokens):
     )
 
 
-def join(instruction, text):
+def join(instruction: str, text: str) -> str:
     """Instruction and input as one text (the query of the contrastive stages)."""
     return f"{instruction}\n{text}" if instruction and text else instruction or text
 

@@ -2,9 +2,12 @@
 negative, in a file beside the shards, as fields follow each other, queries aside; NaN where a record says none. No file
 where no record says any."""
 
+from __future__ import annotations
+
 import itertools
 import json
 import zlib
+from pathlib import Path
 
 import numpy as np
 
@@ -16,11 +19,11 @@ FILE = "field_scores.f32"
 class FieldScores:
     """Of one unit, written as its records are. folder: the unit's."""
 
-    def __init__(self, folder):
+    def __init__(self, folder: Path) -> None:
         self.path, self.before = folder / FILE, 0  # numbers not written, as long as all are NaN
         self.path.unlink(missing_ok=True)
 
-    def add(self, records):
+    def add(self, records: list[dict]) -> None:
         """Dicts of pairs, each of which becomes a record a positive."""
         found = np.fromiter(itertools.chain.from_iterable(map(_of_pairs, records)), np.float32)
         if self.path.exists() or not np.isnan(found).all():
@@ -39,7 +42,7 @@ def _of_pairs(record):
         yield from of_negatives
 
 
-def join(folder, units):
+def join(folder: Path, units: list[str]) -> int | None:
     """Of a folder's finished units, by name, one file; returns a checksum of it, or None where no unit has scores."""
     if not any((folder / unit / FILE).exists() for unit in units):
         return None
@@ -61,7 +64,7 @@ def _count(folder):
     return int(shards.field_counts(np.arange(len(shards))).sum(dtype=np.int64)) - len(shards)
 
 
-def of(shards):
+def of(shards: Shards) -> np.ndarray | None:
     """All scores of a finished folder, mapped: float32 [fields but queries], or None."""
     path = shards.directory / FILE
     return np.memmap(path, np.float32, "r") if path.exists() else None

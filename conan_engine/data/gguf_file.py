@@ -1,19 +1,22 @@
 """A GGUF file (llama.cpp's form of a model) as a mapping: what it says of itself, and its tensors."""
 
+from __future__ import annotations
+
 import functools
 from pathlib import Path
+from typing import Any
 
 from conan_engine.errors import UserError
 
 SUFFIX = ".gguf"
 
 
-def is_gguf(path):
+def is_gguf(path: str | Path) -> bool:
     """Whether `path` is named as a GGUF file is."""
     return Path(path).suffix == SUFFIX and Path(path).is_file()
 
 
-def read(path):
+def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """({key: value}, {name: gguf.ReaderTensor}) of a file; the tensors are mapped, not read. Raises UserError for one
     that is no GGUF file, is cut short or is one of several parts."""
     return _read(str(path), Path(path).stat().st_mtime_ns)

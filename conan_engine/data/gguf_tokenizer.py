@@ -5,7 +5,11 @@ before the merges it says by name alone (`tokenizer.ggml.pre`), and llama.cpp kn
 this module, for the names of Llama, Mistral, Qwen and SmolLM.
 """
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 from conan_engine.data import gguf_file
 from conan_engine.data.json_tokenizer import JsonTokenizer
@@ -57,7 +61,7 @@ BEGIN = WHOLE_WORDS  # ... and a text begins with the begin token, where the fil
 COMPOSED = ("qwen2", "deepseek-r1-qwen")  # characters are composed first (NFC), which llama.cpp leaves to the user
 
 
-def load(path):
+def load(path: str | Path) -> JsonTokenizer:
     """The JsonTokenizer that a GGUF file describes. Raises UserError for what has no such form."""
     fields, _ = gguf_file.read(path)
     kind = fields.get("tokenizer.ggml.model")
@@ -173,7 +177,7 @@ def _add_template(about, fields, tokens, kind):
     }
 
 
-def write(writer, tokenizer, rows, where):
+def write(writer: Any, tokenizer: Any, rows: int, where: str) -> None:
     """Add a JsonTokenizer to a gguf.GGUFWriter; rows: of the token table, which may have more than there are tokens.
     Raises UserError for one that llama.cpp knows no name for."""
     about = json.loads(tokenizer.model)

@@ -1,8 +1,11 @@
 """Text to ids by a tokenizer.json of the `tokenizers` library, as a pretrained model brings one."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Tokenizer as Library
@@ -15,7 +18,7 @@ ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
 PROBE = " Aa\u0ddf\n\u00e9 \U0001f600  x"
 
 
-def put(path, content):
+def put(path: str | Path, content: bytes) -> None:
     """Bytes into a file, by way of one beside it."""
     partial = Path(f"{path}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +32,7 @@ class JsonTokenizer:
 
     FILE = "tokenizer.json"
 
-    def __init__(self, model, end, begin="", template=None):
+    def __init__(self, model: bytes, end: str, begin: str = "", template: str | None = None) -> None:
         """model: the file's bytes; end: the token, a str, that ends a text; begin: what a chat template calls
         bos_token; template: of conversations, in Jinja, or None."""
         self.model, self.end, self.begin, self.template = model, end, begin, template
@@ -47,7 +50,7 @@ class JsonTokenizer:
         self.prefix, self.suffix = found.ids[:first], found.ids[last:]
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | Path) -> JsonTokenizer:
         """Raises UserError if `path` is missing, none of the library's tokenizers, or one that loses text."""
         try:
             model = Path(path).read_bytes()
@@ -66,7 +69,7 @@ class JsonTokenizer:
         return cls.checked(path, model, end, begin, template)
 
     @classmethod
-    def checked(cls, path, model, *rest):
+    def checked(cls, path: str | Path, model: bytes, *rest) -> JsonTokenizer:
         """As `load`, of what `path` holds: what the class is made of."""
         try:
             tokenizer = cls(model, *rest)
@@ -82,7 +85,7 @@ class JsonTokenizer:
             )
         return tokenizer
 
-    def save(self, folder):
+    def save(self, folder: str | Path) -> None:
         """tokenizer.json as it was, and beside it the rest."""
         about = (
             {"eos_token": self.end}
@@ -96,15 +99,15 @@ class JsonTokenizer:
         # the library's own pickle forgets that special tokens are none
         return type(self), (self.model, self.end, self.begin, self.template)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
         texts = [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts]
         return [found.ids for found in self.library.encode_batch_fast(texts, add_special_tokens=False)]
 
-    def encode_with_special(self, texts):
+    def encode_with_special(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
         """(ids, [(begin, end) in the text, ...]) of each, special tokens as they are spelled, for what a chat template
         wrote."""
         self.library.encode_special_tokens = False
@@ -114,12 +117,12 @@ class JsonTokenizer:
         self.library.encode_special_tokens = True
         return [(one.ids, one.offsets) for one in found]
 
-    def encode_texts(self, texts, most):
+    def encode_texts(self, texts: list[str], most: int) -> list[list[int]]:
         """Each text as a model reads it whole, at most `most` ids: cut, then prefix and suffix."""
         room = most - len(self.prefix) - len(self.suffix)
         return [[*self.prefix, *ids[:room], *self.suffix] for ids in self.encode_batch(texts)]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         return self.library.decode([int(i) for i in ids], skip_special_tokens=False)
 
 

@@ -4,11 +4,18 @@ A query is known by its tokens, as the model reads it. Right for it are the grou
 every document that reads like one of these, and of every document that reads like the query itself.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conan_engine.errors import UserError
+
+if TYPE_CHECKING:
+    from conan_engine.data.shards import Shards
+
 
 FILE = "known.npz"
 
@@ -21,17 +28,19 @@ class Known:
     negatives [G]: the group of each given negative, record by record, or -1 where it is nobody's positive. All int64.
     """
 
-    def __init__(self, records, lists, starts, groups, negatives):
+    def __init__(
+        self, records: np.ndarray, lists: np.ndarray, starts: np.ndarray, groups: np.ndarray, negatives: Any
+    ) -> None:
         self.records, self.lists, self.starts, self.groups, self.negatives = records, lists, starts, groups, negatives
 
-    def of(self, record, own):
+    def of(self, record: int, own: int) -> np.ndarray:
         """All groups that are right for a record's query; `own` is the record's."""
         place = np.searchsorted(self.records, record)
         if place == len(self.records) or self.records[place] != record:
             return np.array([own])
         return self.groups[slice(*self.starts[self.lists[place] : self.lists[place] + 2])]
 
-    def among(self, records, groups):
+    def among(self, records: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
         """For a batch's queries, by record int64 [N], and all documents in it, by group int64 [M]: what
         conan_kernels.Known takes, (first [N], last [N], ids [I]), of the groups in the batch; None where no query has
         another than its own."""
@@ -53,14 +62,14 @@ class Known:
         return *bounds, ids[here]
 
 
-def ranges(first, last):
+def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The numbers of all ranges [first[i], last[i]), one after another: i and number, each int64 [sum of lengths]."""
     lengths = last - first
     i = np.repeat(np.arange(len(lengths)), lengths)
     return i, np.arange(len(i)) + (last - np.cumsum(lengths))[i]
 
 
-def find(queries, documents, groups, negatives):
+def find(queries: np.ndarray, documents: np.ndarray, groups: np.ndarray, negatives: np.ndarray) -> Known:
     """Known, of records by their queries', positives' and given negatives' hashes and their groups: int64 [R], [G] the
     last."""
     # every (document, group) once, by document
@@ -106,7 +115,7 @@ def _joined(queries, key, documents, groups):
     return queries[i], groups[entry]
 
 
-def make(shards):
+def make(shards: Shards) -> None:
     """Work out what is right for whom in a finished folder of pairs, and keep it there, unless it stands there already.
     Raises UserError where it cannot be written."""
     path = shards.directory / FILE
@@ -131,7 +140,7 @@ def make(shards):
         ) from None
 
 
-def of(shards):
+def of(shards: Shards) -> Known:
     """Known of a finished folder of pairs, which is made if need be. Raises UserError where it is damaged."""
     make(shards)
     path = shards.directory / FILE

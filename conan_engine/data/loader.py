@@ -6,8 +6,10 @@ Every step draws from one source, so that in-batch negatives are of one kind and
 proportion. A source is an endless run of epochs, each in a seeded permutation that is computed as it is needed.
 """
 
+from __future__ import annotations
+
 import sys
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ import torch
 from conan_engine import _loader
 from conan_engine.data.shards import order
 from conan_engine.data.unpack import Unpacker
+
+if TYPE_CHECKING:
+    from conan_engine.data.shards import Shards
 
 
 class Batch(NamedTuple):
@@ -52,20 +57,20 @@ class Loader:
 
     def __init__(
         self,
-        shards,
-        weights,
+        shards: dict[str, Shards],
+        weights: dict[str, float],
         *,
-        kind,
-        shape,
-        batch,
-        seed,
-        group,
-        threads,
-        max_tokens=0,
-        fields=2,
-        size_power=0.0,
-        skip_bad_records=False,
-    ):
+        kind: str,
+        shape: str,
+        batch: int,
+        seed: int,
+        group: Any,
+        threads: int,
+        max_tokens: int = 0,
+        fields: int = 2,
+        size_power: float = 0.0,
+        skip_bad_records: bool = False,
+    ) -> None:
         self.names, self.shards, self.batch, self.seed = list(weights), shards, batch, seed
         self.weights = [weight * len(shards[name]) ** size_power for name, weight in weights.items()]
         self.options = {
@@ -79,9 +84,10 @@ class Loader:
         narrow = group.device.type == "cuda" and _loader.has_cuda and kind != "instruction"
         self.unpacker = Unpacker(group.device) if narrow else None
         self.options["raw"] = self.unpacker is not None
-        self.device, self.state, self.skipped, self._stream = group.device, None, 0, None
+        self.device, self.state, self.skipped = group.device, None, 0
+        self._stream: Any = None
 
-    def next(self):
+    def next(self) -> Batch:
         """The next step's Batch; its tensors stay whole for as long as someone holds them. Ctrl-C gets through."""
         if self._stream is None:
             sets = [self.shards[name].mapped for name in self.names]
@@ -91,25 +97,25 @@ class Loader:
         for what in batch["skipped"]:
             print(f"left out: {what}", file=sys.stderr, flush=True)
         self.skipped += len(batch["skipped"])
-        packed = dict.fromkeys(("tokens", "cu_seqlens", "positions", "targets", "mask"))
+        packed: dict[str, Any] = dict.fromkeys(("tokens", "cu_seqlens", "positions", "targets", "mask"))
         if self.unpacker:
             packed |= self.unpacker.upload(*(batch[name] for name in ("ids", "width", "cu_seqlens", "follow")))
         else:
             packed |= {
                 name: torch.from_numpy(batch[name]).to(self.device) for name in packed if batch[name] is not None
             }
-        rest = {
+        rest: dict[str, Any] = {
             name: None if batch[name] is None else torch.from_numpy(batch[name])
             for name in ("fields", "rows", "groups", "scores")
         }
         return Batch(self.names[batch["source"]], records=batch["records"], **packed, **rest)
 
-    def close(self):
+    def close(self) -> None:
         """Ends and joins the threads."""
         if self._stream is not None:
             self._stream.close()
 
-    def drawn_from(self, name, steps):
+    def drawn_from(self, name: str, steps: int) -> np.ndarray:
         """All records of a source that the first `steps` steps draw, sorted: int64. For the shape "records"."""
         source = self.names.index(name)
         count = len(self.shards[name])

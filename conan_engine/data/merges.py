@@ -1,7 +1,9 @@
 """The scores of a sentencepiece model as the merges of the `tokenizers` library."""
 
+from __future__ import annotations
 
-def merges(scores):
+
+def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
     """The pair of pieces that each piece is made of, the best piece first: [(left, right), ...] from {piece: score}.
 
     sentencepiece joins whatever neighbours make the best piece, leftmost first; `tokenizers` has pairs, each with a
@@ -11,7 +13,7 @@ def merges(scores):
     what it is made of by itself.
     """
     found = []
-    for piece in sorted((piece for piece in scores if len(piece) > 1), key=scores.get, reverse=True):
+    for piece in sorted((piece for piece in scores if len(piece) > 1), key=scores.__getitem__, reverse=True):
         parts = list(piece)
         while len(parts) > 2 and (
             pairs := [(-scores[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in scores]
@@ -19,5 +21,5 @@ def merges(scores):
             _, i = min(pairs)
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
         if len(parts) == 2:
-            found.append(tuple(parts))
+            found.append((parts[0], parts[1]))
     return found

@@ -1,9 +1,14 @@
 """Work as tasks of a Ray cluster, in place of processes on this machine."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
 from conan_engine.errors import UserError
 
 
-def unordered(address, function, items, look, gpu):
+def unordered(address: str, function: Callable, items: Iterable, look: Callable[[], None], gpu: bool) -> Iterator[Any]:
     """As processes.Pool.unordered, on the cluster at `address` ("auto": the one that this machine is in); gpu: each
     item has one for itself, if there are any. Raises UserError where Ray is not installed or does not answer."""
     try:

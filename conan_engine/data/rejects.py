@@ -1,7 +1,12 @@
 """Records left out while a source is read: written down, counted by reason; too many of them stop the run."""
 
+from __future__ import annotations
+
 import collections
 import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 from conan_engine.errors import UserError
 
@@ -23,7 +28,7 @@ class Rejects:
     never.
     """
 
-    def __init__(self, path, source, use, max_share):
+    def __init__(self, path: str | Path, source: str, use: str, max_share: float | None) -> None:
         self.source, self.use, self.max_share = source, use, max_share
         self.reasons, self.kept = collections.Counter(), 0
         self._file = open(path, "w", encoding="utf-8")
@@ -39,17 +44,17 @@ class Rejects:
             self._file.flush()
             judge(self.source, self.kept, self.reasons, self.max_share, self._file.name)
 
-    def counting(self, records):
+    def counting(self, records: Iterable) -> Iterator[Any]:
         """The same records, counted."""
         for record in records:
             self.kept += 1
             yield record
 
-    def close(self):
+    def close(self) -> None:
         self._file.close()
 
 
-def judge(source, kept, reasons, max_share, listed):
+def judge(source: str, kept: int, reasons: collections.Counter, max_share: float, listed: str | Path) -> None:
     """Raise TooMany if more was left out than the largest share; `listed`: the file that lists it."""
     bad, read = reasons.total(), kept + reasons.total()
     if bad > max_share * read:
@@ -60,7 +65,7 @@ def judge(source, kept, reasons, max_share, listed):
         )
 
 
-def by_reason(reasons):
+def by_reason(reasons: dict[str, int]) -> str:
     return ", ".join(
         f"{count:,} {reason}" for reason, count in sorted(reasons.items(), key=lambda item: (-item[1], item[0]))
     )

@@ -1,6 +1,10 @@
 """What weak.teacher gives a unit's pairs, kept in a file: scores that stand there are not asked for again, whatever
 min_score is now, and those of a process that was killed are no loss."""
 
+from __future__ import annotations
+
+from typing import Any
+
 import numpy as np
 
 from conan_engine.data import encoding, teachers
@@ -9,7 +13,7 @@ from conan_engine.data import encoding, teachers
 class Scores:
     """float64, one after another. A teacher scores a query with each of its positives."""
 
-    def __init__(self, job, name, device=None):
+    def __init__(self, job: Any, name: str, device: str | None = None) -> None:
         """job: a units.Job; name: of the unit; device: where a model computes."""
         self.teacher, self.path, self.device = job.teacher, job.scores / f"{name}.f64", device
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,11 +1,14 @@
 """Token shards: written once, mapped for reading. The Python face of csrc/; the format is csrc/shards/FORMAT.md."""
 
+from __future__ import annotations
+
 import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -33,7 +36,7 @@ class Records(NamedTuple):
     scores: np.ndarray  # float32 [R]
     groups: np.ndarray  # int64 [R]
 
-    def after(self, records):
+    def after(self, records: int) -> Records:
         """All but the first so many."""
         fields = self.record_fields[:records].sum(dtype=np.int64)
         tokens = self.field_tokens[:fields].sum(dtype=np.int64)
@@ -57,7 +60,16 @@ class ShardWriter:
     finished already or cannot be written.
     """
 
-    def __init__(self, directory, *, kind, tokenizer_hash, vocab_size, shard_bytes=256 * 2**20, may_be_empty=False):
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        kind: str,
+        tokenizer_hash: str,
+        vocab_size: int,
+        shard_bytes: int = 256 * 2**20,
+        may_be_empty: bool = False,
+    ) -> None:
         if kind not in FIELDS:
             raise ValueError(f"kind: expected one of {', '.join(FIELDS)}, got {kind!r}")
         self.directory = Path(directory)
@@ -74,7 +86,7 @@ class ShardWriter:
         self._finished = []
         self._shard = self._open()
 
-    def add(self, fields, score=float("nan"), group=0):
+    def add(self, fields: Sequence[Sequence[int]], score: float = float("nan"), group: int = 0) -> None:
         """Append a record.
 
         fields: at most 65,535 sequences of token ids, 0 <= id < vocab_size; lists of int or integer arrays, may be
@@ -92,7 +104,7 @@ class ShardWriter:
             )
         )
 
-    def add_records(self, records):
+    def add_records(self, records: Records) -> None:
         """Append Records; the numbers as `add` takes them. Raises ValueError: those before the bad record are
         written."""
         while len(records.groups):
@@ -102,7 +114,7 @@ class ShardWriter:
                 self._finish()
                 self._shard = self._open()
 
-    def close(self):
+    def close(self) -> None:
         """Finish the last shard, then write the manifest. Raises UserError if no record was added."""
         if self._shard is None:
             return
@@ -142,7 +154,7 @@ class ShardWriter:
         )
 
 
-def join(directory, parts, **facts):
+def join(directory: str | Path, parts: list[str], **facts) -> int:
     """Make a folder of finished folders in it, of one kind and tokenizer, the data set of their shards one after
     another. parts: their names. facts: further ones for the manifest, by which the fingerprint differs. Returns how
     many records it has; with none there is no manifest. Raises UserError where it cannot be written."""
@@ -162,7 +174,7 @@ def _write_manifest(directory, about, shards):
     write_json(directory / MANIFEST, {**about, **totals, "shards": shards})
 
 
-def write_json(path, content):
+def write_json(path: str | Path, content: Any) -> None:
     """Beside and renamed; the names in its folder are on disk first, and then its own. Raises UserError where it cannot
     be written."""
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
@@ -192,7 +204,7 @@ class Shards:
     UserError.
     """
 
-    def __init__(self, directory, tokenizer_hash=None):
+    def __init__(self, directory: str | Path, tokenizer_hash: str | None = None) -> None:
         self.directory = Path(directory)
         manifest = self._manifest()
         if tokenizer_hash is not None and manifest["tokenizer"] != tokenizer_hash.lower():
@@ -210,7 +222,9 @@ class Shards:
     def __len__(self):
         return len(self.mapped)
 
-    def gather(self, records, fields, limit=None):
+    def gather(
+        self, records: np.ndarray, fields: np.ndarray | int, limit: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The tokens of field fields[i] of record records[i], end to end: (tokens int32 [T], cu_seqlens int32 [n+1]).
 
         records: int64 [n]. fields: int64 [n], or an int for all. limit: each is cut to its first `limit` tokens.
@@ -218,23 +232,23 @@ class Shards:
         """
         return self.mapped.gather(records, np.broadcast_to(fields, np.shape(records)), limit)
 
-    def lengths(self, records, fields):
+    def lengths(self, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
         """Tokens in each field, int32 [n]; arguments and errors as for `gather`."""
         return self.mapped.lengths(records, np.broadcast_to(fields, np.shape(records)))
 
-    def hashes(self, records, fields):
+    def hashes(self, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
         """64 bits that stand for each field's tokens, int64 [n]; arguments and errors as for `gather`."""
         return self.mapped.hashes(records, np.broadcast_to(fields, np.shape(records)))
 
-    def field_counts(self, records):
+    def field_counts(self, records: np.ndarray) -> np.ndarray:
         """Fields of each record, int32 [n]. records: int64 [n]. Raises IndexError."""
         return self.mapped.field_counts(records)
 
-    def scores(self, records):
+    def scores(self, records: np.ndarray) -> np.ndarray:
         """float32 [n], NaN where the record has none. records: int64 [n]. Raises IndexError."""
         return self.mapped.scores(records)
 
-    def groups(self, records):
+    def groups(self, records: np.ndarray) -> np.ndarray:
         """int64 [n]. records: int64 [n]. Raises IndexError."""
         return self.mapped.groups(records)
 
@@ -286,7 +300,7 @@ class Shards:
         ) from None
 
 
-def order(seed, epoch, count, positions):
+def order(seed: int, epoch: int, count: int, positions: np.ndarray) -> np.ndarray:
     """Where a seeded permutation of [0, count) takes these positions, computed one by one: no array of `count` is
     built.
 

@@ -6,18 +6,21 @@ too, as methods queries(texts) and documents(texts) that give an array [n, D].
 texts/...), by name: a teacher that has changed under its name is asked anew where these are deleted.
 """
 
+from __future__ import annotations
+
 import fcntl
 import functools
 import importlib
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from conan_engine.errors import UserError
 
 
-def plausible(queries, documents):
+def plausible(queries: list[str], documents: list[str]) -> list[float]:
     """Whether a pair can be a text and its counterpart at all, from its form alone: 0 for a copy or for fewer than four
     characters on a side, else the shorter length over the longer, where a document may be up to 20 times the query."""
     return [_score(query.strip(), document.strip()) for query, document in zip(queries, documents)]
@@ -32,19 +35,19 @@ def _score(query, document):
     return min(ratio * 4, 20 / ratio)
 
 
-def is_model(name):
+def is_model(name: str) -> bool:
     """Whether a teacher is one that wants a GPU for itself."""
     return name.partition(":")[0] in MODELS
 
 
-def gpus():
+def gpus() -> int:
     """How many this machine has."""
     import torch
 
     return torch.cuda.device_count()
 
 
-def own_device(name, processes):
+def own_device(name: str, processes: int) -> str | None:
     """For one of several processes that score: a GPU that no other has, by locks on files beside `name`, held until the
     process ends; or its share of the cores."""
     import torch
@@ -58,12 +61,13 @@ def own_device(name, processes):
         _held.append(lock)
         return f"cuda:{i}"
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // processes))
+    return None
 
 
-_held = []
+_held: list = []
 
 
-def load(setting, name, device=None):
+def load(setting: str, name: str, device: str | None = None) -> Any:
     """The teacher of this name, which stands in this setting; device: where a model computes (None: wherever it likes).
     Raises UserError if there is none."""
     module, _, rest = name.partition(":")
@@ -80,7 +84,7 @@ def load(setting, name, device=None):
         raise UserError(f"{setting}: cannot load {name!r} ({' '.join(str(error).split())}); {wanted}") from None
 
 
-def scores(setting, name, queries, documents, device=None):
+def scores(setting: str, name: str, queries: list[str], documents: list[str], device: str | None = None) -> np.ndarray:
     """What the teacher of this name gives pairs of texts: float64 [n]. Raises UserError where that is no finite number
     for each."""
     given = np.asarray(load(setting, name, device)(queries, documents), np.float64)
@@ -98,11 +102,13 @@ def scores(setting, name, queries, documents, device=None):
     return given
 
 
-def has_vectors(setting, name, device=None):
+def has_vectors(setting: str, name: str, device: str | None = None) -> bool:
     return hasattr(load(setting, name, device), "documents")
 
 
-def vectors(setting, name, texts, device=None, kind="documents"):
+def vectors(
+    setting: str, name: str, texts: list[str], device: str | None = None, kind: str = "documents"
+) -> np.ndarray:
     """The teacher's vectors of texts, as "queries" or "documents", at unit length: float32 [n, D]. Raises UserError for
     a teacher that gives none, or gives other than one for each."""
     if not has_vectors(setting, name, device):
@@ -119,7 +125,7 @@ def vectors(setting, name, texts, device=None, kind="documents"):
     return given / np.maximum(np.linalg.norm(given, axis=1, keepdims=True), 1e-12)
 
 
-def forget():
+def forget() -> None:
     """Let a model go, and the memory that it holds."""
     _model.cache_clear()
 

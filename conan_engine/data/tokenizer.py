@@ -1,9 +1,12 @@
 """Text to ids and back, for any text: sentencepiece BPE with byte fallback and a reversible escape."""
 
+from __future__ import annotations
+
 import hashlib
 import io
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
 import sentencepiece
@@ -27,7 +30,7 @@ class Tokenizer:
 
     FILE, prefix, suffix, template = "tokenizer.model", [], [], None
 
-    def __init__(self, model):
+    def __init__(self, model: bytes) -> None:
         """model: the bytes of a sentencepiece model."""
         self.model = model
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -37,7 +40,7 @@ class Tokenizer:
         self.threads = -1
 
     @classmethod
-    def load(cls, path):
+    def load(cls, path: str | Path) -> AnyTokenizer:
         """This, or a JsonTokenizer of a .json or .gguf file. Raises UserError if `path` is missing or not a tokenizer
         that `train` wrote."""
         if Path(path).suffix == ".json":
@@ -58,41 +61,41 @@ class Tokenizer:
         return tokenizer
 
     @staticmethod
-    def of(folder):
+    def of(folder: str | Path) -> Path | None:
         """The path of the tokenizer in a run's or a model's folder, or None."""
         return next((path for cls in (JsonTokenizer, Tokenizer) if (path := Path(folder, cls.FILE)).exists()), None)
 
-    def save(self, folder):
+    def save(self, folder: str | Path) -> None:
         put(Path(folder, self.FILE), self.model)
 
     def __reduce__(self):
         return type(self), (self.model,)
 
-    def encode(self, text):
+    def encode(self, text: str) -> list[int]:
         """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
         return self.encode_batch([text])[0]
 
-    def encode_batch(self, texts):
+    def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self.processor.encode([escape(text) for text in texts], num_threads=self.threads)
 
-    def encode_texts(self, texts, most):
+    def encode_texts(self, texts: list[str], most: int) -> list[list[int]]:
         """Each text as a model reads it whole, at most `most` ids."""
         return [ids[:most] for ids in self.encode_batch(texts)]
 
-    def decode(self, ids):
+    def decode(self, ids: Iterable[int]) -> str:
         """The text again, exactly. Ids cut within a character give U+FFFD there."""
         text = self.processor.decode([int(i) for i in ids])
         return re.sub("\x1a[012]", lambda match: ESCAPED[match.group()], text)
 
 
-def escape(text):
+def escape(text: str) -> str:
     # a search for one character is many times faster than an expression's
     if SPACE in text or "\x1a" in text or "\x00" in text:
         text = re.sub("[\x1a\u2581\x00]", lambda match: ESCAPES[match.group()], text)
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
-def train(texts, path, vocab_size):
+def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
     """Train a tokenizer on an iterator of texts and write it to `path`, beside and renamed. Raises UserError if the
     texts cannot fill `vocab_size`."""
     model = io.BytesIO()
@@ -133,3 +136,6 @@ def train(texts, path, vocab_size):
         )  # fmt: skip
         raise UserError(f"tokenizer.vocab_size is {vocab_size}, {advice}") from None
     put(path, model.getvalue())
+
+
+AnyTokenizer = Tokenizer | JsonTokenizer

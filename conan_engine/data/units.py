@@ -1,6 +1,8 @@
 """A source for a use, unit by unit: each is read, filtered, encoded and written by itself, by whatever process; all of
 them together are the source's shards. What a unit holds depends on nothing but its files and the settings."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import fcntl
@@ -8,8 +10,9 @@ import itertools
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conan_engine.config import Source
 from conan_engine.data import encoding, field_scores, known
@@ -19,6 +22,10 @@ from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_
 from conan_engine.data.sources import files, installed, paths
 from conan_engine.data.sources.bad import Bad
 from conan_engine.errors import UserError
+
+if TYPE_CHECKING:
+    from conan_engine.data.sources.paths import Piece
+
 
 REPORT = "report.json"
 
@@ -38,7 +45,7 @@ class Job(NamedTuple):
 
     source: str
     use: str
-    stage: object
+    stage: Any
     about: Source
     folder: Path
     scores: Path
@@ -47,18 +54,18 @@ class Job(NamedTuple):
     max_bad_share: float | None
 
     @property
-    def shape(self):
+    def shape(self) -> str:
         """The kind of its shards."""
         return {"pretrain": "text", "sft": "instruction", "sts": "sts"}.get(self.use, "pairs")
 
     @property
-    def teacher(self):
+    def teacher(self) -> str:
         return self.stage.teacher if self.use == "weak" else ""
 
-    def unit(self, number):
+    def unit(self, number: int) -> Path:
         return self.folder / name(number)
 
-    def units(self):
+    def units(self) -> list:
         """The pieces of files in each of its units; of one that is whole, how many there are is known from its
         folder."""
         if self.finished():
@@ -78,16 +85,16 @@ class Job(NamedTuple):
                     file.write(json.dumps(record) + "\n")
             partial.replace(path)
 
-    def finished(self, number=None):
+    def finished(self, number: int | None = None) -> bool:
         """Whether it, or one unit of it, is whole."""
         return ((self.folder if number is None else self.unit(number)) / MANIFEST).exists()
 
 
-def name(number):
+def name(number: int) -> str:
     return f"unit-{number:06d}"
 
 
-def make(tokenizer, job, number, pieces, report):
+def make(tokenizer: Any, job: Job, number: int, pieces: list[Piece], report: Callable) -> None:
     """Write a unit, unless it stands there; another process that is at it is waited for.
 
     pieces: the Pieces of files in it. report: called now and then with the bytes read and tokens written so far. Raises
@@ -104,7 +111,13 @@ def make(tokenizer, job, number, pieces, report):
             else Rejects(folder / NAME, job.source, job.use, job.max_bad_share if number == 0 else None)
         )
         reader = files.Reader(pieces, job.about.columns, rejects)
-        about = {"kind": "", "file": str(pieces[0].path), "read": 0, "below_min_score": 0, "too_long": 0}
+        about: dict[str, Any] = {
+            "kind": "",
+            "file": str(pieces[0].path),
+            "read": 0,
+            "below_min_score": 0,
+            "too_long": 0,
+        }
         with ShardWriter(
             folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True
         ) as writer:
@@ -221,7 +234,7 @@ def _kept(records, job, about, scored):
             about["below_min_score"] += 1
 
 
-def score(device, job, number, pieces, report):
+def score(device: str | None, job: Job, number: int, pieces: list[Piece], report: Callable) -> None:
     """The teacher's part of a unit, ahead of `make`: its scores alone."""
     if job.finished(number):
         return
@@ -245,7 +258,7 @@ def _label_pairs(records):
         last[label] = text
 
 
-def finish(job, count):
+def finish(job: Job, count: int) -> Shards:
     """Make the shards of a job whole, of its `count` units, all of which are; returns them. Raises UserError where they
     are not of one kind, too much was left out, or nothing is there."""
     if not job.finished():
@@ -291,7 +304,7 @@ def finish(job, count):
     return found
 
 
-def rejected(job):
+def rejected(job: Job) -> list:
     """The files that list what was left out of its units."""
     return sorted(job.folder.glob(f"unit-*/{NAME}"))
 

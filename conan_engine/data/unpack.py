@@ -1,9 +1,16 @@
 """Batches to the GPU in 2 or 3 bytes a token, widened there (csrc/unpack/unpack.cu)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from conan_engine import _loader
 from conan_engine.errors import UserError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class Unpacker:
@@ -13,13 +20,15 @@ class Unpacker:
     was built without nvcc, RuntimeError with what CUDA says where there is no such device.
     """
 
-    def __init__(self, device, slots=4):
+    def __init__(self, device: Any, slots: int = 4) -> None:
         if not _loader.has_cuda:
             raise UserError("the loader's CUDA part was not built: put nvcc on the PATH and install again")
         self.device = torch.device(device)
         self._ring = _loader.Unpacker(self.device.index or 0, slots)
 
-    def upload(self, ids, width, cu_seqlens, follow=None):
+    def upload(
+        self, ids: np.ndarray, width: int, cu_seqlens: np.ndarray, follow: np.ndarray | None = None
+    ) -> dict[str, Any]:
         """ids: uint8 [T * width], little-endian, width 2 or 3; cu_seqlens: int32 [B+1]; for targets also follow: int32
         [B], the target of each sequence's last token or -100. All NumPy, and free again when this returns.
 

@@ -1,13 +1,20 @@
 """What needs no training, to compare with: tokens counted and projected at random."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from conan_engine.data.tokenizer import AnyTokenizer
 
 
 class RandomProjection:
     """(1 + log tf) x idf of a run's own tokens, times a Gaussian matrix, whose first `dim` columns are one of `dim`."""
 
-    def __init__(self, tokenizer, texts, width):
+    def __init__(self, tokenizer: AnyTokenizer, texts: list[str], width: int) -> None:
         """texts: from which the idf is counted."""
         self.tokenizer = tokenizer
         have = np.zeros(tokenizer.vocab_size)
@@ -16,7 +23,7 @@ class RandomProjection:
         self.idf = np.log((1 + len(texts)) / (1 + have))
         self.table = torch.randn(tokenizer.vocab_size, width, generator=torch.Generator().manual_seed(0))
 
-    def encode(self, texts):
+    def encode(self, texts: list[str]) -> np.ndarray:
         """Unit vectors float32 [len(texts), width]; zero for an empty text."""
         counted = [
             np.unique(np.asarray(ids, np.int64), return_counts=True) for ids in self.tokenizer.encode_batch(list(texts))

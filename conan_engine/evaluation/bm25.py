@@ -1,6 +1,8 @@
 """BM25, with which a model's search is compared: by bm25s, and by characters and their pairs where a text has no
 spaces."""
 
+from __future__ import annotations
+
 import os
 import re
 import unicodedata
@@ -11,6 +13,9 @@ from conan_engine.evaluation.metrics import ranks
 
 # bm25s computes something with JAX, where there is one, as it is imported: three quarters of a GPU's memory
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+from collections.abc import Iterator
+from typing import Any
+
 import bm25s
 from bm25s.stopwords import STOPWORDS_EN
 
@@ -23,7 +28,7 @@ _RUN = re.compile(rf"([{_SPACELESS}]+)|((?:(?![{_SPACELESS}])\w){{2,}})")
 _STOP = frozenset(STOPWORDS_EN)
 
 
-def bm25_scores(queries, documents):
+def bm25_scores(queries: list[str], documents: list[str]) -> Iterator[np.ndarray]:
     """Of each query, what BM25 gives all documents (bm25s with its defaults): [M], one query after another; 0 without a
     common word."""
     index, of_documents = bm25s.BM25(), [words(text) for text in documents]
@@ -35,14 +40,14 @@ def bm25_scores(queries, documents):
         yield index.get_scores(known) if known else np.zeros(len(documents))
 
 
-def bm25_ranks(search):
+def bm25_ranks(search: Any) -> np.ndarray:
     """The ranks that BM25 gives."""
     scores = np.stack(list(bm25_scores(search.queries, search.documents)))
     own = scores[np.arange(len(search.answer)), search.answer]
     return np.where(own > 0, ranks(scores, search.answer), len(search.documents))
 
 
-def words(text):
+def words(text: str) -> list[str]:
     """In order, lower case, without English words that say little: of two characters at least where there are spaces,
     else each character, with the marks that belong to it, and each two that are neighbours."""
     found = []

@@ -1,5 +1,11 @@
 """From texts to vectors with a trained run: what search, encode, evaluate and the mining of negatives all use."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 import numpy as np
 import torch
 
@@ -7,11 +13,26 @@ from conan_engine.parallel.cpu import settle_memory
 from conan_engine.parallel.device import choose
 from conan_engine.run import checkpoint
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conan_engine.data.tokenizer import AnyTokenizer
+    from conan_engine.model.transformer import Transformer
+    from conan_engine.parallel.mesh import Group
+
+
 BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, little memory
 
 
 @torch.no_grad()
-def embed_sequences(model, tokens, cu_seqlens, group=None, alpha=1.0, mask="column"):
+def embed_sequences(
+    model: Transformer,
+    tokens: np.ndarray,
+    cu_seqlens: np.ndarray,
+    group: Group | None = None,
+    alpha: float = 1.0,
+    mask: str = "column",
+) -> np.ndarray:
     """Unit vectors float32 [B, C] of packed sequences (numpy: tokens int32 [T], cu_seqlens int32 [B+1]); bidirectional,
     unless alpha and mask say otherwise.
 
@@ -27,7 +48,7 @@ def embed_sequences(model, tokens, cu_seqlens, group=None, alpha=1.0, mask="colu
     return (group.sum(out) if group else out).cpu().numpy()
 
 
-def passes(cu_seqlens):
+def passes(cu_seqlens: np.ndarray) -> list[np.ndarray]:
     """The sequences, by number, of each forward pass: those of like length share one, of about BATCH_TOKENS."""
     lengths = np.diff(cu_seqlens)
     by_length = np.argsort(lengths, kind="stable")
@@ -36,7 +57,7 @@ def passes(cu_seqlens):
     )
 
 
-def pick(values, cu_seqlens, rows, device):
+def pick(values: np.ndarray, cu_seqlens: np.ndarray, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Some of packed sequences, by number: (values, cu_seqlens int32) on the device."""
     part = np.concatenate([values[cu_seqlens[i] : cu_seqlens[i + 1]] for i in rows] or [values[:0]])
     part_cu = np.concatenate(([0], np.cumsum(np.diff(cu_seqlens)[rows]))).astype(np.int32)
@@ -47,7 +68,9 @@ class Encoder:
     """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was
     trained to be truncated to; alpha is how far the soft mask is open, from causal (0) to bidirectional (1)."""
 
-    def __init__(self, model, tokenizer, max_tokens, dims, alpha=1.0):
+    def __init__(
+        self, model: Transformer, tokenizer: AnyTokenizer, max_tokens: int, dims: Sequence[int], alpha: float = 1.0
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
@@ -55,17 +78,17 @@ class Encoder:
         self.alpha = alpha
 
     @classmethod
-    def load(cls, run):
+    def load(cls, run: str | Path) -> Encoder:
         """The newest weights of a run's last stage. On a CPU the products are float32 even where it multiplies bfloat16
         faster: texts are compared with vectors that were made elsewhere. Raises UserError if there are none or they do
         not fit."""
         settle_memory()
-        model, *rest = checkpoint.load_model(run, choose())
+        model, tokenizer, max_tokens, dims = checkpoint.load_model(run, choose())
         if model.embedding.device.type == "cpu":
             model.precision = "float32"
-        return cls(model, *rest)
+        return cls(model, tokenizer, max_tokens, dims)
 
-    def encode(self, texts, dim=None):
+    def encode(self, texts: Sequence[str], dim: int | None = None) -> np.ndarray:
         """Unit vectors float32 [len(texts), dim]: the first `dim` numbers of the embedding (all if None), normalised.
         Longer texts are cut to max_tokens; an empty text gives a zero vector."""
         encoded = self.tokenizer.encode_texts(list(texts), self.max_tokens)
@@ -74,7 +97,7 @@ class Encoder:
         return truncate(embed_sequences(self.model, tokens, cu_seqlens, alpha=self.alpha), dim)
 
 
-def truncate(vectors, dim):
+def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:
     """Matryoshka: the first `dim` numbers, to unit length again."""
     if dim is None or dim == vectors.shape[1]:
         return vectors

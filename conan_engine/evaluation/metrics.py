@@ -1,9 +1,13 @@
 """What search and similarity are measured by."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+
 import numpy as np
 
 
-def ranks(scores, answer):
+def ranks(scores: np.ndarray, answer: Sequence[int] | np.ndarray) -> np.ndarray:
     """Where each query's answer comes: 1 is first. A document that ties with it counts as before it, and so does one
     whose score is no number, so that a search that finds nothing (all scores 0) earns nothing. scores [N, M], answer
     int [N] -> int [N]."""
@@ -11,21 +15,21 @@ def ranks(scores, answer):
     return (~(scores < own[:, None])).sum(axis=1)
 
 
-def gain(rank, at=10):
+def gain(rank: np.ndarray, at: int = 10) -> np.ndarray:
     """What a right document adds to the discounted cumulative gain: 1 / log2(1 + rank) down to `at`."""
     return np.where(rank <= at, 1 / np.log2(1 + rank), 0)
 
 
-def ndcg(rank, at=10):
+def ndcg(rank: np.ndarray, at: int = 10) -> float:
     """Mean normalised discounted cumulative gain with one right document a query."""
     return float(gain(rank, at).mean())
 
 
-def recall(rank, at=20):
+def recall(rank: np.ndarray, at: int = 20) -> float:
     return float((rank <= at).mean())
 
 
-def search(scores, right):
+def search(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
     """Mean nDCG@10 and Recall@20 of the queries for which something is right, be it one document or several. scores,
     right (bool): [N, M]."""
     some = right.any(axis=1)
@@ -33,13 +37,13 @@ def search(scores, right):
     if not len(right):
         return 0.0, 0.0
     query, document = np.nonzero(right)
-    rank = np.concatenate([ranks(scores[[q]], [d]) for q, d in zip(query, document)])
+    rank = np.concatenate([ranks(scores[[q]], [int(d)]) for q, d in zip(query, document)])
     have = right.sum(axis=1)
     ideal = np.cumsum(gain(np.arange(1, 11)))[np.minimum(have, 10) - 1]
     return float((np.bincount(query, gain(rank)) / ideal).mean()), float((np.bincount(query, rank <= 20) / have).mean())
 
 
-def spearman(a, b):
+def spearman(a: np.ndarray, b: np.ndarray) -> float:
     """Rank correlation, ties at their mean rank; 0 where one of them is constant."""
     a, b = (_mean_ranks(x) for x in (a, b))
     a, b = a - a.mean(), b - b.mean()

@@ -5,7 +5,10 @@ from conan_engine.mteb_adapter import Model
 print(mteb.evaluate(Model("runs/demo", dim=256), mteb.get_tasks(tasks=["STS22.v2"])))
 """
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from mteb.models import ModelMeta
 from mteb.models.abs_encoder import AbsEncoder
@@ -17,6 +20,9 @@ from conan_engine.errors import UserError
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.run import checkpoint
 
+if TYPE_CHECKING:
+    import numpy as np
+
 
 class Model(AbsEncoder):
     """mteb's encoder over the newest weights of a run; every text to one unit vector, so similarity is cosine.
@@ -26,7 +32,7 @@ class Model(AbsEncoder):
     if no query was trained so. Raises UserError if there is no run, or no such dim.
     """
 
-    def __init__(self, run, dim=None, instructions=True):
+    def __init__(self, run: str | Path, dim: int | None = None, instructions: dict[str, str] | None = True) -> None:
         self.encoder, self.dim, self.instructions = Encoder.load(run), dim, instructions
         width = self.encoder.model.config.width
         if dim is not None and not 1 <= dim <= width:
@@ -43,7 +49,9 @@ class Model(AbsEncoder):
         }
         self.mteb_model_meta = ModelMeta.create_empty(facts)
 
-    def encode(self, inputs, *, task_metadata, hf_split, hf_subset, prompt_type=None, **kwargs):
+    def encode(
+        self, inputs: Any, *, task_metadata: Any, hf_split: str, hf_subset: str, prompt_type: Any = None, **kwargs
+    ) -> np.ndarray:
         """inputs: mteb's batches, dicts whose "text" lists the texts -> float32 [texts, dim]."""
         instruction = (
             self.get_instruction(task_metadata, prompt_type)

@@ -1,17 +1,19 @@
 """Vectors in fewer bytes, as sentence-transformers' `quantize_embeddings` makes them: documents are kept so, queries
 stay float32."""
 
+from __future__ import annotations
+
 import numpy as np
 
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}  # a number, of each precision
 
 
-def ranges_of(vectors):
+def ranges_of(vectors: np.ndarray) -> np.ndarray:
     """What int8 needs to know: the least and the largest of every number, [N, E] -> float32 [2, E]."""
     return np.stack((vectors.min(axis=0), vectors.max(axis=0))).astype(np.float32)
 
 
-def quantize(vectors, precision, ranges=None):
+def quantize(vectors: np.ndarray, precision: str, ranges: np.ndarray | None = None) -> np.ndarray:
     """float32 [N, E] in a precision of BITS: float16 [N, E]; int8 [N, E], of 256 even steps from ranges[0] to
     ranges[1], float32 [2, E]; binary: int8 [N, ceil(E / 8)], a bit a number that says whether it is positive, the first
     in the highest bit, less 128."""
@@ -23,7 +25,7 @@ def quantize(vectors, precision, ranges=None):
     return vectors.astype(precision)
 
 
-def restore(stored, precision, dim, ranges=None):
+def restore(stored: np.ndarray, precision: str, dim: int, ranges: np.ndarray | None = None) -> np.ndarray:
     """What a float32 query is multiplied with: float32 [N, dim] of what quantize gave. Of binary it is 1 or -1."""
     if precision == "int8":
         return (stored.astype(np.float32) + 128) * _step(ranges) + ranges[0]

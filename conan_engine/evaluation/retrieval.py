@@ -5,11 +5,14 @@ corpus.jsonl {"_id", "text"} and where it has one {"title"}; qrels a line a righ
 score, or TREC's four columns. The numbers are trec_eval's.
 """
 
+from __future__ import annotations
+
 import itertools
 import math
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -19,6 +22,10 @@ from conan_engine.data.sources import files
 from conan_engine.errors import UserError
 from conan_engine.evaluation.bm25 import bm25_scores
 from conan_engine.evaluation.metrics import gain
+
+if TYPE_CHECKING:
+    from conan_engine.evaluation.encoder import Encoder
+
 
 BLOCK = 8192  # documents embedded at a time
 QUERIES = 4096  # searched at a time
@@ -32,7 +39,7 @@ class Query(NamedTuple):
     language: str  # "none" where the file says none
 
 
-def read_queries(path):
+def read_queries(path: str | Path) -> list[Query]:
     """The Queries of a file. Raises UserError, naming file and line, for what is none."""
     seen = set()
     return [
@@ -41,7 +48,7 @@ def read_queries(path):
     ]
 
 
-def read_corpus(path):
+def read_corpus(path: str | Path) -> Iterator[tuple[str, str]]:
     """(id, text) of each document, streaming; a title is a line of its own before the text. Raises as read_queries."""
     seen = set()
     for place, row in files.rows(path):
@@ -78,7 +85,7 @@ def _language(row):
     return str(row.get("language") or (about.get("language") if isinstance(about, dict) else None) or "none")
 
 
-def read_qrels(path):
+def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
     """{query id: {document id: score}} of the scores above 0. BEIR's three columns or TREC's four, between tabs or
     blanks; a first line whose score is no number is a header. Raises as read_queries."""
     found = {}
@@ -108,18 +115,18 @@ def read_qrels(path):
     return found
 
 
-def search(vectors, blocks, device="cpu"):
+def search(vectors: np.ndarray, blocks: Any, device: str | torch.device = "cpu") -> Any:
     """The DEPTH + 1 nearest documents of each query, best first, a list of (id, score) each: one may be the query
     itself; of those of one score the id that sorts last comes first, as in trec_eval. vectors: float32 [N, E]; blocks:
     (ids, float32 [M, E]) each, of which one at a time is held."""
-    vectors, ids = torch.from_numpy(vectors).to(device), []
+    queries, ids = torch.from_numpy(vectors).to(device), []
     best = [
         (torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
-        for part in vectors.split(QUERIES)
+        for part in queries.split(QUERIES)
     ]
     for of_block, documents in blocks:
         documents = torch.from_numpy(documents).to(device)
-        for i, part in enumerate(vectors.split(QUERIES)):
+        for i, part in enumerate(queries.split(QUERIES)):
             scores, places = best[i]
             fresh, where = (part @ documents.T).topk(min(DEPTH + 1, len(documents)))
             scores, places = torch.cat((scores, fresh), 1), torch.cat((places, where + len(ids)), 1)
@@ -133,7 +140,7 @@ def search(vectors, blocks, device="cpu"):
     return [_in_order((ids[place], score) for place, score in zip(places, scores)) for scores, places in found]
 
 
-def bm25(queries, documents):
+def bm25(queries: Any, documents: Any) -> Any:
     """As `search`, by BM25: queries, texts; documents: (id, text) each. What has no word of the query is not found."""
     ids, texts = zip(*documents)
     found = []
@@ -147,7 +154,7 @@ def _in_order(found):
     return sorted(found, key=lambda one: (one[1], one[0]), reverse=True)
 
 
-def measure(found, right):
+def measure(found: Any, right: Any) -> dict[str, float]:
     """{metric: score} of one query: found, documents as `search` gives them; right: {document id: score above 0}.
     Recall is of the right documents; a document gains its score, discounted by log2(1 + rank)."""
     discount = gain(np.arange(1, 11))
@@ -166,7 +173,7 @@ def measure(found, right):
     )
 
 
-def by_language(queries, found, qrels):
+def by_language(queries: Any, found: Any, qrels: Any) -> dict[str, dict[str, float]]:
     """{"de": {metric: mean}, ...}, and under "average" the mean of the languages; queries for which nothing is right
     count nowhere."""
     each = {}
@@ -182,7 +189,15 @@ def by_language(queries, found, qrels):
     }
 
 
-def evaluate(encoder, queries_path, corpus_path, qrels_path=None, dim=None, instruction="", ignore_identical_ids=None):
+def evaluate(
+    encoder: Encoder,
+    queries_path: str | Path,
+    corpus_path: str | Path,
+    qrels_path: str | Path | None = None,
+    dim: int | None = None,
+    instruction: str = "",
+    ignore_identical_ids: bool | None = None,
+) -> Any:
     """{"queries": so many, "documents": so many, "ndcg@10": the mean of the languages, ..., "bm25.ndcg@10",
     "de.ndcg@10", "de.bm25.ndcg@10", ...} of an Encoder, and of what does not belong together "missing_documents" and
     "missing_queries". qrels_path: where none is given, qrels/test.tsv beside the corpus. ignore_identical_ids: whether
@@ -252,7 +267,7 @@ def _identical(asked, known, qrels, ignore):
     return left_out
 
 
-def table(results):
+def table(results: dict[str, Any]) -> str:
     """The results as text: a line a language."""
     languages = [
         key.removesuffix(METRICS[0]).rstrip(".") for key in results if key.endswith(METRICS[0]) and "bm25" not in key

@@ -6,12 +6,15 @@ its English original among all English messages. sts: pairs graded by structure,
 learns from. classification: which part of its package a summary is from.
 """
 
+from __future__ import annotations
+
 import functools
 import itertools
 import json
 import lzma
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +22,11 @@ from conan_engine.data.sources import catalogues, docstrings, installed
 from conan_engine.errors import UserError
 from conan_engine.evaluation import metrics
 from conan_engine.evaluation.encoder import truncate
+
+if TYPE_CHECKING:
+    from conan_engine.data.sources.catalogues import Message
+    from conan_engine.data.sources.docstrings import Docstring
+
 
 CATALOGUES = ("django", "wagtail", "sphinx", "plone.app.locales")
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh")
@@ -32,12 +40,12 @@ class Search(NamedTuple):
     queries: list
     documents: list
     answer: np.ndarray
-    metric: object  # of the answers' ranks
+    metric: Callable[[np.ndarray], float]  # of the answers' ranks
 
-    def texts(self):
+    def texts(self) -> list[str]:
         return self.queries + self.documents
 
-    def score(self, of):
+    def score(self, of: Callable) -> float:
         return self.metric(metrics.ranks(of(self.queries) @ of(self.documents).T, self.answer))
 
 
@@ -48,10 +56,10 @@ class Similarity(NamedTuple):
     second: list
     grades: np.ndarray
 
-    def texts(self):
+    def texts(self) -> list[str]:
         return self.first + self.second
 
-    def score(self, of):
+    def score(self, of: Callable) -> float:
         return metrics.spearman((of(self.first) * of(self.second)).sum(axis=1), self.grades)
 
 
@@ -64,10 +72,10 @@ class Classification(NamedTuple):
     asked: list
     asked_labels: list
 
-    def texts(self):
+    def texts(self) -> list[str]:
         return self.shown + self.asked
 
-    def score(self, of):
+    def score(self, of: Callable) -> float:
         try:
             from sklearn.linear_model import LogisticRegression
         except ImportError:
@@ -79,7 +87,7 @@ class Classification(NamedTuple):
         )
 
 
-def load(path=None):
+def load(path: str | Path | None = None) -> dict[str, Any]:
     """{key of results.json: task}, from the packages installed here or from a file that `save` wrote. Raises UserError
     where it cannot be read."""
     if path:
@@ -103,7 +111,7 @@ def load(path=None):
 KINDS = {kind.__name__: kind for kind in (Search, Similarity, Classification)}
 
 
-def save(given, path):
+def save(given: dict[str, Any], path: str | Path) -> None:
     """Tasks as a file (xz), for a machine that lacks the packages."""
     content = {
         key: {"kind": type(task).__name__, **{name: _plain(value) for name, value in task._asdict().items()}}
@@ -130,7 +138,7 @@ def _saved(path):
     return given
 
 
-def held_out_docs():
+def held_out_docs() -> list[Docstring]:
     """Held-out docstrings; of two with one summary or one text only the first is kept."""
     summaries, texts, kept = set(), set(), []
     for doc in docstrings.read(installed.HELD_OUT_PACKAGES):
@@ -141,11 +149,11 @@ def held_out_docs():
     return kept
 
 
-def docs_search(docs):
+def docs_search(docs: list[Docstring]) -> Search:
     return Search([doc.summary for doc in docs], [doc.rest for doc in docs], np.arange(len(docs)), metrics.ndcg)
 
 
-def cross_lingual_searches(messages):
+def cross_lingual_searches(messages: list[Message]) -> dict[str, Search]:
     """language -> Search, for LANGUAGES."""
     english, foreign = {}, {language: {} for language in LANGUAGES}
     for message in messages:
@@ -165,7 +173,7 @@ def _similarity(records):
     return Similarity(list(first), list(second), np.array(grades))
 
 
-def classification(docs):
+def classification(docs: list[Docstring]) -> Classification:
     """The classes are sub-packages, those of networkx.algorithms one level further down, of at least SMALLEST
     summaries."""
     classes = {}
@@ -185,7 +193,7 @@ class Embedded:
     """Vectors of texts, each encoded once, to look up by text: `encode` takes texts to unit vectors float32
     [len(texts), C]."""
 
-    def __init__(self, encode, tasks):
+    def __init__(self, encode: Callable, tasks: dict[str, Any]) -> None:
         texts = dict.fromkeys(itertools.chain.from_iterable(task.texts() for task in tasks.values()))
         self.place = {text: i for i, text in enumerate(texts)}
         self.vectors = encode(list(texts))
@@ -194,7 +202,7 @@ class Embedded:
         return truncate(self.vectors[[self.place[text] for text in texts]], dim)
 
 
-def measure(embedded, tasks, dims):
+def measure(embedded: Embedded, tasks: dict[str, Any], dims: Sequence[int]) -> dict[str, float]:
     """{key: score} of tasks, {key: task}, by whole vectors, and {"dims.<dim>.<key>": score} by each of dims."""
     results = {key: task.score(embedded) for key, task in tasks.items()}
     for dim in dims:

@@ -4,8 +4,11 @@ The same records every time, whatever the ranks; no random number is drawn. Ever
 numbers.
 """
 
+from __future__ import annotations
+
 import math
 import time
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -18,11 +21,17 @@ from conan_engine.evaluation.encoder import embed_sequences, passes, pick, trunc
 from conan_engine.evaluation.metrics import search, spearman
 from conan_engine.model import losses
 
+if TYPE_CHECKING:
+    from conan_engine.config import Config, Stage, Supervised, Weak
+    from conan_engine.data.shards import Shards
+    from conan_engine.model.transformer import Transformer
+    from conan_engine.parallel.mesh import Group, Mesh
+
 
 class Validation:
     """Of one stage. `metric`: the one that says which checkpoint is best."""
 
-    def __init__(self, name, config, shards, mesh):
+    def __init__(self, name: str, config: Config, shards: dict[str, Shards], mesh: Mesh) -> None:
         """shards: {source: Shards} of each of the validation's sources that the stage can take; "sts" sources too."""
         self.settings, self.mesh = config.validation, mesh
         self.weights = {source: config.validation.data[source].weight for source in shards}
@@ -33,10 +42,10 @@ class Validation:
         offered = {metric for one in self.sets.values() for metric in one.metrics}
         self.metric = next(metric for metric in (config.validation.metric, "loss", "spearman") if metric in offered)
 
-    def due(self, step, steps):
+    def due(self, step: int, steps: int) -> bool:
         return (step + 1) % self.settings.every == 0 or step + 1 == steps
 
-    def measure(self, model, alpha, mask):
+    def measure(self, model: Transformer, alpha: float, mask: str) -> dict[str, float]:
         """{"validation/loss": ...}, on rank 0; elsewhere {}. Each number is the mean over the sources that give it, by
         weight; where those are several it stands there for each of them too. alpha, mask: how the stage attends in this
         step. Collective."""
@@ -54,7 +63,7 @@ class Validation:
             row |= {f"validation/{source}/{key}": value for source, value in having.items() if len(having) > 1}
         return {**row, "validation/seconds": time.perf_counter() - started}
 
-    def is_best(self, row, step, counters):
+    def is_best(self, row: dict[str, Any], step: int, counters: dict[str, Any]) -> bool:
         """Whether the weights after `step` are the stage's best so far, as counters["best"] then says. Collective."""
         best, value = counters.get("best"), row.get(f"validation/{self.metric}", math.nan)
         better = (
@@ -73,7 +82,7 @@ class Texts:
 
     metrics = ("loss",)
 
-    def __init__(self, shards, records, settings, config):
+    def __init__(self, shards: Shards, records: np.ndarray, settings: Stage, config: Config) -> None:
         counts = shards.field_counts(records).astype(np.int64)
         record, field = ranges(np.zeros(len(records), np.int64), counts)
         tokens, bounds = shards.gather(records[record], field)
@@ -93,7 +102,7 @@ class Texts:
         self.tokens, self.targets = tokens[kept], targets[kept]
         self.cu_seqlens = np.concatenate(([0], np.cumsum(ends - starts))).astype(np.int32)
 
-    def measure(self, model, alpha, mask, group):
+    def measure(self, model: Transformer, alpha: float, mask: str, group: Group) -> dict[str, float]:
         shared = passes(self.cu_seqlens)
         device = model.embedding.device
         # each by one rank: the total does not depend on how many
@@ -111,7 +120,7 @@ class Pairs:
 
     metrics = ("loss", "ndcg@10", "recall@20")
 
-    def __init__(self, shards, records, settings, config):
+    def __init__(self, shards: Shards, records: np.ndarray, settings: Weak | Supervised, config: Config) -> None:
         self.settings, self.dims = settings, _prefixes(config)
         self.known, self.records, self.groups = known_positives.of(shards), records, shards.groups(records)
         given = np.maximum(shards.field_counts(np.arange(len(shards))) - 2, 0).astype(np.int64)
@@ -133,7 +142,7 @@ class Pairs:
             settings.max_tokens,
         )
 
-    def measure(self, model, alpha, mask, group):
+    def measure(self, model: Transformer, alpha: float, mask: str, group: Group) -> dict[str, float]:
         vectors = embed_sequences(model, *self.tokens, group=group, alpha=alpha, mask=mask)
         if group.rank:
             return {}
@@ -179,11 +188,11 @@ class Scored:
 
     metrics = ("spearman",)
 
-    def __init__(self, shards, records, settings, config):
+    def __init__(self, shards: Shards, records: np.ndarray, settings: Supervised, config: Config) -> None:
         self.dims, self.scores = _prefixes(config), shards.scores(records)
         self.tokens = shards.gather(np.tile(records, 2), np.repeat([0, 1], len(records)), settings.max_tokens)
 
-    def measure(self, model, alpha, mask, group):
+    def measure(self, model: Transformer, alpha: float, mask: str, group: Group) -> dict[str, float]:
         first, second = np.split(embed_sequences(model, *self.tokens, group=group, alpha=alpha, mask=mask), 2)
         cosines = {
             suffix: np.einsum("ne,ne->n", truncate(first, dim), truncate(second, dim))
@@ -192,7 +201,7 @@ class Scored:
         return {f"spearman{suffix}": spearman(cosine, self.scores) for suffix, cosine in cosines.items()}
 
 
-_OF_KIND = {"text": Texts, "instruction": Texts, "pairs": Pairs, "sts": Scored}
+_OF_KIND: dict[str, Any] = {"text": Texts, "instruction": Texts, "pairs": Pairs, "sts": Scored}
 
 
 def _some(count, at_most):

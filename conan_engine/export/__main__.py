@@ -6,6 +6,8 @@ gguf                   llama.cpp: llama-embedding, llama-server --embedding
 onnx                   one graph from ids and mask to unit vectors
 """
 
+from __future__ import annotations
+
 import argparse
 import importlib
 import shutil
@@ -24,7 +26,7 @@ FORMATS = {  # name: (module, what it imports, its dtypes, the first one the def
 }
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
     parser.add_argument("run", help="a run folder, such as runs/demo, or one of its checkpoints")

@@ -1,14 +1,20 @@
 """The model card of an exported run: what it was trained on and how, how it scored, how it is loaded."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conan_engine import __version__
 from conan_engine.run import checkpoint
 from conan_engine.settings import from_dict
 
+if TYPE_CHECKING:
+    from conan_engine.evaluation.encoder import Encoder
 
-def text(run, encoder, instruction=""):
+
+def text(run: str | Path, encoder: Encoder, instruction: str = "") -> str:
     """Markdown with the front matter that the Hugging Face Hub reads; which licence it has, its owner adds.
     instruction: what comes before queries."""
     folder, state = checkpoint.newest(run)

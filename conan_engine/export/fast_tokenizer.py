@@ -1,13 +1,22 @@
 """Our sentencepiece tokenizer in the `tokenizers` library's form: the same ids for any text, without sentencepiece."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from tokenizers import Tokenizer, decoders, models, normalizers
 
 from conan_engine.data.merges import merges
 from conan_engine.data.tokenizer import ESCAPES, SPACE
 from conan_engine.errors import UserError
 
+if TYPE_CHECKING:
+    import tokenizers
 
-def convert(tokenizer):
+    from conan_engine.data.tokenizer import AnyTokenizer
+
+
+def convert(tokenizer: AnyTokenizer) -> tokenizers.Tokenizer:
     """conan_engine.data.tokenizer.Tokenizer -> tokenizers.Tokenizer. Raises UserError if it is not one that
     sentencepiece made by BPE."""
     processor, ids = tokenizer.processor, range(tokenizer.vocab_size)

@@ -1,7 +1,11 @@
 """One file for llama.cpp (`llama-embedding`, `llama-server --embedding`): its Llama, bidirectional, with pooling and
 tokenizer."""
 
+from __future__ import annotations
+
 import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gguf import GGMLQuantizationType, GGUFWriter, LlamaFileType, PoolingType, TokenType, quants
 
@@ -14,6 +18,10 @@ from conan_engine.model.gguf_model import NAMES, neighbours
 from conan_engine.model.transformer import frequencies
 from conan_engine.run import checkpoint
 
+if TYPE_CHECKING:
+    from conan_engine.evaluation.encoder import Encoder
+
+
 DTYPES = {
     "float32": (GGMLQuantizationType.F32, LlamaFileType.ALL_F32, "f32"),
     "bfloat16": (GGMLQuantizationType.BF16, LlamaFileType.MOSTLY_BF16, "bf16"),
@@ -23,7 +31,7 @@ DTYPES = {
 BLOCK = 32  # numbers that share a scale in q8_0: rows of another length stay float16
 
 
-def write(folder, run, encoder, dtype):
+def write(folder: Path, run: str, encoder: Encoder, dtype: str) -> None:
     """Into `folder`, which exists; dtype: a key of DTYPES. Norms are float32 always, as llama.cpp wants them."""
     kind, file_type, ending = DTYPES[dtype]
     shape, tokenizer = encoder.model.config, encoder.tokenizer

@@ -1,8 +1,12 @@
 """One ONNX graph from ids and mask to unit vectors, for any number of texts of any length, and the tokenizer beside
 it."""
 
+from __future__ import annotations
+
 import logging
 import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +15,13 @@ from torch import nn
 from conan_engine.export.sentence_transformers import write_tokenizer
 from conan_engine.model.transformer import turns
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conan_engine.evaluation.encoder import Encoder
+    from conan_engine.model.transformer import Transformer
+
+
 OPSET = 18
 INLINE = 10**9  # bytes of weights that stand in model.onnx itself; more, in model.onnx.data (protobuf ends at 2 GB)
 
@@ -18,11 +29,11 @@ INLINE = 10**9  # bytes of weights that stand in model.onnx itself; more, in mod
 class Padded(nn.Module):
     """The model over padded texts rather than packed ones: ids, mask int64 [B, L] -> unit vectors float32 [B, C]."""
 
-    def __init__(self, model):
+    def __init__(self, model: Transformer) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, ids, mask):
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         config = self.model.config
 
         def rms_norm(x, weight):
@@ -48,7 +59,7 @@ class Padded(nn.Module):
         return F.normalize(pooled, dim=-1)
 
 
-def write(folder, run, encoder, dtype):
+def write(folder: Path, run: str | Path, encoder: Encoder, dtype: str) -> None:
     """model.onnx (inputs input_ids and attention_mask, output sentence_embedding) and the tokenizer, into `folder`,
     which exists."""
     model = Padded(encoder.model.cpu()).eval()

@@ -1,6 +1,10 @@
 """A folder that sentence-transformers loads, and transformers too: no code of ours in it."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import save_file
@@ -10,11 +14,15 @@ from conan_engine.export import card
 from conan_engine.export.fast_tokenizer import convert
 from conan_engine.model import llama
 
+if TYPE_CHECKING:
+    from conan_engine.evaluation.encoder import Encoder
+
+
 POOLING = {"mean": "pooling_mode_mean_tokens", "last": "pooling_mode_lasttoken"}
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def write(folder, run, encoder, dtype, instruction=""):
+def write(folder: Path, run: str | Path, encoder: Encoder, dtype: str, instruction: str = "") -> None:
     """Into `folder`, which exists; run: where results.json may be; dtype: a key of DTYPES; instruction: what comes
     before queries."""
     model, dtype = encoder.model, DTYPES[dtype]
@@ -85,7 +93,7 @@ def _config(encoder, dtype):
     }
 
 
-def write_tokenizer(folder, encoder):
+def write_tokenizer(folder: Path, encoder: Encoder) -> None:
     """tokenizer.json, and what transformers wants to know beside it. A text that spells an end token is a text like
     others."""
     tokenizer = encoder.tokenizer

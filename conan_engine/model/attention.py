@@ -1,11 +1,19 @@
 """Attention over a packed batch, by the fastest way the device has: the Triton kernel on CUDA, bucketed SDPA on a
 CPU."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import conan_kernels
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # of a bucket's bias, L x L a sequence, on a CPU; where it would take more, each block of queries has its own,
 BIAS_BYTES = 1 << 28
@@ -20,7 +28,7 @@ class Attention:
     3.2).
     """
 
-    def __init__(self, cu_seqlens, alpha, mask="column"):
+    def __init__(self, cu_seqlens: Tensor, alpha: float | Tensor, mask: str = "column") -> None:
         self.cu_seqlens, self.alpha, self.mask = cu_seqlens, alpha, mask
         self.buckets = None if cu_seqlens.is_cuda else self._buckets()
 

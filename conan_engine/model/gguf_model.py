@@ -1,7 +1,12 @@
 """A GGUF file as a model to start from: the shape and the weights of a Llama or Qwen3, dequantised by the `gguf`
 package."""
 
+from __future__ import annotations
+
 import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -38,7 +43,7 @@ CANNOT = {  # a key behind the architecture: what it means, unless it is absent 
 }
 
 
-def shape(path):
+def shape(path: str | Path) -> tuple[dict[str, Any], None]:
     """(the keys of config.Model as the file says them, None: it knows no Matryoshka dims). Raises UserError for what we
     cannot do."""
     fields, tensors = gguf_file.read(path)
@@ -142,7 +147,7 @@ def _values(path, tensor):
         ) from None
 
 
-def tensors(path):
+def tensors(path: str | Path) -> dict[str, Callable]:
     """{transformers' name: function that gives its float32 tensor}, of all that the file holds."""
     fields, found = gguf_file.read(path)
     kind = fields["general.architecture"]
@@ -167,12 +172,12 @@ def tensors(path):
     return renamed
 
 
-def neighbours(weight, head):
+def neighbours(weight: np.ndarray, head: int) -> np.ndarray:
     """Rows of a projection so that RoPE's pairs, (d, d + D/2) of each head, are neighbours: llama.cpp turns (2d, 2d +
     1) of a Llama. weight [H * D, C]; head: D."""
     return np.ascontiguousarray(weight.reshape(-1, 2, head // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape))
 
 
-def apart(weight, heads):
+def apart(weight: np.ndarray, heads: int) -> np.ndarray:
     """`neighbours` undone; heads: H."""
     return np.ascontiguousarray(weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape))

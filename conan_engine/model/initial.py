@@ -6,13 +6,25 @@ arXiv 1607.04606), and a token weighs in the mean as much as it is rare (as in S
 Both are numbers among the weights, trained like any others: the model stays an ordinary Llama.
 """
 
+from __future__ import annotations
+
 from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from conan_engine.model.transformer import STD
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conan_engine.config import Config
+    from conan_engine.data.shards import Shards
+    from conan_engine.model.transformer import Transformer
+
 
 NGRAMS = range(3, 6)  # characters
 SHARED = 0.7  # length of what a token shares with others, beside 1 of what its word has alone
@@ -23,7 +35,7 @@ AT_ONCE = 4096  # records
 RAREST, LEAST = 1e-5, 0.02
 
 
-def start(model, tokenizer, shards, config):
+def start(model: Transformer, tokenizer: Any, shards: Iterable[Shards], config: Config) -> None:
     """Give a new model's token table the start that config.token_vectors and config.token_weights ask for. shards: what
     it will be trained on, an iterable of Shards. Any rank computes the whole and keeps its part."""
     table, group, size = model.embedding, model.tensor.group, tokenizer.vocab_size
@@ -39,7 +51,7 @@ def start(model, tokenizer, shards, config):
             weigh(model, table.split_by.cut(whole, group).to(table))
 
 
-def weigh(model, weights):
+def weigh(model: Transformer, weights: Tensor) -> None:
     """Let token t have a share weights[t], in (0, 1], of the length that it would have in the mean: the last column of
     the table takes the rest of what the RMSNorm keeps constant, and the last norm leaves that column out. weights [V].
     """
@@ -49,13 +61,13 @@ def weigh(model, weights):
     model.norm[-1] = 0
 
 
-def token_texts(tokenizer):
+def token_texts(tokenizer: Any) -> list[str]:
     """What each token stands for, without case and surrounding space, "" where that says nothing: [V]."""
     texts = (tokenizer.decode([i]).strip().lower() for i in range(tokenizer.vocab_size))
     return ["" if "\ufffd" in text else text for text in texts]  # a part of a character
 
 
-def spelled(texts, width, seed):
+def spelled(texts: list[str], width: int, seed: int) -> Tensor:
     """Random vectors of root mean square 1, float32 [V, C]: the same for the same text; alike for texts that share
     character n-grams, the more the fewer share these; any two others are about orthogonal. Where a text is empty, one
     of its own."""
@@ -70,11 +82,11 @@ def spelled(texts, width, seed):
         bags.append(len(rows))
         rows += [number.setdefault(key, len(number)) for key in ((text or i,), *shared)]
         lengths += [1.0, *(SHARED * rarity / max(np.linalg.norm(rarity), 1e-12))]
-    rows, lengths, bags = torch.tensor(rows), torch.tensor(lengths, dtype=torch.float32), torch.tensor(bags)
+    of_bags = torch.tensor(rows), torch.tensor(bags), torch.tensor(lengths, dtype=torch.float32)
     generator, vectors = torch.Generator().manual_seed(seed), torch.empty(len(texts), width)
     for columns in vectors.split(COLUMNS, dim=1):
         chance = torch.randn(len(number), columns.shape[1], generator=generator)
-        columns.copy_(F.embedding_bag(rows, chance, bags, mode="sum", per_sample_weights=lengths))
+        columns.copy_(F.embedding_bag(of_bags[0], chance, of_bags[1], mode="sum", per_sample_weights=of_bags[2]))
     return F.normalize(vectors, dim=1) * width**0.5
 
 
@@ -83,7 +95,7 @@ def _ngrams(word):
     return {word[i : i + n] for n in NGRAMS for i in range(len(word) - n + 1)} - {word}
 
 
-def rarity(shards, vocab_size):
+def rarity(shards: Iterable[Shards], vocab_size: int) -> Tensor:
     """Each token's weight by the share of texts that have it, where that is largest of the sources: its logarithm, from
     LEAST to 1, float32 [V]."""
     share = np.full(vocab_size, RAREST)

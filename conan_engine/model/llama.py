@@ -1,8 +1,11 @@
 """Our parameters under the names that transformers gives those of a Llama, both ways: its block is ours (pre-RMSNorm,
 RoPE, SwiGLU, grouped-query attention, no biases). Qwen3's has an RMSNorm for each head's queries and keys besides."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -10,6 +13,12 @@ from safetensors import SafetensorError, safe_open
 from conan_engine.data import gguf_file
 from conan_engine.errors import UserError
 from conan_engine.model import gguf_model, pretrained
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conan_engine.model.transformer import Transformer
+
 
 # ours -> theirs, of a block and of what is no block's; of several theirs the rows one after another
 BLOCK = {
@@ -25,7 +34,7 @@ BLOCK = {
 WHOLE = {"embedding": ["embed_tokens"], "norm": ["norm"], "lm_head": ["lm_head"]}
 
 
-def theirs(name):
+def theirs(name: str) -> list[str]:
     """Their names for one of our parameters."""
     if name in WHOLE:
         return [f"{part}.weight" for part in WHOLE[name]]
@@ -33,7 +42,7 @@ def theirs(name):
     return [f"layers.{i}.{other}.weight" for other in BLOCK[part]]
 
 
-def tensors(model):
+def tensors(model: Transformer) -> dict[str, Tensor]:
     """{their name: float32 tensor} of a whole model's parameters, without the LM head. What enters the first block is
     the token's vector times embedding_scale: here the vectors are multiplied."""
     found = {}
@@ -47,7 +56,7 @@ def tensors(model):
     return found
 
 
-def load_weights(start, model, layers=None):
+def load_weights(start: str | Path, model: Transformer, layers: list[int] | None = None) -> None:
     """Copy the weights of a transformers folder or a GGUF file into `model`, in place: each rank what it has of them.
     layers: the numbers of the file's blocks that become the model's, in order; None: all. Raises UserError for what is
     missing, damaged, of another shape, or has no place."""

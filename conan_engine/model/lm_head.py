@@ -1,6 +1,8 @@
 """The LM head and its cross entropy, which at V = 150,000 would fill memory with logits: a chunk of tokens at a
 time."""
 
+from __future__ import annotations
+
 import torch
 from torch import Tensor
 
@@ -13,7 +15,9 @@ from conan_kernels import pointwise
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 29}
 
 
-def linear_cross_entropy(hidden, weight, targets, ignore_index=-100, group=None):
+def linear_cross_entropy(
+    hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, group: Group | None = None
+) -> tuple[Tensor, Tensor]:
     """Cross entropy of softmax(hidden @ weight.T), summed over the tokens whose target counts.
 
     hidden [T, C], weight [V, C] (cast to hidden's dtype for the products), targets int64 [T] in 0..V-1 or ignore_index.

@@ -1,11 +1,23 @@
 """LoRA (arXiv 2106.09685): the weights stand still, and beside a matrix W two narrow ones are trained, A [rank, inputs]
 and B [outputs, rank]: y = x W' + (alpha / rank) x A' B'."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from conan_engine.parallel.tensor_parallel import Split
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conan_engine.config import Lora
+    from conan_engine.config import Model as ModelSettings
+    from conan_engine.model.transformer import Transformer
+    from conan_engine.parallel.mesh import Group
 
 
 class Adapted(nn.Module):
@@ -13,7 +25,7 @@ class Adapted(nn.Module):
     and every rank has all of `down`; of one that is cut by rows it is the other way round. So the ranks' results are
     summands where they were before."""
 
-    def __init__(self, linear, rank, alpha, group):
+    def __init__(self, linear: nn.Linear, rank: int, alpha: float, group: Group) -> None:
         super().__init__()
         self.weight, self.scale = linear.weight, alpha / rank
         split, (outputs, inputs) = linear.weight.split_by, linear.weight.shape
@@ -25,7 +37,7 @@ class Adapted(nn.Module):
             self.down.split_by = Split(1, split.sections)
         self.group = group
 
-    def init_weights(self, generator):
+    def init_weights(self, generator: torch.Generator) -> None:
         """A as torch draws a linear layer's weights, the same numbers however many ranks share them; B zero: at first
         nothing changes."""
         split = getattr(self.down, "split_by", None)
@@ -33,15 +45,15 @@ class Adapted(nn.Module):
         nn.init.kaiming_uniform_(whole, 5**0.5, generator=generator)
         self.down.data.copy_(split.cut(whole, self.group) if split else whole)
 
-    def forward(self, x):
+    def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.weight) + self.scale * F.linear(F.linear(x, self.down), self.up)
 
-    def merged(self):
+    def merged(self) -> Tensor:
         """The weight that does the same by itself."""
         return self.weight + self.scale * self.up @ self.down
 
 
-def adapt(model, settings, seed):
+def adapt(model: Transformer, settings: Lora, seed: int) -> None:
     """Freeze a model's weights and put adapters beside those of `settings` (config.Lora), drawn by the seed."""
     generator = torch.Generator(model.embedding.device).manual_seed(seed)
     for p in model.parameters():
@@ -53,7 +65,7 @@ def adapt(model, settings, seed):
             setattr(block, name, adapted)
 
 
-def count(shape, settings):
+def count(shape: ModelSettings, settings: Lora) -> int:
     """How many numbers are trained, of a model of that shape (config.Model)."""
     heads = shape.heads * shape.head
     sizes = {
@@ -66,7 +78,7 @@ def count(shape, settings):
 
 
 @torch.no_grad()
-def merge(model):
+def merge(model: Transformer) -> None:
     """The plain model again, whose weights include what the adapters learned."""
     for block in model.blocks:
         for name, layer in list(block.named_children()):

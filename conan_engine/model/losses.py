@@ -2,12 +2,24 @@
 ranks, and CoSENT. Ranks may bring different numbers of queries, documents and pairs, or none: each takes part in the
 others' collectives, forward and backward, and a query counts the same wherever it is."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 
 import conan_kernels
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def margin_of(settings):
+    from conan_engine.config import Supervised, Weak
+    from conan_engine.parallel.mesh import Group
+    from conan_kernels import Known, Margin
+
+
+def margin_of(settings: Weak | Supervised) -> Margin | None:
     """What a stage's margin and margin_strategy are to the kernels: a Margin, or None."""
     if settings.margin_strategy == "relative":
         return conan_kernels.Margin(0.0, settings.margin)
@@ -15,18 +27,18 @@ def margin_of(settings):
 
 
 def info_nce(
-    queries,
-    documents,
-    query_group,
-    document_group,
-    temperature,
-    group,
-    dims=None,
-    known=None,
-    margin=None,
-    symmetric=False,
-    same_side=False,
-):
+    queries: Tensor,
+    documents: Tensor,
+    query_group: Tensor,
+    document_group: Tensor,
+    temperature: float,
+    group: Group,
+    dims: Sequence[int] | None = None,
+    known: Known | None = None,
+    margin: Margin | None = None,
+    symmetric: bool = False,
+    same_side: bool = False,
+) -> tuple[Tensor, Tensor]:
     """InfoNCE over the whole global batch, with the documents of every rank as in-batch negatives.
 
     queries [n, E] and documents [m, E] are this rank's; the positive of queries[i] is documents[i]. query_group [n] and
@@ -50,7 +62,7 @@ def info_nce(
         if symmetric:
             rest = (0, len(documents) - len(queries))
             of_positives = known and conan_kernels.Known(
-                *(torch.nn.functional.pad(x, rest) for x in known[:2]), known.ids
+                torch.nn.functional.pad(known.first, rest), torch.nn.functional.pad(known.last, rest), known.ids
             )
             beside = NOTHING + 0.0 * everyones.sum().expand(len(dims), len(everyones))
             if len(documents):
@@ -88,7 +100,15 @@ def _over_ranks(columns, group):
     return group.gather_with_gradient(columns[None], [1] * group.world).logsumexp(0)
 
 
-def info_nce_of_own(queries, documents, hard, temperature, group, dims=None, margin=None):
+def info_nce_of_own(
+    queries: Tensor,
+    documents: Tensor,
+    hard: Tensor,
+    temperature: float,
+    group: Group,
+    dims: Sequence[int] | None = None,
+    margin: Margin | None = None,
+) -> tuple[Tensor, Tensor]:
     """InfoNCE of each query over its positive, documents[i] [n, E], and its own negatives, hard[i] [n, K, E], alone.
     Returns as `info_nce`."""
     # of one group, no document is a negative
@@ -121,7 +141,16 @@ def _summands(of_mine, queries, group, of_nothing):
     return result.loss * share, result.accuracy * share
 
 
-def distil(queries, documents, targets, kind, temperature, scale, group, dims=None):
+def distil(
+    queries: Tensor,
+    documents: Tensor,
+    targets: Tensor,
+    kind: str,
+    temperature: float,
+    scale: float,
+    group: Group,
+    dims: Sequence[int] | None = None,
+) -> Tensor:
     """How far the model's cosines of each query with its documents are from a teacher's scores, averaged over all
     ranks' queries and the dims.
 
@@ -150,14 +179,16 @@ def distil(queries, documents, targets, kind, temperature, scale, group, dims=No
     return torch.stack(losses).mean() / everyone
 
 
-def toward(vectors, targets, group):
+def toward(vectors: Tensor, targets: Tensor, group: Group) -> Tensor:
     """1 - cosine of the first numbers of each vector [n, E] with a teacher's [n, D], averaged over all ranks' texts;
     this rank's summand."""
     cosine = torch.nn.functional.cosine_similarity(vectors[:, : targets.shape[1]].float(), targets, dim=-1)
     return (1 - cosine).sum() / max(1, sum(group.counts(len(vectors))))
 
 
-def cosent(first, second, score, temperature, group, dims=None):
+def cosent(
+    first: Tensor, second: Tensor, score: Tensor, temperature: float, group: Group, dims: Sequence[int] | None = None
+) -> Tensor:
     """CoSENT: log(1 + sum over pairs scored higher of exp((cos(lower) - cos(higher)) / T)), averaged over the dims.
 
     first, second [m, E] and score [m] are this rank's pairs; all ranks' pairs are compared with one another. Returns

@@ -2,14 +2,21 @@
 or Qwen3, with or without an LM head, or what conan_engine.export wrote), a GGUF file (Llama or Qwen3) or another run.
 """
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conan_engine.config import chosen_layers
 from conan_engine.data import gguf_file
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
 from conan_engine.model import gguf_model
+
+if TYPE_CHECKING:
+    from conan_engine.config import Config
+
 
 ARCHITECTURES = {
     f"{family}{kind}": family for family in ("Llama", "Mistral", "Qwen3") for kind in ("ForCausalLM", "Model")
@@ -26,7 +33,7 @@ CANNOT = {  # key of config.json: what it means, unless it is one of these value
 }
 
 
-def adopt(config, given, where):
+def adopt(config: Config, given: set[str], where: str) -> None:
     """Take over the [model] of init_from into `config`: a transformers folder's or GGUF file's, with its tokenizer, or
     a run's. given: the dotted keys that the user set. Of these pooling, embedding_scale and a shorter context stand;
     raises UserError for another one that differs, and for init_layers that the model does not have."""
@@ -73,7 +80,7 @@ def adopt(config, given, where):
         config.tokenizer.path = start if gguf_file.is_gguf(start) else str(Tokenizer.of(home) or "")
 
 
-def source(name, layers):
+def source(name: str, layers: list[int] | None) -> str:
     """The name of the parameter, in the model that one starts from, that becomes the parameter `name`; layers: as
     config.chosen_layers gives them."""
     if layers is None or not name.startswith("blocks."):
@@ -82,7 +89,7 @@ def source(name, layers):
     return f"blocks.{layers[int(i)]}.{part}"
 
 
-def is_transformers(folder):
+def is_transformers(folder: str | Path) -> bool:
     """Whether a folder holds a model of transformers."""
     return "model_type" in _json(Path(folder, "config.json"))
 
@@ -96,7 +103,7 @@ def _of_run(run):
     return about.get("model", {}), about.get("supervised", {}).get("dims")
 
 
-def of_transformers(folder):
+def of_transformers(folder: str | Path) -> tuple[dict[str, Any], list[int] | None]:
     """(the keys of config.Model as its config.json has them, Matryoshka dims or None). Raises UserError for what we
     cannot do."""
     path = Path(folder, "config.json")

@@ -1,14 +1,22 @@
 """RMSNorm (arXiv 1910.07467): one Triton kernel on CUDA; on a CPU, where torch composes it of many steps, with its
 derivative written out."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 
 from conan_kernels import pointwise
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
 CACHED = 1 << 19  # 2 MiB of float32
 
 
-def add_rms_norm(x, y, weight, eps):
+def add_rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """(x + y, its RMSNorm) of x and y [T, C], y None: of x alone. (x + y) / sqrt(mean((x + y)^2) + eps) * weight [C] is
     in x's dtype; on CUDA under autocast in the dtype of the products."""
     if x.is_cuda:

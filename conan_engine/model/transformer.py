@@ -3,7 +3,10 @@ sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D h
 vocabulary. N ranks may share it: tensor_parallel.py has how; here stands what is shared. H, G, F and V are then a
 rank's own part."""
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,13 +19,20 @@ from conan_engine.model.rms_norm import add_rms_norm
 from conan_engine.parallel.tensor_parallel import TensorParallel
 from conan_kernels import pointwise
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from conan_engine.config import Model as ModelSettings
+    from conan_engine.parallel.mesh import Group
+
+
 STD = 0.02  # of a weight, as it is drawn
 
 
 class Block(nn.Module):
     """One decoder block. The two inputs of each half are projected by one matrix: fewer, larger products."""
 
-    def __init__(self, config, tensor):
+    def __init__(self, config: ModelSettings, tensor: TensorParallel) -> None:
         super().__init__()
         self.tensor, self.eps, self.head_dim = tensor, config.norm_eps, config.head
         self.heads, self.kv_heads = config.heads // tensor.group.world, config.kv_heads // tensor.group.world
@@ -37,7 +47,9 @@ class Block(nn.Module):
         self.gate_up = tensor.columns(config.width, config.ffn, config.ffn)
         self.ffn_out = tensor.rows(config.ffn, config.width)
 
-    def forward(self, x, y, cos, sin, attention):
+    def forward(
+        self, x: Tensor, y: Tensor | None, cos: Tensor, sin: Tensor, attention: Attention
+    ) -> tuple[Tensor, Tensor]:
         """x [T / N, C] and what the block before adds to it, y, or None -> the same for the next block: a sum is made
         along with the norm that reads it."""
         total = len(cos)
@@ -46,7 +58,7 @@ class Block(nn.Module):
         x, normed = add_rms_norm(x, self.tensor.scatter(self.attention_out(out.flatten(1))), self.ffn_norm, self.eps)
         return x, self.tensor.scatter(self.feed_forward(self.tensor.gather(normed, total)))
 
-    def project(self, x, cos, sin):
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """x [..., C] -> queries [..., H, D], keys and values [..., G, D], turned by cos and sin."""
         heads, groups = self.heads, self.kv_heads
         qkv = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim))
@@ -59,7 +71,7 @@ class Block(nn.Module):
         q, k = rotate(qk, cos, sin).split([heads, groups], dim=-2)
         return q, k, v
 
-    def feed_forward(self, x):
+    def feed_forward(self, x: Tensor) -> Tensor:
         gate_up = self.gate_up(x)
         if x.is_cuda:
             return self.ffn_out(pointwise.swiglu(gate_up))
@@ -68,7 +80,14 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    def __init__(self, config, vocab_size, precision="float32", tensor=None, recompute="none"):
+    def __init__(
+        self,
+        config: ModelSettings,
+        vocab_size: int,
+        precision: str = "float32",
+        tensor: Group | None = None,
+        recompute: str = "none",
+    ) -> None:
         """config: conan_engine.config.Model; vocab_size: the tokenizer's, where the config does not say; precision,
         recompute: as conan_engine.config.Config has them; tensor: the parallel.Group of ranks that share this model.
         Weights are float32, left as they come; `init_weights` draws them."""
@@ -80,7 +99,7 @@ class Transformer(nn.Module):
         self.blocks = nn.ModuleList(Block(config, self.tensor) for _ in range(config.layers))
         self.norm = nn.Parameter(torch.ones(config.width))
 
-    def init_weights(self, seed):
+    def init_weights(self, seed: int) -> Transformer:
         """Normal(0, STD), and STD / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers
         however many ranks share them."""
         generator = torch.Generator(self.embedding.device).manual_seed(seed)
@@ -98,12 +117,12 @@ class Transformer(nn.Module):
                 nn.init.ones_(parameter)
         return self
 
-    def in_bfloat16(self):
+    def in_bfloat16(self) -> bool:
         """Whether the matrix products are: as set, else on a GPU. What a CPU multiplies faster, precision.py finds
         out."""
         return self.precision == "bfloat16" or (self.precision == "auto" and self.embedding.is_cuda)
 
-    def forward(self, tokens, cu_seqlens, alpha=0.0, mask="column"):
+    def forward(self, tokens: Tensor, cu_seqlens: Tensor, alpha: float | Tensor = 0.0, mask: str = "column") -> Tensor:
         """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states
         [T / N, C] of the tokens that are this rank's, all of them where no others share the model."""
         attention = Attention(cu_seqlens, alpha, mask)
@@ -120,7 +139,7 @@ class Transformer(nn.Module):
                     x, y = block(x, y, cos, sin, attention)
         return add_rms_norm(x, y, self.norm, self.config.norm_eps)[1]
 
-    def embed(self, tokens, cu_seqlens, alpha=1.0, mask="column"):
+    def embed(self, tokens: Tensor, cu_seqlens: Tensor, alpha: float | Tensor = 1.0, mask: str = "column") -> Tensor:
         """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives
         zeros."""
         hidden = self(tokens, cu_seqlens, alpha, mask)
@@ -138,7 +157,9 @@ class Transformer(nn.Module):
             sums = hidden.new_zeros(len(lengths), hidden.shape[1]).index_add(0, rows, hidden)
         return self.tensor.sum(sums) / lengths.clamp(min=1)[:, None]
 
-    def next_token_loss(self, tokens, cu_seqlens, targets, alpha=0.0, mask="column"):
+    def next_token_loss(
+        self, tokens: Tensor, cu_seqlens: Tensor, targets: Tensor, alpha: float | Tensor = 0.0, mask: str = "column"
+    ) -> Tensor:
         """Cross entropy of the tokens that follow, targets int64 [T] (-100: none to learn), summed: a float32 scalar,
         the same on all ranks."""
         hidden = self(tokens, cu_seqlens, alpha, mask)
@@ -148,19 +169,19 @@ class Transformer(nn.Module):
         )[0]
 
 
-def positions(cu_seqlens, total):
+def positions(cu_seqlens: Tensor, total: int) -> Tensor:
     """Each packed token's place within its own sequence: int64 [T]."""
     starts = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff().long(), output_size=total)
     return torch.arange(total, device=cu_seqlens.device) - starts
 
 
-def turns(positions, config, dtype):
+def turns(positions: Tensor, config: ModelSettings, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """RoPE (arXiv 2104.09864): cos and sin of the angles at these positions [T]: [T, 1, D/2] each."""
     angles = positions[:, None, None] * frequencies(config, positions.device)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
-def frequencies(config, device=None):
+def frequencies(config: ModelSettings, device: torch.device | None = None) -> Tensor:
     """How far each pair of a head turns from one token to the next: float32 [D/2]. Where the config scales them, those
     of few rounds in the original context are divided by the factor, those of many are left, and between the change is
     gradual (Llama 3.1)."""
@@ -173,19 +194,28 @@ def frequencies(config, device=None):
     return kept * plain + (1 - kept) * plain / scaling.factor
 
 
-def rotate(x, cos, sin):
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Turn the pairs (x[d], x[d + D/2]) of each head: x [T, H, D]."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def count_parameters(config, vocab_size):
+def count_parameters(config: ModelSettings, vocab_size: int) -> int:
     """How many weights the shape has, without allocating any."""
     with torch.device("meta"):
         return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
 
 
-def memory_per_device(config, vocab_size, tokens, ranks, tensor=1, bfloat16=False, recompute="none", trained=None):
+def memory_per_device(
+    config: ModelSettings,
+    vocab_size: int,
+    tokens: int,
+    ranks: int,
+    tensor: int = 1,
+    bfloat16: bool = False,
+    recompute: str = "none",
+    trained: int | None = None,
+) -> int:
     """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and
     `ranks` such the data.
 

@@ -2,9 +2,13 @@
 has finished. None of it is a collective, which would give up on a rank that takes its time: ranks look at the folder.
 """
 
+from __future__ import annotations
+
 import os
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -14,13 +18,13 @@ class Blocks:
     """folder: of the files; source: what the bars call it; mesh: the ranks. Which blocks are done stands in its folder
     "done", a file each."""
 
-    def __init__(self, folder, source, mesh):
+    def __init__(self, folder: str | Path, source: str, mesh: Any) -> None:
         self.done, self.source, self.mesh = Path(folder, "done"), source, mesh
 
-    def begin(self):
+    def begin(self) -> None:
         self.done.mkdir(parents=True, exist_ok=True)
 
-    def todo(self, what, count, group, doing):
+    def todo(self, what: str, count: int, group: Any, doing: str) -> Iterable[int]:
         """This rank's blocks, of `count`, that are not done, as it begins: the ranks of one copy of a model have to
         agree. group: the ranks that share them out."""
         done = {path.name for path in self.done.iterdir()}
@@ -34,14 +38,14 @@ class Blocks:
             disable=self.mesh.rank != 0 or len(mine) < 2,
         )
 
-    def finished(self, what, number):
+    def finished(self, what: str, number: int) -> None:
         (self.done / f"{what}-{number:06d}").touch()
 
-    def wait(self, what, count):
+    def wait(self, what: str, count: int) -> None:
         """Until all ranks' blocks are done."""
         until(lambda: sum(path.name.startswith(f"{what}-") for path in self.done.iterdir()) >= count)
 
-    def made_once(self, path, make):
+    def made_once(self, path: Path, make: Callable[[str], None]) -> None:
         """Until the file is there, which rank 0 makes beside its place: make(path)."""
         if self.mesh.rank == 0 and not path.exists():
             make(f"{path}.partial")
@@ -49,16 +53,16 @@ class Blocks:
         until(path.exists)
 
 
-def until(there):
+def until(there: Callable[[], bool]) -> None:
     while not there():
         time.sleep(0.1)
 
 
-def put(path, at, array):
+def put(path: str | Path, at: int, array: np.ndarray) -> None:
     """Bytes at a place of a file, on the disk before this returns."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
-        view = memoryview(np.ascontiguousarray(array)).cast("B")
+        view = np.ascontiguousarray(array).data.cast("B")
         while view:
             written = os.pwrite(handle, view, at)
             view, at = view[written:], at + written

@@ -6,9 +6,13 @@ A teacher reads what the model reads: the text of the tokens. Ranks share the wo
 on behind what is finished.
 """
 
+from __future__ import annotations
+
 import hashlib
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,16 +21,21 @@ from conan_engine.errors import UserError
 from conan_engine.negatives.blocks import Blocks, put
 from conan_engine.negatives.mining import QUERIES, TEXTS
 
+if TYPE_CHECKING:
+    from conan_engine.data.shards import Shards
+    from conan_engine.negatives.pools import Pools
+
+
 SCORES, VECTORS = "supervised.teacher", "weak.distil_teacher"  # the settings
 PAIRS = 64  # queries a block, of a teacher that is asked for pairs
 AT_ONCE = 1024  # texts
 
 
-def key(*facts):
+def key(*facts) -> str:
     return hashlib.blake2b("\n".join(facts).encode(), digest_size=6).hexdigest()
 
 
-def parts(count):
+def parts(count: int) -> list[slice]:
     return [slice(start, start + AT_ONCE) for start in range(0, count, AT_ONCE)]
 
 
@@ -34,10 +43,10 @@ class Teacher:
     """name: of the teacher; setting: where it stands; tokenizer: that the shards are written with; device: where a
     model computes."""
 
-    def __init__(self, name, setting, tokenizer, device):
+    def __init__(self, name: str, setting: str, tokenizer: Any, device: Any) -> None:
         self.name, self.setting, self.tokenizer, self.device = name, setting, tokenizer, str(device)
 
-    def texts(self, shards, records, fields):
+    def texts(self, shards: Shards, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
         """Of fields of records, as the model reads them: an array of str [n]."""
         tokens, cu_seqlens = shards.gather(np.ravel(records), np.broadcast_to(fields, np.shape(records)).ravel())
         before, behind = len(self.tokenizer.prefix), len(self.tokenizer.suffix)
@@ -46,17 +55,17 @@ class Teacher:
             [self.tokenizer.decode(tokens[a + before : b - behind]) for a, b in zip(bounds, bounds[1:])], object
         )
 
-    def has_vectors(self):
+    def has_vectors(self) -> bool:
         return teachers.has_vectors(self.setting, self.name, self.device)
 
-    def vectors(self, kind, shards, records, fields):
+    def vectors(self, kind: str, shards: Shards, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
         """Of the texts, as "queries" or "documents": unit vectors float32 [n, D]."""
         texts = self.texts(shards, records, fields)
         return np.concatenate(
             [teachers.vectors(self.setting, self.name, list(texts[at]), self.device, kind) for at in parts(len(texts))]
         )
 
-    def scores(self, queries, documents):
+    def scores(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
         """Of pairs of texts: float64 [n]."""
         return np.concatenate(
             [
@@ -65,7 +74,9 @@ class Teacher:
             ]
         )
 
-    def vectors_in(self, path, blocks, shards, records, fields):
+    def vectors_in(
+        self, path: str | Path, blocks: Blocks, shards: Shards, records: np.ndarray, fields: np.ndarray
+    ) -> np.ndarray:
         """Those of documents, in a file by all ranks, mapped: float16 [n, D]."""
         count, what = -(-len(records) // TEXTS), f"texts-{path.stem}"
         for number in blocks.todo(what, count, blocks.mesh, "a teacher's vectors"):
@@ -77,7 +88,7 @@ class Teacher:
         return np.memmap(path, np.float16, "r").reshape(len(records), -1)
 
 
-def on_disk(work):
+def on_disk(work: Callable) -> np.ndarray:
     """work(), with what the disk refuses as one line."""
     try:
         return work()
@@ -94,11 +105,13 @@ class Texts:
     """A teacher's vectors of some records of a source's texts, int64 [n], sorted. width: their numbers, once they are
     there."""
 
-    def __init__(self, shards, records, teacher, tokenizer, source, mesh):
+    def __init__(
+        self, shards: Shards, records: np.ndarray, teacher: str, tokenizer: Any, source: str, mesh: Any
+    ) -> None:
         self.shards, self.records, self.source, self.mesh = shards, records, source, mesh
         self.teacher = Teacher(teacher, VECTORS, tokenizer, mesh.device)
 
-    def make(self, folder):
+    def make(self, folder: str | Path) -> Texts:
         """Put them under `folder`, or take those that are there; returns self."""
         records = hashlib.blake2b(self.records.tobytes(), digest_size=8).hexdigest()
         folder = Path(folder, key(self.teacher.name, self.shards.fingerprint, records))
@@ -114,7 +127,7 @@ class Texts:
         self.width = self.vectors.shape[1]
         return self
 
-    def of(self, records):
+    def of(self, records: np.ndarray) -> np.ndarray:
         """float32 [n, width]; records: int64 [n]."""
         return self.vectors[np.searchsorted(self.records, records)].astype(np.float32)
 
@@ -122,13 +135,13 @@ class Texts:
 class Targets:
     """A teacher's scores of one source's pools. teacher: its name, or "" for the records' own scores."""
 
-    def __init__(self, pools, teacher, tokenizer, source, mesh):
+    def __init__(self, pools: Pools, teacher: str, tokenizer: Any, source: str, mesh: Any) -> None:
         self.pools, self.corpus, self.mesh = pools, pools.corpus, mesh
         self.blocks = Blocks(pools.folder, source, mesh)
         self.path = pools.folder / f"targets-{key(teacher or self.corpus.shards.fingerprint)}.npy"
         self.teacher = Teacher(teacher, SCORES, tokenizer, mesh.device) if teacher else None
 
-    def make(self):
+    def make(self) -> np.ndarray:
         """float32 [Q, 1+P], mapped: of the positive, then of the pool; NaN where nothing is said. Raises UserError for
         a teacher that is not there, and where nothing can be written."""
         if not self.path.exists():

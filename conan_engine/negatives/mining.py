@@ -10,13 +10,17 @@ neither does what comes out; those that a stopped run has finished are kept. The
 3. All ranks search the blocks of queries and write their pools.
 """
 
+from __future__ import annotations
+
 import dataclasses
 import fnmatch
 import functools
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +29,12 @@ from conan_engine.data.known import ranges
 from conan_engine.data.shards import order, write_json
 from conan_engine.errors import UserError
 from conan_engine.negatives.blocks import Blocks, put, until
+
+if TYPE_CHECKING:
+    from conan_engine.config import Negatives
+    from conan_engine.data.known import Known
+    from conan_engine.data.shards import Shards
+
 
 TEXTS = 16_384  # a block; 2 * TEXTS * dim bytes of a file are whole pages, which no two machines then share
 QUERIES = 4096  # a block
@@ -39,7 +49,7 @@ class Corpus:
     """The documents that a source's queries may be told apart from: each distinct positive once, and every given
     negative."""
 
-    def __init__(self, shards, known):
+    def __init__(self, shards: Shards, known: Known) -> None:
         records = np.arange(len(shards), dtype=np.int64)
         self.shards = shards
         self.group_of_record = shards.groups(records)
@@ -59,12 +69,12 @@ class Corpus:
     def __len__(self):
         return len(self.record)
 
-    def positive(self, records):
+    def positive(self, records: np.ndarray) -> np.ndarray:
         """The document that stands for the positive of each record, int64 [n]."""
         return self._place[np.searchsorted(self._groups, self.group_of_record[records])]
 
 
-def fitted(rule, corpus):
+def fitted(rule: Negatives, corpus: Corpus) -> Negatives:
     """The rule (a config's Negatives) for a corpus: of a few documents, classes say, a query has at most the others."""
     others = len(corpus) - 1
     return dataclasses.replace(rule, count=min(rule.count, others), pool=min(rule.pool, others))
@@ -73,7 +83,17 @@ def fitted(rule, corpus):
 class Mining:
     """Of one source's pools. folder: where its files are; mesh: the ranks, all of which call `run`."""
 
-    def __init__(self, corpus, known, queries, rule, seed, source, folder, mesh):
+    def __init__(
+        self,
+        corpus: Corpus,
+        known: Known,
+        queries: np.ndarray,
+        rule: Negatives,
+        seed: int,
+        source: str,
+        folder: str | Path,
+        mesh: Any,
+    ) -> None:
         self.corpus = corpus
         self.known = known
         self.queries = queries
@@ -84,7 +104,7 @@ class Mining:
         # of the documents, the queries, and the queries' positives where another document stands for these
         self.vectors = None
 
-    def run(self, embed):
+    def run(self, embed: Callable | None) -> None:
         """Fill the folder, from where an earlier start stopped. embed(records, fields) -> unit vectors float32 [n, E],
         by the ranks of one copy of the model together. Raises UserError for a query that everything answers, an index
         that faiss does not know, and where nothing can be written."""
@@ -104,7 +124,7 @@ class Mining:
             ) from None
 
     @property
-    def documents(self):
+    def documents(self) -> np.ndarray:
         return self.vectors[: len(self.corpus)]
 
     def _embed(self, embed):
@@ -237,7 +257,7 @@ class Mining:
         return np.resize(distinct, pool)  # repeats only where the corpus has no more to give
 
 
-def tidy(folder):
+def tidy(folder: str | Path) -> None:
     """Away with all but the pools and their targets, of every source mined under `folder`; once all ranks are through
     with it."""
     for about in Path(folder).glob(f"*/{ABOUT}"):
@@ -246,7 +266,7 @@ def tidy(folder):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def by_quantile(rule, scores):
+def by_quantile(rule: Negatives, scores: np.ndarray) -> Negatives:
     """The rule with bounds that are cosines, where they are shares of `scores`, the cosines of the negatives mined
     first; NaN counts for none."""
     scores = scores[~np.isnan(scores)]
@@ -383,7 +403,7 @@ def _without(groups, corpus, documents):
     return documents[~np.isin(corpus.group[documents], groups)]
 
 
-def key(rule, shards, weights, queries, seed):
+def key(rule: Negatives, shards: str, weights: str, queries: np.ndarray, seed: int) -> str:
     """A name for what is mined by a rule of shards (their fingerprint) with a model (its digest) for queries."""
     bounds = (rule.count, rule.low, rule.bound) if rule.bounds == "quantile" else ()
     facts = [
@@ -402,10 +422,10 @@ def key(rule, shards, weights, queries, seed):
     return hashlib.blake2b(json.dumps(facts).encode() + queries.tobytes(), digest_size=8).hexdigest()
 
 
-def digest(model, group):
+def digest(model: torch.nn.Module, group: Any) -> str:
     """Of a model's weights; group: the ranks that share a copy."""
     mine = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(model.named_parameters()):
         mine.update(name.encode())
-        mine.update(memoryview(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()))
+        mine.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return bytes(group.gather(torch.tensor(list(mine.digest()), dtype=torch.uint8, device=group.device)).tolist()).hex()

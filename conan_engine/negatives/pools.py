@@ -1,17 +1,23 @@
 """Hard negatives: pools mined by nearest-neighbour search, and their dynamic replacement while training (recipe section
 4)."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from conan_engine.errors import UserError
 from conan_engine.negatives import mining
 
+if TYPE_CHECKING:
+    from conan_engine.config import Negatives
 
-def should_replace(first, now, rule):
+
+def should_replace(first: Any, now: Any, rule: Negatives) -> Any:
     """Dynamic hard negative mining (arXiv 2509.12892 section 3.4): which negatives have become too easy.
 
     first: cosine when the negative came into use (S_0); now: its current one (S_i); arrays of one shape -> bool array.
@@ -29,7 +35,9 @@ class Pools:
     changed of them.
     """
 
-    def __init__(self, corpus, queries, candidates, rule, folder=""):
+    def __init__(
+        self, corpus: Any, queries: np.ndarray, candidates: np.ndarray, rule: Negatives, folder: str | Path = ""
+    ) -> None:
         """queries: sorted record ids [Q]; candidates: indices into the corpus, int [Q, P]; folder: of what mining.py
         has written."""
         self.corpus, self.queries, self.rule, self.folder = corpus, queries, rule, Path(folder)
@@ -41,20 +49,20 @@ class Pools:
         # float32 [Q, 1+P]: what a teacher says of the positive and of each candidate, see distilling.py
         self.targets = None
 
-    def draw(self, records):
+    def draw(self, records: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The documents in use for these queries: (records, fields, groups), each int64 [n * K], query by query."""
         rows = np.searchsorted(self.queries, records)
         documents = np.take_along_axis(self.candidates[rows], self.slot[rows].astype(np.int64), axis=1).ravel()
         return self.corpus.record[documents], self.corpus.field[documents], self.corpus.group[documents]
 
-    def targets_of(self, records):
+    def targets_of(self, records: np.ndarray) -> np.ndarray:
         """What the teacher says of these queries' positives and of the documents in use, NaN for nothing: float32
         [n, 1+K]."""
         rows = np.searchsorted(self.queries, records)
         slot = np.concatenate((np.zeros((len(rows), 1), np.int64), 1 + self.slot[rows].astype(np.int64)), axis=1)
         return np.take_along_axis(self.targets[rows], slot, axis=1)
 
-    def update(self, records, scores):
+    def update(self, records: np.ndarray, scores: np.ndarray) -> None:
         """Apply the rule to the cosines [n, K] that the loss has just computed; a replacement is drawn at the next use.
         A pool that has run out keeps what it has."""
         rows = np.searchsorted(self.queries, records)
@@ -68,7 +76,7 @@ class Pools:
         self.used[rows] = True
         self.replaced += int(due.sum())
 
-    def state(self):
+    def state(self) -> dict[str, np.ndarray]:
         """What has changed since they were mined, and where they are."""
         rows = np.flatnonzero(self.used)
         return {
@@ -79,13 +87,13 @@ class Pools:
             "replaced": np.array([self.replaced]),
         }
 
-    def load_state(self, state):
+    def load_state(self, state: dict[str, np.ndarray]) -> None:
         rows = state["rows"]
         self.slot[rows], self.first[rows], self.used[rows] = state["slot"], state["first"], True
         self.replaced = int(state.get("replaced", [0])[0])  # checkpoints of version 0.1 do without
 
     @classmethod
-    def mapped(cls, corpus, queries, rule, folder):
+    def mapped(cls, corpus: Any, queries: np.ndarray, rule: Negatives, folder: str | Path) -> Pools:
         """Those that mining.Mining has put into a folder. Raises UserError where they are not there, or others."""
         try:
             about = json.loads(Path(folder, mining.ABOUT).read_text(encoding="utf-8"))

@@ -1,5 +1,7 @@
 """What a CPU needs to be told, or asked."""
 
+from __future__ import annotations
+
 import ctypes
 import os
 import statistics
@@ -12,7 +14,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
 FLOPS, ROUNDS = 2 * 10**9, 5  # of a measured product, forward and backward
 
 
-def settle_memory():
+def settle_memory() -> None:
     """Call it before the first product. glibc then keeps freed memory instead of giving it back to the kernel, which
     zeroes every page when it is asked for it again: a training step takes 1.06 s instead of 1.50 (2 layers, width 256,
     14,823 tokens, 2 cores). The process stays as large as it ever was. Does nothing where the C library has no mallopt.
@@ -29,7 +31,7 @@ def settle_memory():
         library.mallopt(M_ARENA_MAX, 1)  # the backward runs in a thread of its own and shall reuse the forward's memory
 
 
-def multiplies_bfloat16():
+def multiplies_bfloat16() -> bool:
     """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX). Without them torch computes in float32 all
     the same, and converts to and fro."""
     try:
@@ -39,7 +41,7 @@ def multiplies_bfloat16():
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def bfloat16_rate(width, ffn):
+def bfloat16_rate(width: int, ffn: int) -> float | None:
     """How many times as fast as in float32 a product of [tokens, width] with [width, 2 ffn] is in bfloat16, with its
     gradients and conversions; measured for a tenth of a second or so, None without the instructions. One has them and
     is slower all the same."""

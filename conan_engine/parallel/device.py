@@ -1,12 +1,14 @@
 """Where a run computes."""
 
+from __future__ import annotations
+
 import torch
 
 from conan_engine.errors import UserError
 from conan_kernels.architecture import architecture
 
 
-def choose(setting="auto", index=0):
+def choose(setting: str = "auto", index: int = 0) -> torch.device:
     """The torch.device for "cuda", "cpu" or "auto": CUDA where there is one. Raises UserError where "cuda" finds none,
     and for a GPU or a Triton that the kernels do not run on."""
     if setting == "cpu" or (setting == "auto" and not torch.cuda.is_available()):
@@ -24,7 +26,7 @@ def choose(setting="auto", index=0):
     return device
 
 
-def check_heads(device, head):
+def check_heads(device: torch.device, head: int) -> None:
     """Raises UserError where the device's attention takes no heads of that many numbers."""
     if device.type == "cuda" and (head % 16 or head > 128):
         raise UserError(

@@ -1,10 +1,14 @@
 """The ranks of a run: who shares what with whom, and the collectives between them."""
 
+from __future__ import annotations
+
 import contextlib
 import datetime
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -13,6 +17,10 @@ from conan_engine.errors import UserError
 from conan_engine.parallel import watch
 from conan_engine.parallel.cpu import settle_memory
 from conan_engine.parallel.device import choose
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # torch 2.13 renamed them
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
@@ -23,21 +31,23 @@ class Waiting:
     """How long a step's work on this rank's device stands still until what ranks send has come. Counts between `begin`
     and `end`."""
 
-    def __init__(self):
-        self.spans = None
+    def __init__(self) -> None:
+        self.spans: list | None = None
 
-    def begin(self):
+    def begin(self) -> None:
         self.spans = []
 
-    def end(self):
+    def end(self) -> float:
         """Milliseconds since begin."""
         spans, self.spans = self.spans, None
         if spans and not isinstance(spans[-1][1], float):
             spans[-1][1].synchronize()  # the device may not have come to the last event yet
-        return sum(1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end) for start, end in spans)
+        return sum(
+            1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end) for start, end in spans or ()
+        )
 
     @contextlib.contextmanager
-    def on(self, device):
+    def on(self, device: torch.device) -> Iterator[None]:
         spans = self.spans
         if spans is None:
             yield
@@ -63,28 +73,28 @@ class Group:
     """Ranks that share something: this one is number `rank` of `world`, on `device`. Every collective is the identity
     when world is 1; what is not said to have a gradient has none. handle: torch's, None for all ranks."""
 
-    def __init__(self, device="cpu", rank=0, world=1, handle=None):
+    def __init__(self, device: str | torch.device = "cpu", rank: int = 0, world: int = 1, handle: Any = None) -> None:
         self.device, self.rank, self.world, self._handle = torch.device(device), rank, world, handle
 
-    def sum(self, tensor):
+    def sum(self, tensor: Tensor) -> Tensor:
         """The sum over ranks, in place."""
         if self.world > 1:
             with waiting.on(self.device):
                 dist.all_reduce(tensor, group=self._handle)
         return tensor
 
-    def max(self, tensor):
+    def max(self, tensor: Tensor) -> Tensor:
         """The largest over ranks, element by element; in place."""
         if self.world > 1:
             with waiting.on(self.device):
                 dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._handle)
         return tensor
 
-    def counts(self, n):
+    def counts(self, n: int) -> list[int]:
         """Every rank's n, in rank order."""
         return self.gather(torch.tensor([n], device=self.device)).tolist()
 
-    def gather(self, tensor, counts=None):
+    def gather(self, tensor: Tensor, counts: list[int] | None = None) -> Tensor:
         """Every rank's [n, ...] in rank order: [world * n, ...]; n is the same on all, or `counts` says it."""
         if self.world == 1:
             return tensor
@@ -100,7 +110,7 @@ class Group:
             _all_gather(out, tensor.contiguous(), group=self._handle)
         return out
 
-    def reduce_scatter(self, tensor):
+    def reduce_scatter(self, tensor: Tensor) -> Tensor:
         """This rank's [n, ...] of the sum over ranks of [world * n, ...]."""
         if self.world == 1:
             return tensor
@@ -109,17 +119,17 @@ class Group:
             _reduce_scatter(out, tensor.contiguous(), group=self._handle)
         return out
 
-    def gather_with_gradient(self, tensor, counts):
+    def gather_with_gradient(self, tensor: Tensor, counts: list[int]) -> Tensor:
         """As `gather`; each rank's rows receive the sum of the gradients that all ranks have for them. The backward is
         collective too, on ranks that have no rows as well."""
         return tensor if self.world == 1 else _Gather.apply(tensor, self, counts)
 
-    def share(self, count):
+    def share(self, count: int) -> slice:
         """This rank's slice of so many things in a row, which the ranks divide evenly."""
         each = count // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 
-    def start_reduce_scatter(self, flat):
+    def start_reduce_scatter(self, flat: Tensor) -> Any:
         """Begin to sum `flat` [world * n] over ranks, in place: each has the sum in its `share` alone, the rest is
         lost. Returns what to `wait` for, None if nothing."""
         return (
@@ -128,7 +138,7 @@ class Group:
             else None
         )
 
-    def start_gather(self, flat):
+    def start_gather(self, flat: Tensor) -> Any:
         """Begin to fill `flat` [world * n] with each rank's `share` of it. Returns what to `wait` for, None if
         nothing."""
         return (
@@ -142,7 +152,7 @@ class Mesh(Group):
     """All ranks of a run, in rows and columns: `tensor` neighbours share one copy of the model (the group `tensor`),
     and those of the same place in each copy hold the same part of it and share out the data (the group `data`)."""
 
-    def __init__(self, device="auto", tensor=1, timeout=600):
+    def __init__(self, device: str = "auto", tensor: int = 1, timeout: float = 600) -> None:
         """timeout: seconds after which a collective gives up waiting, and a rank that gives no sign of life counts as
         gone."""
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -177,12 +187,12 @@ class Mesh(Group):
                 mine = Group(self.device, ranks.index(self.rank), len(ranks), handle)
         return mine
 
-    def close(self):
+    def close(self) -> None:
         watch.end()
         if dist.is_initialized():
             dist.destroy_process_group()
 
-    def any(self, here):
+    def any(self, here: bool) -> bool:
         """Whether `here` is true on some rank. Does not wait for the device."""
         if self.world > 1:
             count = torch.tensor(int(here))
@@ -190,7 +200,7 @@ class Mesh(Group):
             here = bool(count)
         return here
 
-    def gather_objects(self, value):
+    def gather_objects(self, value: Any) -> list:
         """Every rank's value of any picklable object, a list in rank order. Does not wait for the device."""
         values = [value] * self.world
         if self.world > 1:
@@ -198,7 +208,7 @@ class Mesh(Group):
         return values
 
     @contextlib.contextmanager
-    def together(self):
+    def together(self) -> Iterator[None]:
         """All ranks leave this together, for however many hours some are in it: none waits in a collective meanwhile,
         which would take a slow rank for a dead one, and all hear signals. `any` is not for use within."""
         if self.world == 1:
@@ -224,7 +234,7 @@ class Mesh(Group):
         if failed:
             raise failed[0]
 
-    def of_all(self, work):
+    def of_all(self, work: Callable[[], Any]) -> list:
         """What work() gives on each rank, a list in rank order, however long it takes on some."""
         with self.together():
             value = work()

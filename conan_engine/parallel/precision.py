@@ -1,12 +1,20 @@
 """In which precision a run's matrix products are: as set, or what its device multiplies faster at the model's own
 shapes."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from conan_engine.parallel import cpu
+
+if TYPE_CHECKING:
+    from conan_engine.config import Config
+
 
 FASTER = 1.05  # times as fast: less is within what a measurement varies by
 
 
-def choose(config, mesh, before=None):
+def choose(config: Config, mesh: Any, before: str | None = None) -> tuple[str, str]:
     """("bfloat16" or "float32", why: a line, or "" where it was set). before: what it was in the run's checkpoint,
     which it stays. Collective."""
     if config.precision != "auto":

@@ -9,10 +9,21 @@ A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), a
 and both moments (8). Where weights are float32 the share of them is the master.
 """
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
 import torch
 
 from conan_engine.parallel.mesh import waiting
 from conan_kernels import pointwise
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from conan_engine.parallel.mesh import Group, Mesh
+
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls them
 BUCKET = 1 << 25  # parameters: 128 MB of gradients, enough for full bandwidth, little enough to begin early
@@ -22,7 +33,7 @@ class Bucket:
     """Parameters one after another in flat buffers, filled up with zeros so that every rank's share has the same
     size."""
 
-    def __init__(self, named, group, dtype):
+    def __init__(self, named: list[tuple[str, nn.Parameter]], group: Group, dtype: torch.dtype) -> None:
         """named: [(name, parameter)]; the parameters become views of `weights`, in that dtype."""
         self.group, self.names, self.parameters = group, *zip(*named)
         self.sizes = [p.numel() for p in self.parameters]
@@ -42,15 +53,15 @@ class Bucket:
             for p, gradient in self.gradient_of.items():
                 p.grad = gradient.view_as(p)  # autograd itself adds to it
 
-    def views(self, flat):
+    def views(self, flat: Tensor) -> tuple[Tensor, ...]:
         return flat[: sum(self.sizes)].split(self.sizes)
 
-    def lend(self, flat):
+    def lend(self, flat: Tensor) -> None:
         """The parameters become views of `flat`."""
         for p, weight in zip(self.parameters, self.views(flat)):
             p.data = weight.view_as(p)
 
-    def shared(self):
+    def shared(self) -> Iterator[tuple[str, Tensor, int, slice]]:
         """(name, parameter, start, place) of what is in this rank's share: the parameter's numbers from `start` on are
         at the slice `place` of the share."""
         end = 0
@@ -60,13 +71,13 @@ class Bucket:
             if first < last:
                 yield name, p, first - begin, slice(first - self.share.start, last - self.share.start)
 
-    def publish(self):
+    def publish(self) -> None:
         """Begin to bring every rank's share of the weights to all."""
         if self.weights.dtype != torch.float32:
             self.weights[self.share] = self.master.detach().to(self.weights.dtype)
         self.pending = self.group.start_gather(self.weights)
 
-    def wait(self):
+    def wait(self) -> None:
         """Until what was begun is done."""
         if self.pending:
             with waiting.on(self.group.device):
@@ -77,7 +88,9 @@ class Bucket:
 class ShardedAdamW:
     """A step: backwards, `send_next` before the last of them; `reduce_gradients`; `step`; `zero_gradients`."""
 
-    def __init__(self, model, mesh, lr, weight_decay, dtype=torch.float32):
+    def __init__(
+        self, model: torch.nn.Module, mesh: Mesh, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
+    ) -> None:
         """mesh: parallel.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no
         gradient are left as they are, in that dtype."""
         self.mesh = mesh
@@ -104,7 +117,7 @@ class ShardedAdamW:
             }
         self.zero_gradients()
 
-    def send_next(self):
+    def send_next(self) -> None:
         """The next backward is the step's last: what it completes is sent."""
         self.sending = True
 
@@ -124,7 +137,7 @@ class ShardedAdamW:
             self.mesh.tensor.sum(bucket.gradients)  # each had those of its own tokens
         bucket.pending = self.mesh.data.start_reduce_scatter(bucket.gradients)
 
-    def reduce_gradients(self):
+    def reduce_gradients(self) -> float:
         """Sum the gradients over ranks, of which most is done; returns their global L2 norm, a float."""
         while self.unsent:
             self._send(self.unsent.pop())
@@ -135,7 +148,7 @@ class ShardedAdamW:
                 squares += bucket.gradients[bucket.share].norm().square()
         return self.mesh.sum(squares).sqrt().item()
 
-    def step(self, lr, scale):
+    def step(self, lr: float, scale: float) -> None:
         """One update with the gradients times `scale` (clipping)."""
         self.adam.param_groups[0]["lr"] = lr
         for bucket in self.buckets:
@@ -144,7 +157,7 @@ class ShardedAdamW:
         for bucket in self.buckets:
             bucket.publish()
 
-    def zero_gradients(self):
+    def zero_gradients(self) -> None:
         """Before the next step."""
         for bucket in self.buckets:
             bucket.gradients.zero_()
@@ -153,7 +166,7 @@ class ShardedAdamW:
         self.unsent = list(self.buckets)
         self.missing = {bucket: set(bucket.parameters) for bucket in self.buckets}
 
-    def blend(self, earlier, share):
+    def blend(self, earlier: torch.nn.Module, share: float) -> None:
         """The weights become `share` (0 to 1) of themselves and the rest of `earlier`'s, a model of the same parts.
         Collective."""
         begun = dict(earlier.named_parameters())
@@ -165,7 +178,7 @@ class ShardedAdamW:
                     now.copy_(begun[name].flatten()[start : start + len(now)].lerp(now, share))
                 bucket.publish()
 
-    def close(self):
+    def close(self) -> None:
         """The model is as it was made: its weights float32, and nothing follows from its use. Collective."""
         for hook in self.hooks:
             hook.remove()
@@ -176,7 +189,7 @@ class ShardedAdamW:
             for p in bucket.parameters:
                 p.grad = None
 
-    def held(self):
+    def held(self) -> Iterator[tuple[str, str, int, Tensor]]:
         """This rank's part of a checkpoint: ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name; start; the
         numbers of its slice from there on, float32, as a view), each. What the tensor ranks have alike the first of
         them gives. The others' parts may be on their way meanwhile."""
@@ -187,7 +200,7 @@ class ShardedAdamW:
                     for name, _, start, place in bucket.shared():
                         yield key, name, start, share[place]
 
-    def load_state(self, pieces, steps):
+    def load_state(self, pieces: Any, steps: int) -> None:
         """The moments, from the pieces.Pieces of what ranks of any mesh held after `steps` updates. The weights are the
         model's when this is made."""
         for bucket in self.buckets:

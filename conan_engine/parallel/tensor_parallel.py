@@ -18,13 +18,19 @@ A parameter that is cut says so in `.split_by`. One that is not (norms) lies on 
 its own tokens only: sharded_adamw.py adds those up.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from conan_engine.parallel.mesh import Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Split(NamedTuple):
@@ -33,7 +39,7 @@ class Split(NamedTuple):
     dim: int
     sections: tuple
 
-    def cut(self, whole, group):
+    def cut(self, whole: Tensor, group: Group) -> Tensor:
         """This rank's part."""
         if group.world == 1:
             return whole
@@ -42,7 +48,7 @@ class Split(NamedTuple):
             self.dim,
         )
 
-    def join(self, parts):
+    def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The whole, of every rank's part in rank order."""
         each = [part.split([size // len(parts) for size in self.sections], self.dim) for part in parts]
         return torch.cat([piece for section in zip(*each) for piece in section], self.dim)
@@ -51,18 +57,18 @@ class Split(NamedTuple):
 class TensorParallel:
     """What a model is built of and calls, for the ranks of `group`; with one rank the plain thing."""
 
-    def __init__(self, group=None):
+    def __init__(self, group: Group | None = None) -> None:
         self.group = group or Group()
 
-    def columns(self, inputs, *outputs):
+    def columns(self, inputs: int, *outputs) -> nn.Linear:
         """A linear layer without bias to several outputs side by side, of each of which this rank computes 1 / N."""
         return self._linear(inputs, sum(outputs) // self.group.world, Split(0, outputs))
 
-    def rows(self, inputs, outputs):
+    def rows(self, inputs: int, outputs: int) -> nn.Linear:
         """A linear layer without bias whose inputs are what `columns` left on each rank, and its output a summand."""
         return self._linear(inputs // self.group.world, outputs, Split(1, (inputs,)))
 
-    def table(self, rows, width):
+    def table(self, rows: int, width: int) -> nn.Parameter:
         """A parameter [rows / N, width]: a vector each for this rank's part of the vocabulary."""
         table = nn.Parameter(torch.empty(rows // self.group.world, width))
         table.split_by = Split(0, (rows,))
@@ -74,19 +80,19 @@ class TensorParallel:
         linear.weight.split_by = split
         return linear
 
-    def mine(self, total):
+    def mine(self, total: int) -> slice:
         """Which of so many tokens are this rank's: a slice. The first ranks have ceil(T / N), the last what is left."""
         each = -(-total // self.group.world)
         return slice(min(self.group.rank * each, total), min((self.group.rank + 1) * each, total))
 
-    def look_up(self, tokens, table):
+    def look_up(self, tokens: Tensor, table: Tensor) -> Tensor:
         """The vectors [T/N, C] of this rank's tokens among int64 [T]."""
         if self.group.world == 1:
             return F.embedding(tokens, table)
         tokens, here = own(tokens, len(table), self.group)
         return self.scatter(F.embedding(tokens, table) * here[:, None])
 
-    def gather(self, x, total):
+    def gather(self, x: Tensor, total: int) -> Tensor:
         """[T/N, ...] -> [T, ...], in the dtype in which it will be multiplied; the gradients of all ranks' uses add
         up."""
         if self.group.world == 1:
@@ -95,16 +101,16 @@ class TensorParallel:
             x = x.to(torch.get_autocast_dtype(x.device.type))
         return _Gather.apply(x, self.group, total)
 
-    def scatter(self, x):
+    def scatter(self, x: Tensor) -> Tensor:
         """Summands [T, ...] of every rank -> this rank's tokens [T/N, ...] of their sum."""
         return x if self.group.world == 1 else _Scatter.apply(x, self.group)
 
-    def sum(self, x):
+    def sum(self, x: Tensor) -> Tensor:
         """Summands of every rank -> their sum on every rank, which all use alike: the gradient is the same on each."""
         return x if self.group.world == 1 else _Sum.apply(x, self.group)
 
 
-def own(ids, size, group):
+def own(ids: Tensor, size: int, group: Group) -> tuple[Tensor, Tensor]:
     """Of ids int64 in the vocabulary, of which each rank has `size`: (their places in this rank's part, 0 for those of
     others; whether they are in it)."""
     place = ids - group.rank * size

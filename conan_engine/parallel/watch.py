@@ -1,6 +1,8 @@
 """Signs of life between the ranks of a run: one whose process stands still or whose machine is gone ends the run in
 minutes, by name."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
@@ -10,13 +12,14 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 PACKAGE = str(Path(__file__).parent.parent)
 KEEPER = "the process that keeps the ranks' store: rank 0, or the first launcher"
 _watch = None  # this process's
 
 
-def begin(store, rank, world, timeout):
+def begin(store: Any, rank: int, world: int, timeout: float) -> None:
     """From now on this rank tells the others through the store, every few seconds, that it lives and where it is; and
     looks whether the next one does. After 0.8 * timeout seconds without a sign it says so and ends this process: the
     launcher then ends the others."""
@@ -24,7 +27,7 @@ def begin(store, rank, world, timeout):
     _watch = _Watch(store.clone(), rank, world, timeout)
 
 
-def end():
+def end() -> None:
     """Before this process leaves the others for good reason. A thread that is in the store's code while Python ends
     aborts the process, so this waits for what is there; not for long, since it may wait for a process that is gone."""
     if _watch:
@@ -33,17 +36,17 @@ def end():
             thread.join(2.0)
 
 
-def another_ended(error):
+def another_ended(error: BaseException) -> bool:
     """Whether this is what a rank meets whose peer has ended, for a reason that the peer has said."""
     return isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)) is not None
 
 
-def timed_out(error):
+def timed_out(error: BaseException) -> bool:
     """Whether a collective gave up waiting."""
     return isinstance(error, RuntimeError) and re.search(r"[Tt]imed out", str(error)) is not None
 
 
-def waited_for():
+def waited_for() -> str:
     """Who kept a collective waiting, in words: the ranks that are not in one."""
     return _watch.waited_for() if _watch else "another rank"
 

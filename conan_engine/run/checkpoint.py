@@ -1,11 +1,15 @@
 """Reading checkpoints (saving.py writes them): a damaged one is passed over for the one before."""
 
+from __future__ import annotations
+
 import dataclasses
 import hashlib
 import json
 import os
 import random
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,8 +25,15 @@ from conan_engine.parallel.device import check_heads
 from conan_engine.run.pieces import Pieces
 from conan_engine.settings import from_dict
 
+if TYPE_CHECKING:
+    from conan_engine.data.tokenizer import AnyTokenizer
+    from conan_engine.parallel.mesh import Mesh
+    from conan_engine.parallel.sharded_adamw import ShardedAdamW
 
-def newest(run, stages=STAGES, mesh=None):
+
+def newest(
+    run: str | Path, stages: Sequence[str] = STAGES, mesh: Mesh | None = None
+) -> tuple[Path, dict[str, Any]] | None:
     """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes
     over. `run` may be one checkpoint's folder: that one. mesh: the ranks that ask for it together; each reads some of
     the files."""
@@ -43,7 +54,13 @@ def newest(run, stages=STAGES, mesh=None):
     return None
 
 
-def start_from(start, model, tokenizer, mesh=None, layers=None):
+def start_from(
+    start: str | Path,
+    model: Transformer,
+    tokenizer: AnyTokenizer,
+    mesh: Mesh | None = None,
+    layers: list[int] | None = None,
+) -> None:
     """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or the newest of a run.
     layers: as config.chosen_layers gives them. Raises UserError for what is none of these or does not fit."""
     if gguf_file.is_gguf(start) or pretrained.is_transformers(start):
@@ -58,7 +75,7 @@ def start_from(start, model, tokenizer, mesh=None, layers=None):
     load_weights(*found, model, tokenizer, mesh, layers)
 
 
-def base_of(start, mesh=None):
+def base_of(start: str | Path, mesh: Mesh | None = None) -> dict[str, str]:
     """What identifies the weights of init_from, under which adapters alone are saved: {"folder", "digest"}."""
     if gguf_file.is_gguf(start):
         folder, files = Path(start), [Path(start)]
@@ -74,7 +91,14 @@ def base_of(start, mesh=None):
     return {"folder": str(folder.resolve()), "digest": mesh.of_all(digests)[0] if mesh else digests()}
 
 
-def load_base(folder, state, model, tokenizer, mesh=None, layers=None):
+def load_base(
+    folder: Path,
+    state: dict[str, Any],
+    model: Transformer,
+    tokenizer: AnyTokenizer,
+    mesh: Mesh | None = None,
+    layers: list[int] | None = None,
+) -> None:
     """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as config.chosen_layers
     gives them. Raises UserError if they are not what they were."""
     base = state["base"]
@@ -86,7 +110,14 @@ def load_base(folder, state, model, tokenizer, mesh=None, layers=None):
     start_from(base["folder"], model, tokenizer, mesh, [own[i] for i in layers] if own and layers else own or layers)
 
 
-def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
+def load_weights(
+    folder: Path,
+    state: dict[str, Any],
+    model: Transformer,
+    tokenizer: AnyTokenizer,
+    mesh: Mesh | None = None,
+    layers: list[int] | None = None,
+) -> None:
     """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with
     adapters, these. layers: as config.chosen_layers gives them. Raises UserError for another shape or another
     tokenizer."""
@@ -125,7 +156,7 @@ def load_weights(folder, state, model, tokenizer, mesh=None, layers=None):
         lora.merge(model)
 
 
-def load_training(folder, state, optimizer, stage, mesh):
+def load_training(folder: Path, state: dict[str, Any], optimizer: ShardedAdamW, stage: Any, mesh: Mesh) -> None:
     """Bring optimiser, stage and RNGs to where they were saved. The model's weights are loaded apart, before the
     optimiser is made."""
     optimizer.load_state(_pieces(folder, state, "optimizer"), state["counters"]["updates"])
@@ -140,7 +171,7 @@ def load_training(folder, state, optimizer, stage, mesh):
         torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(rng["cuda"])), dtype=torch.uint8))
 
 
-def load_model(run, device="cpu"):
+def load_model(run: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, AnyTokenizer, int, list[int]]:
     """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint, or of the one
     whose folder `run` is. Raises UserError where there is none."""
     home = Path(run).parent.parent if Path(run, "state.json").exists() else Path(run)
@@ -166,7 +197,7 @@ def load_model(run, device="cpu"):
     return model, tokenizer, config.model.context, config.supervised.dims
 
 
-def of_stage(run, stage):
+def of_stage(run: str | Path, stage: str) -> list[Path]:
     """A stage's finished checkpoint folders, newest first."""
     return sorted(Path(run, "checkpoints").glob(f"{stage}-*"), reverse=True)
 
@@ -193,13 +224,13 @@ def _damage_of(folder, rank=0, world=1):
         return f"{type(error).__name__}: {error}"
 
 
-def digest(path):
+def digest(path: str | Path) -> str:
     """Of a file's bytes, a string."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
-def sync(path):
+def sync(path: str | Path) -> None:
     """To the disk: without it a power cut could leave a renamed folder of empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)

@@ -1,6 +1,9 @@
 """How fast a step computes, beside what its device can do."""
 
+from __future__ import annotations
+
 import re
+from typing import Any
 
 import torch
 
@@ -13,7 +16,7 @@ PEAKS = {
 }  # fmt: skip
 
 
-def peak(device):
+def peak(device: torch.device) -> int | None:
     """TFLOP/s of a torch.device, or None where nobody has told."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
@@ -25,7 +28,7 @@ class Work:
     tokens that see each other, 12 D in each head of each layer. What is computed twice (gradient caching, recompute)
     counts once."""
 
-    def __init__(self, model, mesh):
+    def __init__(self, model: Any, mesh: Any) -> None:
         config, shared = model.config, model.tensor.group.world
         matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
         self.of_token = shared * sum((6 if p.requires_grad else 4) * p.numel() for p in matrices)
@@ -33,11 +36,11 @@ class Work:
         self.of_pair = 12 * config.head * config.heads * config.layers
         self.devices, self.peak = mesh.world, peak(mesh.device) if model.in_bfloat16() else None
 
-    def flop(self, sizes):
+    def flop(self, sizes: dict[str, Any]) -> int:
         """sizes: what stages.sizes says of a step."""
         return self.of_token * sizes["tokens"] + self.of_learnt * sizes["learnt"] + self.of_pair * sizes["pairs"]
 
-    def rate(self, sizes, seconds):
+    def rate(self, sizes: dict[str, Any], seconds: float) -> dict[str, float]:
         """{"tflops": TFLOP/s of a device, "mfu": their share of its peak}; {} where that is not known."""
         if not self.peak:
             return {}

@@ -1,8 +1,11 @@
 """SIGTERM and SIGUSR1, by which schedulers and spot machines say that the end is near, with seconds to spare."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
+from collections.abc import Iterator
 
 from conan_engine.errors import Stopped
 from conan_engine.parallel import watch
@@ -17,13 +20,13 @@ class Interrupts:
     doing: what the person is told was going on. Rank 0 alone says anything.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.asked, self.doing, self._later = None, "starting", False
         for number in SIGNALS:
             signal.signal(number, self._handle)
 
     @contextlib.contextmanager
-    def later(self):
+    def later(self) -> Iterator[None]:
         self._later = True
         try:
             yield
@@ -36,7 +39,7 @@ class Interrupts:
         if self.asked:
             self._stop()
 
-    def stop(self, standing):
+    def stop(self, standing: str) -> None:
         """Raise Stopped; standing: where the run stands."""
         self.ignore()  # a launcher and a scheduler may both send one
         told = f"stopped by {self.asked or 'a signal to another rank'}"
@@ -44,7 +47,7 @@ class Interrupts:
             f"{told} {standing}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else ""
         )
 
-    def ignore(self):
+    def ignore(self) -> None:
         """From now on: there is nothing left to stop."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)

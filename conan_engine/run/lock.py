@@ -1,14 +1,17 @@
 """One run a folder: a lock that dies with its process."""
 
+from __future__ import annotations
+
 import fcntl
 import os
 import socket
 from pathlib import Path
+from typing import IO
 
 from conan_engine.errors import UserError
 
 
-def hold(run):
+def hold(run: str | Path) -> IO[str] | None:
     """Lock a run's folder, made if it is missing, for as long as the file that this gives stays open, at most until
     this process ends, however it does. Raises UserError where another process holds it, naming that one, or where
     nothing can be written."""

@@ -1,9 +1,13 @@
 """What a person watches: metrics.jsonl, one progress bar a stage, loss.png, and what follow.py shows elsewhere."""
 
+from __future__ import annotations
+
 import contextlib
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -16,10 +20,10 @@ VALIDATED = [f"validation/{metric}" for metric in METRICS]  # what of it the per
 class Log:
     """Rank 0 writes; on the others every method does nothing."""
 
-    def __init__(self, run, first):
+    def __init__(self, run: str | Path, first: bool) -> None:
         self.path, self.active, self.followers = Path(run, "metrics.jsonl"), first, None
 
-    def resume(self, stages_before, stage, step):
+    def resume(self, stages_before: list[str], stage: str, step: int) -> None:
         """Forget the lines that a killed run wrote after its last checkpoint: those steps are done again."""
         if not self.active:
             return
@@ -37,13 +41,13 @@ class Log:
         os.replace(partial, self.path)
         self.file = open(self.path, "a", buffering=1)
 
-    def follow(self, names):
+    def follow(self, names: list[str]) -> None:
         """Show it elsewhere from now on, by these names; config.json is written."""
         if self.active:
             self.followers = Followers(self.path.parent, names, names == Config().log_to, self.say)
 
     @contextlib.contextmanager
-    def stage(self, name, steps, done):
+    def stage(self, name: str, steps: int, done: int) -> Iterator[None]:
         """A bar for one stage."""
         self.name = name
         self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, disable=not self.active)
@@ -52,7 +56,7 @@ class Log:
         finally:
             self.bar.close()  # an error's line then stands on a line of its own
 
-    def step(self, step, row, best=False):
+    def step(self, step: int, row: dict[str, Any], best: bool = False) -> None:
         """row: name -> number or string, for one step. best: whether its validation is."""
         if not self.active:
             return
@@ -66,19 +70,19 @@ class Log:
         if self.followers:
             self.followers.look()
 
-    def say(self, text):
+    def say(self, text: str) -> None:
         """One line to the person, without tearing the bar."""
         if self.active:
             tqdm.write(text)
 
-    def close(self):
+    def close(self) -> None:
         """All is written."""
         if self.active:
             self.file.close()
             if self.followers:
                 self.followers.close()
 
-    def draw(self):
+    def draw(self) -> None:
         """loss.png: every stage's loss by step, one panel a stage, and what validation found."""
         if not self.active:
             return

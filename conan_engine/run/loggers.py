@@ -1,6 +1,8 @@
 """A run shown elsewhere: each logger as a process of its own that reads what train.py writes. The command is
 conan_engine/follow.py."""
 
+from __future__ import annotations
+
 import fcntl
 import importlib.util
 import json
@@ -11,7 +13,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from conan_engine.config import LOGGERS as NAMES
 
@@ -24,7 +28,7 @@ class TensorBoard:
     """Each logger: `where` is what a person is told; log(step, numbers); settings are {dotted key: value};
     close(picture: a path, or None)."""
 
-    def __init__(self, run, state, settings):
+    def __init__(self, run: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.where = f"tensorboard --logdir {run / 'tensorboard'}"
@@ -32,11 +36,11 @@ class TensorBoard:
         if state["sent"] < 0:
             self.writer.add_text("settings", "".join(f"- {key} = {value}\n" for key, value in settings.items()), 0)
 
-    def log(self, step, numbers):
+    def log(self, step: int, numbers: dict[str, float]) -> None:
         for key, value in numbers.items():
             self.writer.add_scalar(key, value, step)
 
-    def close(self, picture):
+    def close(self, picture: Path | None) -> None:
         if picture:
             from matplotlib.image import imread
 
@@ -45,7 +49,7 @@ class TensorBoard:
 
 
 class WandB:
-    def __init__(self, run, state, settings):
+    def __init__(self, run: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
         import wandb
 
         self.wandb = wandb
@@ -61,17 +65,17 @@ class WandB:
         )
         self.where = self.run.url or f"wandb sync {Path(self.run.dir).parent}"
 
-    def log(self, step, numbers):
+    def log(self, step: int, numbers: dict[str, float]) -> None:
         self.run.log(numbers, step=step)
 
-    def close(self, picture):
+    def close(self, picture: Path | None) -> None:
         if picture:
             self.run.log({"loss.png": self.wandb.Image(str(picture))})
         self.run.finish()
 
 
 class MLflow:
-    def __init__(self, run, state, settings):
+    def __init__(self, run: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
         import mlflow
 
         self.mlflow = mlflow
@@ -86,17 +90,17 @@ class MLflow:
     def _key(self, key):
         return re.sub(r"[^\w\-. :/]", "_", key)  # other signs are not taken
 
-    def log(self, step, numbers):
+    def log(self, step: int, numbers: dict[str, float]) -> None:
         self.mlflow.log_metrics({self._key(key): value for key, value in numbers.items()}, step=step, synchronous=True)
 
-    def close(self, picture):
+    def close(self, picture: Path | None) -> None:
         if picture:
             self.mlflow.log_artifact(str(picture))
         self.mlflow.end_run()
 
 
 class Trackio:
-    def __init__(self, run, state, settings):
+    def __init__(self, run: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
         import trackio
 
         self.trackio = trackio
@@ -105,19 +109,19 @@ class Trackio:
         self.run = trackio.init(project=project, name=name, config=settings, resume="allow", embed=False)
         self.where = f"trackio show --project {project}"
 
-    def log(self, step, numbers):
+    def log(self, step: int, numbers: dict[str, float]) -> None:
         self.run.log(numbers, step=step)
 
-    def close(self, picture):
+    def close(self, picture: Path | None) -> None:
         if picture:
             self.run.log({"loss.png": self.trackio.Image(str(picture))})
         self.run.finish()
 
 
-LOGGERS = dict(zip(NAMES, (TensorBoard, WandB, MLflow, Trackio)))
+LOGGERS: dict[str, Any] = dict(zip(NAMES, (TensorBoard, WandB, MLflow, Trackio)))
 
 
-def flat(tree, prefix=""):
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """{dotted key: value} of nested settings; what is neither number nor text as JSON."""
     found = {}
     for key, value in tree.items():
@@ -128,7 +132,7 @@ def flat(tree, prefix=""):
     return found
 
 
-def send(run, name, ended):
+def send(run: Path, name: str, ended: Callable[[], bool]) -> None:
     """Send what is in a run's folder and what comes, until ended() and everything is. Waits for another that is at
     it."""
     folder = run / "loggers"
@@ -136,7 +140,9 @@ def send(run, name, ended):
     path = folder / f"{name}.json"
     with open(folder / f"{name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        state = json.loads(path.read_text()) if path.exists() else {"id": secrets.token_hex(4), "sent": -1}
+        state: dict[str, Any] = (
+            json.loads(path.read_text()) if path.exists() else {"id": secrets.token_hex(4), "sent": -1}
+        )
         config = json.loads((run / "config.json").read_text())
         before, total = {}, 0  # steps of the stages that come first
         for stage in config["stages"]:
@@ -181,7 +187,7 @@ def _keep(path, state):
 class Followers:
     """The commands that run beside a training run, one for each of config.log_to; say(line) tells the person."""
 
-    def __init__(self, run, names, default, say):
+    def __init__(self, run: str | Path, names: list[str], default: bool, say: Callable[[str], None]) -> None:
         self.run, self.say, self.processes, self.looked = Path(run), say, {}, 0.0
         for name in names:
             if importlib.util.find_spec(name):
@@ -197,7 +203,7 @@ class Followers:
                 say(f"log_to: {name} is not installed here, and nothing goes there: pip install {name}")
         self.told = set()
 
-    def look(self):
+    def look(self) -> None:
         """Now and then: tell where the run is to be seen, and which logger has ended before it."""
         if time.monotonic() - self.looked < 1:
             return
@@ -229,7 +235,7 @@ class Followers:
             f"conan_engine.follow {self.run} {name}"
         )
 
-    def close(self):
+    def close(self) -> None:
         """Give them a while to send the rest."""
         for process in self.processes.values():
             process.stdin.close()

@@ -1,13 +1,32 @@
 """The model with which a run goes on, or starts: from its checkpoint, from init_from, or from nothing."""
 
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
 from conan_engine.config import chosen_layers
 from conan_engine.errors import UserError
 from conan_engine.model import initial, lora
 from conan_engine.model.transformer import Transformer
 from conan_engine.run import checkpoint
 
+if TYPE_CHECKING:
+    from conan_engine.config import Config
+    from conan_engine.data.shards import Shards
+    from conan_engine.data.tokenizer import AnyTokenizer
+    from conan_engine.parallel.mesh import Mesh
 
-def make(config, tokenizer, shards, mesh, found, first, products=None):
+
+def make(
+    config: Config,
+    tokenizer: AnyTokenizer,
+    shards: dict[tuple[str, str], Shards],
+    mesh: Mesh,
+    found: tuple[Path, dict[str, Any]] | None,
+    first: list[str],
+    products: str | None = None,
+) -> tuple[Transformer, dict[str, str] | None]:
     """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the
     list `first`; and what the weights belong to that are trained and saved alone, None where all are. products: the
     precision of these, None as the config says."""
@@ -45,7 +64,9 @@ def make(config, tokenizer, shards, mesh, found, first, products=None):
     return model, base
 
 
-def before(name, config, tokenizer, shards, mesh):
+def before(
+    name: str, config: Config, tokenizer: AnyTokenizer, shards: dict[tuple[str, str], Shards], mesh: Mesh
+) -> Transformer:
     """The model as the stage `name` began with it."""
     earlier = config.stages[: config.stages.index(name)][-1:]
     found = checkpoint.newest(config.out_dir, earlier, mesh)

@@ -7,14 +7,22 @@ group, and `starts`, each tensor's first number in the slice. A file without the
 parallelism) holds whole tensors.
 """
 
+from __future__ import annotations
+
 import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def write(path, tensors, starts, group):
+
+def write(path: Path, tensors: dict[str, Tensor], starts: dict[str, int], group: Any) -> None:
     """tensors: {name: float32 [n]}, in host memory; starts: {name: int}; group: the tensor ranks."""
     save_file(tensors, path, {"tensor": json.dumps([group.rank, group.world]), "starts": json.dumps(starts)})
 
@@ -22,7 +30,7 @@ def write(path, tensors, starts, group):
 class Pieces:
     """All of a checkpoint's files of one sort. Nothing is read before it is asked for."""
 
-    def __init__(self, paths):
+    def __init__(self, paths: Iterable[Path]) -> None:
         self._of = {}  # name -> [(file, first number, place, tensor ranks)]
         for path in paths:
             file = safe_open(path, "pt")  # mapped: copying a few numbers reads these alone
@@ -31,7 +39,7 @@ class Pieces:
             for name in file.keys():
                 self._of.setdefault(name, []).append((file, starts.get(name, 0), *place))
 
-    def read_into(self, out, name, p, group, start=0):
+    def read_into(self, out: Tensor, name: str, p: Tensor, group: Any, start: int = 0) -> None:
         """Fill `out` [n], on any device, with the numbers of `name` that belong to parameter `p`, from its number
         `start` on; group: the tensor ranks. Raises KeyError if the files lack some of them."""
         split, missing = getattr(p, "split_by", None), len(out)

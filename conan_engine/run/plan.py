@@ -1,6 +1,9 @@
 """What a run will need, said before anything is allocated."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -9,8 +12,12 @@ from conan_engine.model import lora
 from conan_engine.model.transformer import count_parameters, memory_per_device
 from conan_engine.parallel.device import check_heads
 
+if TYPE_CHECKING:
+    from conan_engine.config import Config
+    from conan_engine.parallel.mesh import Mesh
 
-def report(config, mesh):
+
+def report(config: Config, mesh: Mesh) -> None:
     """Say how large the model is and what a device needs, before anything is allocated."""
     vocab, ranks = config.model.vocab_size or config.tokenizer.vocab_size, mesh.data.world
     adapters = lora.count(config.model, config.lora) if config.lora.rank else None

@@ -1,11 +1,19 @@
 """What differs between a run's settings and data now and those of its checkpoint, and whether it may go on with
 them."""
 
+from __future__ import annotations
+
 import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conan_engine.config import TABLES, Source
 from conan_engine.errors import UserError
 from conan_engine.settings import from_dict
+
+if TYPE_CHECKING:
+    from conan_engine.config import Config
+
 
 # What a stage's batches and pools follow from: it cannot change while the stage is under way.
 FIXED = (
@@ -26,7 +34,7 @@ FIXED = (
 FIXED_POOLS = ("supervised.steps", "negatives.count", "negatives.pool")
 
 
-def differences(folder, state, config, under_way):
+def differences(folder: str | Path, state: dict[str, Any], config: Config, under_way: str | None) -> str:
     """The settings that differ from those of the checkpoint `state` in `folder`, as words: "weak.lr = 0.5, was 0.0001",
     ...
 
@@ -62,7 +70,9 @@ def differences(folder, state, config, under_way):
     return ", ".join(f"{key} = {_said(after)}, was {_said(before)}" for key, before, after in found)
 
 
-def check_data(folder, state, fingerprints, under_way):
+def check_data(
+    folder: str | Path, state: dict[str, Any], fingerprints: dict[str, dict[str, str]], under_way: str
+) -> None:
     """Raise UserError, naming the source, if the stage that goes on from within had other records when `folder` was
     saved.
 

@@ -1,6 +1,8 @@
 """Checkpoints written while training goes on: every rank copies its part to host memory, which training waits for, and
 a thread writes the copy. Nothing is gathered but a few numbers."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
 import random
@@ -8,6 +10,7 @@ import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,6 +19,12 @@ from safetensors.torch import save_file
 
 from conan_engine.errors import UserError
 from conan_engine.run import checkpoint, pieces
+
+if TYPE_CHECKING:
+    from conan_engine.config import Config
+    from conan_engine.data.tokenizer import AnyTokenizer
+    from conan_engine.parallel.mesh import Mesh
+    from conan_engine.parallel.sharded_adamw import ShardedAdamW
 
 
 class Saver:
@@ -27,7 +36,16 @@ class Saver:
     folder .<stage>-<step>.partial. The folder is one that all machines share.
     """
 
-    def __init__(self, config, tokenizer, data, mesh, base=None, began=None, precision=None):
+    def __init__(
+        self,
+        config: Config,
+        tokenizer: AnyTokenizer,
+        data: dict[str, dict[str, str]],
+        mesh: Mesh,
+        base: dict[str, str] | None = None,
+        began: float | None = None,
+        precision: str | None = None,
+    ) -> None:
         """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base:
         checkpoint.base_of what the adapters belong to, where only these are trained; began: when training did
         (time.perf_counter), None: now; precision: that of its products, where the config leaves it open."""
@@ -45,7 +63,14 @@ class Saver:
             for left in self.folder.glob(".*.partial"):  # by a kill
                 shutil.rmtree(left)
 
-    def start(self, stage, step, optimizer, stage_state, counters):
+    def start(
+        self,
+        stage: str,
+        step: int,
+        optimizer: ShardedAdamW,
+        stage_state: dict[str, np.ndarray],
+        counters: dict[str, Any],
+    ) -> None:
         """Save the weights that are trained, both AdamW moments, the stage's own state (negative pools), every rank's
         RNGs, the step (all there is to the data's position and the schedules) and `counters`, as they are now. Waits
         for the save before, then for the copy. Raises UserError, and leaves the checkpoint before, where some of them
@@ -84,18 +109,18 @@ class Saver:
         self.name = f"{stage}-{step:08d}"
         self.work = self.thread.submit(self._write, files, stage_state)
 
-    def poll(self):
+    def poll(self) -> None:
         """Go on with what is ready on all ranks."""
         if self.work and not self.mesh.any(not self.work.done()):
             self._advance()
 
-    def finish(self):
+    def finish(self) -> None:
         """Until nothing is being written any more."""
         while self.work:
             self.poll()
             time.sleep(0.01)
 
-    def close(self):
+    def close(self) -> None:
         self.thread.shutdown()
 
     def _advance(self):

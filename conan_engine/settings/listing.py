@@ -1,13 +1,17 @@
 """Every setting with its default, its range and the comment beside it in config.py."""
 
+from __future__ import annotations
+
 import dataclasses
 import inspect
 import re
+from collections.abc import Iterator
+from typing import Any
 
 from conan_engine.config import Config
 
 
-def settings_with_comments(node=None, prefix=""):
+def settings_with_comments(node: Any = None, prefix: str = "") -> Iterator[tuple[str, Any, str]]:
     """Of every setting: (dotted key, default as one types it, its range and the comment beside or above it)."""
     node = node or Config()
     # a base class first: the last word counts
@@ -25,7 +29,7 @@ def settings_with_comments(node=None, prefix=""):
             yield f"{prefix}{key}", str(value).lower() if isinstance(value, bool) else value, said
 
 
-def range_of(kind, key):
+def range_of(kind: type, key: str) -> str | None:
     """The interval of a number of one of these classes, where it was first declared; None of another setting."""
     declared = (
         base.__dict__["__dataclass_fields__"].get(key)
@@ -35,7 +39,7 @@ def range_of(kind, key):
     return next((of.metadata["range"] for of in declared if of and "range" in of.metadata), None)
 
 
-def ranges(node, prefix=""):
+def ranges(node: Any, prefix: str = "") -> Iterator[tuple[str, float, str]]:
     """(dotted key, value, interval) of each number that has one."""
     for key, value in vars(node).items():
         if dataclasses.is_dataclass(value):
@@ -44,7 +48,7 @@ def ranges(node, prefix=""):
             yield f"{prefix}{key}", value, interval
 
 
-def as_help():
+def as_help() -> Iterator[str]:
     """A line for each setting, as --help shows it."""
     return (
         f"  --{key}={default}" + (f"  # {comment}" if comment else "")

@@ -1,11 +1,15 @@
 """A TOML file and `--section.key=value` arguments to a Config."""
 
+from __future__ import annotations
+
 import dataclasses
 import difflib
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from conan_engine.config import STAGES, TABLES, Config, Source
 from conan_engine.data.sources.forms import COLUMNS, LISTS, kind_of
@@ -14,7 +18,7 @@ from conan_engine.model import pretrained
 from conan_engine.settings import rules
 
 
-def load(path, overrides=()):
+def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`; [model] is that of
     init_from.
 
@@ -82,7 +86,7 @@ def _toml(text):
         return None
 
 
-def from_dict(tree, where):
+def from_dict(tree: dict[str, Any], where: str) -> Config:
     """The Config that `dataclasses.asdict` of a saved run gave. Raises UserError as `load` does."""
     config = Config()
     _assign(config, tree, "", where)

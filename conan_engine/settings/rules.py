@@ -1,11 +1,18 @@
 """What the values of settings must be, beyond their types: intervals, and what one setting asks of another."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from conan_engine.config import LOGGERS, METRICS, STAGES, TABLES, Lora, chosen_layers
 from conan_engine.errors import UserError
 from conan_engine.settings.listing import ranges
 
+if TYPE_CHECKING:
+    from conan_engine.config import Config
 
-def check_layers(config, where):
+
+def check_layers(config: Config, where: str) -> None:
     try:
         layers = chosen_layers(config.init_layers)
     except ValueError:
@@ -19,7 +26,7 @@ def check_layers(config, where):
         )
 
 
-def check(config, where):
+def check(config: Config, where: str) -> None:
     """The rules that a type does not say."""
 
     def require(holds, key, value, expected):
@@ -213,7 +220,7 @@ def _check_negatives(require, key, about, negatives):
     require(count <= negatives.pool, f"{key}.hard_negatives", count, f"at most negatives.pool = {negatives.pool}")
 
 
-def is_within(value, interval):
+def is_within(value: float, interval: str) -> bool:
     low, high = map(_number, interval[1:-1].split(", "))
     return (low < value or (interval[0] == "[" and low == value)) and (
         value < high or (interval[-1] == "]" and value == high)

@@ -13,6 +13,8 @@ Only tiles with some M_ij > 0 are visited, and only those with some M_ij < 1 kno
 this costs what causal attention costs, at alpha = 1 what bidirectional attention does.
 """
 
+from __future__ import annotations
+
 import math
 import os
 
@@ -70,7 +72,7 @@ def _backward(
     if not _fused(q):
         # torch.func, for within an op autograd records nothing
         _, differentiate = torch.func.vjp(
-            lambda *qkv: soft_mask_attention_reference(*qkv, cu_seqlens, alpha, mask, scale), q, k, v
+            lambda q, k, v: soft_mask_attention_reference(q, k, v, cu_seqlens, alpha, mask, scale), q, k, v
         )
         return tuple(x.contiguous() for x in differentiate(dout))
     from conan_kernels.attention import launch
@@ -95,7 +97,16 @@ def _differentiate(ctx, dout, _):
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def soft_mask_attention(q, k, v, cu_seqlens, alpha, mask="column", scale=None, return_lse=False):
+def soft_mask_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    alpha: float | Tensor,
+    mask: str = "column",
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
     """Attention within each sequence of a packed batch; the past in full, the future by alpha.
 
     q: [T, H, D], k and v: [T, G, D], of one dtype: bf16, fp16 or fp32. H is a multiple of G (query head h reads KV head

@@ -3,11 +3,18 @@
 Nothing here waits for the device: T, B and the shapes are all that the host knows of a batch.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 
 from conan_kernels.architecture import architecture, attention_tiles
 from conan_kernels.attention.gradients import dk_dv_block, dq_block
 from conan_kernels.attention.tiles import LOG2_E, forward_block, plan_blocks
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def _options(q):
@@ -32,7 +39,9 @@ def _rows(x):
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
-def forward(q, k, v, cu_seqlens, alpha, mask, scale):
+def forward(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor, mask: str, scale: float
+) -> tuple[Tensor, Tensor]:
     (T, H, D), G = q.shape, k.shape[1]
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = q.new_empty(T, H, D)
@@ -47,7 +56,18 @@ def forward(q, k, v, cu_seqlens, alpha, mask, scale):
     return out, lse
 
 
-def backward(dout, q, k, v, cu_seqlens, alpha, out, lse, mask, scale):
+def backward(
+    dout: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    alpha: Tensor,
+    out: Tensor,
+    lse: Tensor,
+    mask: str,
+    scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:
     (T, H, D), G = q.shape, k.shape[1]
     q, k, v, dout = _rows(q), _rows(k), _rows(v), dout.contiguous()
     dq, dk, dv = q.new_empty(T, H, D), k.new_empty(T, G, D), v.new_empty(T, G, D)

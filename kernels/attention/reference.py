@@ -1,10 +1,23 @@
 """Soft-masked attention as the paper writes it (arXiv 2509.12892, section 3.2), one sequence after another: what the
 kernel is tested against, and what runs on a CPU. Its memory is O(H * L^2)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def soft_mask_bias(length, alpha, mask="column", dtype=torch.float64, device=None):
+
+def soft_mask_bias(
+    length: int,
+    alpha: float | Tensor,
+    mask: str = "column",
+    dtype: torch.dtype = torch.float64,
+    device: str | torch.device | None = None,
+) -> Tensor:
     """log M [length, length] for one sequence, with i and j counted from 1: 0 where j <= i, else log min(alpha * l / j,
     1) for "column", log min(alpha * l / i, 1) for "row", log alpha for "uniform". alpha: a number or a 0-d tensor."""
     position = torch.arange(1, length + 1, dtype=dtype, device=device)
@@ -14,7 +27,16 @@ def soft_mask_bias(length, alpha, mask="column", dtype=torch.float64, device=Non
     return torch.where(j <= i, 0.0, (alpha * length / axis).clamp(max=1).log())
 
 
-def soft_mask_attention_reference(q, k, v, cu_seqlens, alpha, mask="column", scale=None, return_lse=False):
+def soft_mask_attention_reference(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    alpha: float | Tensor,
+    mask: str = "column",
+    scale: float | None = None,
+    return_lse: bool = False,
+) -> Any:
     """As `conan_kernels.soft_mask_attention`, in the inputs' own dtype: fp64 for a reference. lse is fp64 for fp64,
     else fp32."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale

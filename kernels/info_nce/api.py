@@ -1,5 +1,8 @@
 """Matryoshka InfoNCE without the N x M matrix: the public function, its checks, and the choice of the device's form."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -37,10 +40,20 @@ class InfoNCE(NamedTuple):
 
 
 def info_nce(
-    queries, documents, target, temperature, dims=None, weights=None, hard=None, query_group=None, document_group=None,
-    margin=None, known=None,
-    symmetric=False, combine=None,
-):  # fmt: skip
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: float | Tensor,
+    dims: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    hard: Tensor | None = None,
+    query_group: Tensor | None = None,
+    document_group: Tensor | None = None,
+    margin: float | Margin | None = None,
+    known: Known | None = None,
+    symmetric: bool = False,
+    combine: Callable[[Tensor], Tensor] | None = None,
+) -> InfoNCE:
     """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147) in one pass.
 
         loss_d = mean_i( logsumexp_j(s_ij / T) - s_i,target(i) / T ),   s = cosine of the first d columns
@@ -88,7 +101,16 @@ def info_nce(
     return InfoNCE(loss, (loss_per_dim + of_documents.detach()) / 2, *rest)
 
 
-def log_sum_exp_of_documents(queries, documents, target, temperature, dims, query_group, document_group, known=None):
+def log_sum_exp_of_documents(
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: float | Tensor,
+    dims: Sequence[int],
+    query_group: Tensor,
+    document_group: Tensor,
+    known: Known | None = None,
+) -> Tensor:
     """Over the queries, log-sum-exp of each document's s / T, as `info_nce` knows these, a query's own group, groups
     that it knows, and target[i] left out: fp32 [len(dims), M], -1e20 where nothing is left. Arguments and errors as
     there; a gradient flows to vectors and temperature."""

@@ -1,10 +1,17 @@
 """Documents of all ranks as negatives for each rank's queries."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import torch
 import torch.distributed as dist
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-def gather_documents(documents, group=None):
+
+def gather_documents(documents: Tensor, group: Any = None) -> Tensor:
     """Every rank's documents [m, ...] as one tensor [world * m, ...], with gradient; m and the dtype are the same on
     all.
 

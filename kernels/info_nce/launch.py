@@ -15,7 +15,11 @@ backward add what a column's log-sum-exp gives to u (chunked.py): no further pro
 inputs give the same bits.
 """
 
+from __future__ import annotations
+
 import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 import triton
@@ -36,6 +40,10 @@ from conan_kernels.info_nce.own import (
     suffix_sum,
 )
 from conan_kernels.info_nce.tiles import add_product, forward_tile, weight_tile
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 PANEL = 4096  # W of a panel and 7 dims: 235 MB in bf16
 
@@ -261,8 +269,19 @@ _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
 def fused_info_nce(
-    queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known, margin, symmetric
-):
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float],
+    hard: Tensor | None,
+    query_group: Tensor | None,
+    document_group: Tensor | None,
+    known: Any,
+    margin: Any,
+    symmetric: bool,
+) -> tuple[Tensor, ...]:
     """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those
     of the columns."""
     hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard

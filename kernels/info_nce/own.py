@@ -1,8 +1,17 @@
 """What both forms of InfoNCE share: prefix norms, and a query's own candidates, its positive and its hard negatives,
 which are so few (N x (1+K)) that plain PyTorch does for them, on any device."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # The z of what the softmax leaves out. Finite, so that 0 * LEFT_OUT is 0; its exponential, less any maximum, is 0 too.
 LEFT_OUT = -1e30
@@ -17,12 +26,12 @@ INPUTS = (
 SETTINGS = "SymInt[] dims, float[] weights, float absolute, float fraction"
 
 
-def schema(arguments, results):
+def schema(arguments: str, results: int) -> str:
     """Of an operator that returns so many tensors."""
     return f"({arguments}) -> ({', '.join(['Tensor'] * results)})"
 
 
-def empty_results(queries, documents, hard, k, both_ways):
+def empty_results(queries: Tensor, documents: Tensor, hard: Tensor, k: int, both_ways: bool) -> tuple[Tensor, ...]:
     """What both forms return first, for k dims, with nothing in it, fp32: loss [], loss_per_dim [k], positive [N], hard
     [N, K], accuracy []; z of the positives [k, N] and log-sum-exps of the columns [k, M], both [0] without
     both_ways."""
@@ -31,12 +40,12 @@ def empty_results(queries, documents, hard, k, both_ways):
     return tuple(queries.new_empty(shape, dtype=torch.float32) for shape in ((), (k,), (N,), (N, K), (), *of_columns))
 
 
-def blocks_of(dims):
+def blocks_of(dims: Sequence[int]) -> list[slice]:
     """The column slices between one prefix width and the next."""
     return [slice(a, b) for a, b in zip((0, *dims), dims)]
 
 
-def inverse_norms(vectors, blocks):
+def inverse_norms(vectors: Tensor, blocks: list[slice]) -> Tensor:
     """[..., E] -> fp32 [k, ...]: 1 / norm of each prefix that ends with a block; 0 for a zero prefix, so its cosines
     are 0."""
     norms = [torch.linalg.vector_norm(vectors[..., block], dim=-1, dtype=torch.float32) for block in blocks]
@@ -44,12 +53,14 @@ def inverse_norms(vectors, blocks):
     return torch.where(squares > 0, squares, torch.inf).rsqrt()
 
 
-def suffix_sum(x):
+def suffix_sum(x: Tensor) -> Tensor:
     """Sums over dims k >= b, for every b: [k, ...] -> [k, ...]."""
     return x.flip(0).cumsum(0).flip(0)
 
 
-def own_similarities(queries, documents, target, hard, blocks, rq, rd):
+def own_similarities(
+    queries: Tensor, documents: Tensor, target: Tensor, hard: Tensor, blocks: list[slice], rq: Tensor, rd: Tensor
+) -> tuple[Tensor, Tensor]:
     """Cosines and inverse norms, each fp32 [k, N, 1+K], of each query's positive (first) and hard negatives."""
     inverse = torch.cat((rd[:, target, None], inverse_norms(hard, blocks)), dim=2)
     N, K, E = hard.shape
@@ -65,7 +76,7 @@ def own_similarities(queries, documents, target, hard, blocks, rq, rd):
     return similarity.mul_(inverse).mul_(rq[..., None]), inverse
 
 
-def own_logits(similarity_own, T, absolute, fraction):
+def own_logits(similarity_own: Tensor, T: float | Tensor, absolute: float, fraction: float) -> tuple[Tensor, Tensor]:
     """z = similarity / T of a query's own candidates [k, N, 1+K], hard negatives above the margin left out; and the
     limit [k, N], in z, above which any candidate is left out."""
     positive = similarity_own[..., 0]
@@ -76,7 +87,7 @@ def own_logits(similarity_own, T, absolute, fraction):
     return z, limit
 
 
-def softmax_of_rows(others, z_own):
+def softmax_of_rows(others: Tensor, z_own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The softmax over everything a query sees, of which the shared documents but the positive are known by `others`.
 
     others [...]: log-sum-exp of those documents' z; z_own [..., 1+K]: the positive's and the hard negatives'.
@@ -92,7 +103,15 @@ def softmax_of_rows(others, z_own):
     return loss, lse, torch.cat((-torch.sigmoid(others - positive)[..., None], u_hard), dim=-1)
 
 
-def add_hard_gradients(queries, hard, weighted, radial, blocks, dqueries, dhard):
+def add_hard_gradients(
+    queries: Tensor,
+    hard: Tensor,
+    weighted: Tensor,
+    radial: Tensor,
+    blocks: list[slice],
+    dqueries: Tensor,
+    dhard: Tensor,
+) -> None:
     """Add to dqueries (fp32 [N, E]) and write to dhard [N, K, E] what flows through the hard negatives' similarities.
 
     weighted, radial: [k, N, K], what multiplies the other side and the own vector in each block.

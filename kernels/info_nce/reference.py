@@ -1,25 +1,33 @@
 """InfoNCE as the textbook writes it: a loop over dims, the full N x M matrix. What the other forms are tested
 against."""
 
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 
-from conan_kernels.info_nce.api import InfoNCE, Margin
+from conan_kernels.info_nce.api import InfoNCE, Known, Margin
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def info_nce_reference(
-    queries,
-    documents,
-    target,
-    temperature,
-    dims=None,
-    weights=None,
-    hard=None,
-    query_group=None,
-    document_group=None,
-    margin=None,
-    known=None,
-    symmetric=False,
-):
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: float | Tensor,
+    dims: Sequence[int] | None = None,
+    weights: Sequence[float] | None = None,
+    hard: Tensor | None = None,
+    query_group: Tensor | None = None,
+    document_group: Tensor | None = None,
+    margin: float | Margin | None = None,
+    known: Known | None = None,
+    symmetric: bool = False,
+) -> InfoNCE:
     """As `conan_kernels.info_nce`, in the inputs' own dtype: fp64 for a reference. Memory is O(N * (M + K))."""
     dims = dims or (queries.shape[1],)
     weights = weights or (1.0 / len(dims),) * len(dims)
@@ -45,17 +53,17 @@ def info_nce_reference(
 
 
 def similarities_and_logits(
-    queries,
-    documents,
-    target,
-    temperature,
-    dim,
-    hard=None,
-    query_group=None,
-    document_group=None,
-    margin=None,
-    known=None,
-):
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: float | Tensor,
+    dim: int,
+    hard: Tensor | None = None,
+    query_group: Any = None,
+    document_group: Any = None,
+    margin: float | Margin | None = None,
+    known: Any = None,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Of one dim, over the documents and then each query's hard negatives: similarities and logits (-inf for who is no
     candidate), and which is the positive, each [N, M + K]."""
     margin = margin if isinstance(margin, Margin) or margin is None else Margin(margin)
@@ -77,7 +85,7 @@ def similarities_and_logits(
     return similarity, (similarity / temperature).masked_fill(left_out, -torch.inf), is_positive
 
 
-def unit(x):
+def unit(x: Tensor) -> Tensor:
     """x over its norm; a zero vector stays zero and gets no gradient."""
     square = x.square().sum(-1, keepdim=True)
     return x * torch.where(square > 0, square, torch.inf).rsqrt()

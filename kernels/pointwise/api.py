@@ -3,9 +3,16 @@
 PyTorch's own forms make several passes, in fp32 where one of the inputs is. The engine has other forms for a CPU.
 """
 
+from __future__ import annotations
+
 import functools
+from typing import TYPE_CHECKING
 
 import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 PROGRAMS = 512  # that share the rows of add_rms_norm's backward: fixed, so that the order of its sums is too
 
@@ -28,7 +35,9 @@ def _power(n):
     return 1 << (n - 1).bit_length()
 
 
-def add_rms_norm(x, y, weight, eps, dtype=None):
+def add_rms_norm(
+    x: Tensor, y: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor]:
     """(x + y, its RMSNorm) of x and y [T, C]: (x + y) / sqrt(mean((x + y)^2) + eps) * weight [C] (arXiv 1910.07467),
     the first in x's dtype, the second in `dtype`, by default x's. y None: x itself, and its norm."""
     return _AddRMSNorm.apply(x, y, weight, eps, dtype or x.dtype)
@@ -72,7 +81,7 @@ def _row(C):
     return {"BLOCK": block, "num_warps": min(16, max(1, block // 512))}
 
 
-def rotate(x, cos, sin, heads):
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
     """RoPE (arXiv 2104.09864): x [T, N, D], its first `heads` with their pairs (x[d], x[d + D/2]) turned by the angles
     of cos and sin [T, 1, D/2], the others as they are -> [T, N, D]. Tokens may be any stride apart."""
     return _Rotate.apply(x, cos, sin, heads)
@@ -100,7 +109,7 @@ def _turned(x, cos, sin, heads, sign):
     return out
 
 
-def swiglu(gate_up):
+def swiglu(gate_up: Tensor) -> Tensor:
     """silu(gate) * up (arXiv 2002.05202) of gate_up [T, 2F], the gate first -> [T, F]."""
     return _SwiGLU.apply(gate_up)
 
@@ -127,7 +136,7 @@ class _SwiGLU(torch.autograd.Function):
         return dgate_up
 
 
-def sum_sequences(x, cu_seqlens):
+def sum_sequences(x: Tensor, cu_seqlens: Tensor) -> Tensor:
     """The sum of each sequence's rows: x [T, C], cu_seqlens int32 [B+1] -> fp32 [B, C]. Unlike index_add, whose atomics
     add in any order, the same bits on every run."""
     return _SumSequences.apply(x, cu_seqlens)
@@ -151,7 +160,7 @@ class _SumSequences(torch.autograd.Function):
         return torch.repeat_interleave(dout.to(dtype), ctx.saved_tensors[0].diff(), dim=0, output_size=T), None
 
 
-def softmax_sums(logits):
+def softmax_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     """logits [n, V] -> (the largest of each row, the sum of exp(logit - it)), fp32 [n] both."""
     peak, total = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(logits):
@@ -159,7 +168,7 @@ def softmax_sums(logits):
     return peak, total
 
 
-def softmax_minus_target_(logits, lse, target):
+def softmax_minus_target_(logits: Tensor, lse: Tensor, target: Tensor) -> Tensor:
     """In place of logits [n, V]: exp(logits - lse [n]), minus 1 at target [n] (int64; -1: that of no column here)."""
     n, V = logits.shape
     with torch.cuda.device_of(logits):
@@ -167,7 +176,7 @@ def softmax_minus_target_(logits, lse, target):
     return logits
 
 
-def add_(total, part):
+def add_(total: Tensor, part: Tensor) -> Tensor:
     """total += part, of as many numbers, total contiguous. On CUDA PyTorch's own takes more than twice as long where
     the dtypes differ."""
     if not total.is_cuda or part.dtype == total.dtype:

@@ -1,8 +1,12 @@
 """Sentences in up to a hundred languages: the gettext catalogues (.mo and .po) that installed packages carry."""
 
+from __future__ import annotations
+
 import ast
 import hashlib
 import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import polib
@@ -42,13 +46,13 @@ class Message(NamedTuple):
     foreign: str
 
 
-def held_out(english):
+def held_out(english: str) -> bool:
     """Whether a message is kept for the evaluation in every language: a fifth of them, by a hash of the English
     text."""
     return int.from_bytes(hashlib.blake2b(english.encode(), digest_size=8).digest(), "little") % 5 == 0
 
 
-def read(packages=tuple(FOLDERS)):
+def read(packages: Iterable[str] = tuple(FOLDERS)) -> Iterator[Message]:
     """Yield the Messages of packages: whole sentences (three words or more in English) that are really translated.
 
     A text that stands in several catalogues of a language comes once. Of a catalogue in both forms the source is read:
@@ -86,7 +90,7 @@ def _read_files(files):
     return found
 
 
-def read_mo(path):
+def read_mo(path: Path) -> Iterator[tuple[str, str]]:
     """(English, translation) of a compiled catalogue; of a plural, its singular form."""
     entries = {}
     for entry in polib.mofile(str(path)):
@@ -97,7 +101,7 @@ def read_mo(path):
     yield from (entries[key] for key in sorted(entries, key=lambda key: str((key, entries[key][1]))))
 
 
-def read_po(path):
+def read_po(path: Path) -> Iterator[tuple[str, str]]:
     """(English, translation) of a source catalogue. Where the message id is a name, the English is in its comment
     `Default: "..."`. Fuzzy (unchecked) entries are left out."""
     for entry in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace")):

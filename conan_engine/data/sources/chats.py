@@ -1,6 +1,10 @@
 """Conversations as people have them: OpenAI's messages, ShareGPT's conversations, TRL's prompt and completion, Alpaca's
 history."""
 
+from __future__ import annotations
+
+from typing import Any
+
 from conan_engine.data.sources.bad import Bad, wrong
 
 # who speaks, by the names that are in use -> system, user, assistant, tool
@@ -12,7 +16,7 @@ ROLES = {
 }
 
 
-def of_row(row):
+def of_row(row: dict[str, Any]) -> tuple[str, dict] | None:
     """(kind, record) of a row that is a conversation in parts, None of any other: TRL's prompt and completion, Alpaca's
     with a history. Raises Bad."""
     if "prompt" in row and "completion" in row:
@@ -36,12 +40,12 @@ def of_row(row):
     return None
 
 
-def conversation(value, place):
+def conversation(value: Any, place: str) -> list[dict]:
     """A list of messages as `turns` gives it, with something to learn in it. Raises Bad."""
     return _answered(turns(value, place))
 
 
-def turns(value, place, learn=True):
+def turns(value: Any, place: str, learn: bool = True) -> list[dict]:
     """A list of messages, {"role" or "from", "content" or "value"}, or one text of a user, as dicts with role, content
     (text), whether it is to be learnt, and whatever else they had. Raises Bad."""
     if isinstance(value, str):
@@ -76,6 +80,6 @@ def _answered(messages):
     return messages
 
 
-def text(value, place):
+def text(value: Any, place: str) -> str:
     """What a list of messages says, one after another, as ms-swift has texts to embed. Raises Bad."""
     return "\n".join(message["content"] for message in turns(value, place))

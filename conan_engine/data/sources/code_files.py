@@ -1,6 +1,9 @@
 """The source code of installed packages, whole files: text that a language model learns from."""
 
+from __future__ import annotations
+
 import hashlib
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from conan_engine.data.sources import docstrings
@@ -14,7 +17,7 @@ class CodeFile(NamedTuple):
     text: str
 
 
-def read(packages, without=()):
+def read(packages: Iterable[str], without: Iterable[str] = ()) -> Iterator[CodeFile]:
     """Yield the CodeFiles of packages, each text once; of modules with a part of their name in `without` none: other
     packages carry copies. Raises UserError for a package that is not installed."""
     seen = set()

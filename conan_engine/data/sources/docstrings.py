@@ -1,6 +1,8 @@
 """The documentation of installed packages, read and never run: first paragraph, the rest, and the code that they
 describe."""
 
+from __future__ import annotations
+
 import ast
 import inspect
 import itertools
@@ -8,6 +10,7 @@ import sys
 import sysconfig
 import types
 import warnings
+from collections.abc import Iterable, Iterator
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import NamedTuple
@@ -32,7 +35,7 @@ class Docstring(NamedTuple):
     code: str = ""  # of a function, its first statements under a line with its name and parameters
 
 
-def read(packages):
+def read(packages: Iterable[str]) -> Iterator[Docstring]:
     """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages or beside it (places)), each
     (summary, rest) once.
 
@@ -59,7 +62,7 @@ def _read_files(files):
     return found
 
 
-def modules(package):
+def modules(package: str) -> Iterator[tuple[Path, str]]:
     """(file, dotted name) of every module of a package, in sorted order. Raises UserError where it is not installed."""
     start = Path(sysconfig.get_path("stdlib")) if package == "stdlib" else places.find(package, package)
     root = start if package == "stdlib" else start.parent

@@ -1,6 +1,8 @@
 """A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz or .zst, and Parquet and Arrow where
 pyarrow is installed. One kind of record a source."""
 
+from __future__ import annotations
+
 import codecs
 import csv
 import functools
@@ -10,19 +12,25 @@ import json
 import os
 import sys
 import zlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from conan_engine.data.sources import paths
 from conan_engine.data.sources.bad import Bad
 from conan_engine.data.sources.forms import record
 from conan_engine.errors import UserError
 
+if TYPE_CHECKING:
+    from conan_engine.data.sources.paths import Piece
+
+
 DECODER = json.JSONDecoder()
 BATCH = 1024  # rows of a table that are objects of Python at a time
 MAKE_LINES = "python -c 'import json,sys; [print(json.dumps(r)) for r in json.load(sys.stdin)]'"
 
 
-def read(source, columns=None, reject=None):
+def read(source: str | Path, columns: dict | None = None, reject: Callable | None = None) -> Iterator[tuple[str, dict]]:
     """Yield (kind, record) for the records of the files of a source (paths.of), one after another, streaming: dicts of
     only the keys of their kind, as forms.record gives.
 
@@ -38,9 +46,10 @@ class Reader:
     """The records of Pieces of files, as `read` gives them, which may be none. While they are read: `where` is the
     (path, place) of the last one, `behind` the bytes of the pieces that are behind it, about."""
 
-    def __init__(self, pieces, columns=None, reject=None):
+    def __init__(self, pieces: list[Piece], columns: dict | None = None, reject: Callable | None = None) -> None:
         self.pieces, self.columns, self.reject = pieces, columns or {}, reject
-        self._file, self._place, self._before = None, "", 0
+        self._file: Any = None
+        self._place, self._before = "", 0
 
     def __iter__(self):
         first = None
@@ -62,11 +71,11 @@ class Reader:
             self._before += piece.bytes
 
     @property
-    def where(self):
+    def where(self) -> tuple[Path, str]:
         return self._file.path, self._file.located(self._place)
 
     @property
-    def behind(self):
+    def behind(self) -> int:
         return self._before + (self._file.behind() if self._file else 0)
 
     def _left_out(self, place, bad):
@@ -86,11 +95,11 @@ def _some(name, records):
         raise nothing_in(name)
 
 
-def nothing_in(source):
+def nothing_in(source: str | Path) -> UserError:
     return UserError(f'{source}: holds no records that can be used; give at least one line such as {{"text": "..."}}')
 
 
-def rows(path, ending=""):
+def rows(path: str | Path, ending: str = "") -> Iterator[Any]:
     """Yield (place, dict) for each row of a file, whatever its keys, or for each line of text of what has the ending
     ".txt", streaming. Raises UserError as `read` does."""
     path = Path(path)
@@ -102,7 +111,7 @@ def rows(path, ending=""):
         yield place, row
 
 
-def read_standard_input():
+def read_standard_input() -> Iterator[tuple[str, dict]]:
     """As `read`, of standard input: JSON Lines if its first character is a brace, else a text a line."""
     stream, name = sys.stdin.buffer, "standard input"
     lines = _decoded(stream)

@@ -4,9 +4,13 @@ Read are the engine's own keys, and the forms that sentence-transformers, FlagEm
 OpenAI document. Other columns are named in the config ("columns": the engine's key -> theirs).
 """
 
+from __future__ import annotations
+
 import functools
 import math
 import re
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -14,7 +18,7 @@ from conan_engine.data.sources import chats
 from conan_engine.data.sources.bad import Bad, short, wrong
 
 # kind -> key -> the types its value may have. A key that is optional has None among them.
-KINDS = {
+KINDS: dict[str, dict[str, tuple]] = {
     "instruction": {"instruction": (str,), "input": (str, None), "output": (str,)},
     "pairs": {
         "query": (str,),
@@ -30,7 +34,7 @@ KINDS = {
     "text": {"text": (str,)},
 }
 # The first whose keys a record has says what it is: (kind, {the engine's key: the record's}).
-FORMS = (
+FORMS: tuple[tuple[str, dict[str, str]], ...] = (
     ("instruction", {"instruction": "instruction", "output": "output"}),
     ("pairs", {"query": "messages", "pos": "positive_messages"}),  # ms-swift's
     ("chat", {"messages": "messages"}),  # OpenAI's, and TRL's
@@ -55,12 +59,12 @@ SCORES = {"pos_scores": "pos", "neg_scores": "neg"}  # one for each text of the 
 LARGEST = float(np.finfo(np.float32).max)  # of a score, which shards keep as float32
 
 
-def kind_of(keys):
+def kind_of(keys: Iterable[str]) -> str | None:
     """Which of KINDS a record with these of the engine's own keys is, or None."""
     return next((kind for kind, form in FORMS if form.keys() == set(form.values()) and form.keys() <= set(keys)), None)
 
 
-def record(row, columns, typed=True):
+def record(row: dict[str, Any], columns: dict, typed: bool = True) -> tuple[str, dict]:
     """A row as a record of the engine's: (kind, dict of the keys of its kind), "pos" and "neg" always lists, "label"
     text.
 
@@ -70,16 +74,16 @@ def record(row, columns, typed=True):
     if None in row.values():
         row = {key: value for key, value in row.items() if value is not None}
     if columns:
-        kind, named = kind_of(columns), columns
-    elif found := chats.of_row(row):
-        return found
+        kind, named = kind_of(columns) or "", columns
+    elif chat := chats.of_row(row):
+        return chat
     else:
         kind, named = _form(tuple(row))
         if kind is None:
             raise Bad("missing key", _missing(row))
         if kind == "text" and type(row["text"]) is str:  # the most there are, and nothing else to look at
             return kind, {"text": row["text"]}
-    found = {}
+    found: dict[str, Any] = {}
     for key, types in KINDS[kind].items():
         values = [value for name in _names(named.get(key, ())) if (value := _value(row, name)) is not None]
         if not values:

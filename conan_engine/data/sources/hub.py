@@ -1,6 +1,8 @@
 """Sources that the Hub has: "hf:OWNER/NAME", "hf:OWNER/NAME:CONFIG:SPLIT@REVISION", through the `datasets` package and
 its cache."""
 
+from __future__ import annotations
+
 import functools
 import re
 from pathlib import Path
@@ -12,7 +14,7 @@ FORM = re.compile(r"hf:([^:@]+)(?::([^:@]*))?(?::(\w+))?(?:@([^:@]+))?")
 
 
 @functools.cache  # each stage asks
-def files(source):
+def files(source: str) -> list[Path]:
     """The Arrow files in which `datasets` keeps a split, "train" unless the source says another; downloaded where it
     has to be. Offline, what is cached is taken. Raises UserError for what cannot be loaded, and where `datasets` is not
     installed."""

@@ -6,13 +6,23 @@ language (`catalogues.held_out`). Of the rest one fiftieth is for validation, un
 "library.catalogues" add those of `make texts`.
 """
 
+from __future__ import annotations
+
 import functools
 import hashlib
 import random
 import re
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 from conan_engine.data.sources import catalogues, code_files, docstrings
 from conan_engine.languages import PAPER
+
+if TYPE_CHECKING:
+    from conan_engine.data.sources.catalogues import Message
+    from conan_engine.data.sources.code_files import CodeFile
+    from conan_engine.data.sources.docstrings import Docstring
+
 
 TRAINING_PACKAGES = (
     "stdlib", "numpy", "torch", "django", "wagtail", "sphinx", "matplotlib", "scipy", "sklearn", "pandas",
@@ -84,12 +94,12 @@ def _messages(packages):
     return [m for m in catalogues.read(packages) if not catalogues.held_out(m.english)]
 
 
-def docs(validation=False, packages=TRAINING_PACKAGES):
+def docs(validation: bool = False, packages: tuple[str, ...] = TRAINING_PACKAGES) -> Iterable[Docstring]:
     """Docstrings of more than a summary, to train on or kept for validation: all that have one text are on one side."""
     return [doc for doc in _all_docs(validation, packages) if doc.rest]
 
 
-def functions(validation=False, packages=TRAINING_PACKAGES):
+def functions(validation: bool = False, packages: tuple[str, ...] = TRAINING_PACKAGES) -> Iterable[Docstring]:
     """Docstrings of functions, with or without more than a summary, to train on or kept for validation."""
     return [doc for doc in _all_docs(validation, packages) if len(doc.code) >= SHORTEST_CODE]
 
@@ -98,7 +108,7 @@ def _all_docs(validation, packages):
     return [doc for doc in _docs(packages) if _kept(doc.rest or doc.summary) is validation]
 
 
-def messages(validation=False, packages=tuple(catalogues.FOLDERS)):
+def messages(validation: bool = False, packages: tuple[str, ...] = tuple(catalogues.FOLDERS)) -> Iterable[Message]:
     """Messages in every language, to train on or kept for validation: by their English."""
     return [m for m in _messages(packages) if _kept(m.english) is validation]
 
@@ -107,7 +117,7 @@ def _kept(text):
     return fraction(text) < 0.02
 
 
-def code(validation=False, packages=TRAINING_PACKAGES):
+def code(validation: bool = False, packages: tuple[str, ...] = TRAINING_PACKAGES) -> Iterable[CodeFile]:
     """Files of source code, to train on or kept for validation; copies of the held-out packages are left out."""
     return (file for file in code_files.read(packages, HELD_OUT_PACKAGES) if _kept(file.text) is validation)
 
@@ -155,7 +165,7 @@ def _doc_labels(docs):
         yield {"text": doc.summary, "label": " ".join(doc.module.split(".")[:2])}
 
 
-def doc_sts(docs):
+def doc_sts(docs: list[Docstring]) -> Iterator[dict]:
     """Graded by structure: a summary and its own text 1, another text of the same module 0.5, of the same package 0.25,
     of another package 0."""
     by_module, by_package = {}, {}
@@ -188,7 +198,7 @@ def _shared_out(messages):
             yield message
 
 
-def fraction(text):
+def fraction(text: str) -> float:
     """Of the way from 0 to 1, by a hash."""
     return (
         int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") / 2**64
@@ -205,7 +215,7 @@ def _message_instructions(messages):
         yield {"instruction": "", "input": message.foreign, "output": message.english}
 
 
-def message_sts(messages):
+def message_sts(messages: Iterable[Message]) -> Iterator[dict]:
     """A message in two languages 1; a message and another one of the same package 0.25; of another package 0."""
     messages = list(_shared_out(messages))
     by_english, by_package = {}, {}
@@ -224,7 +234,7 @@ def message_sts(messages):
         }
 
 
-def translations(messages):
+def translations(messages: Iterable[Message]) -> Iterator[dict]:
     """One message in two languages 1, two messages in any 0: half of either."""
     messages = list(_shared_out(messages))
     by_english = {}

@@ -1,6 +1,8 @@
 """The files that a source names: one, a folder, a pattern, or a list of these; always in the same order. And how they
 are cut into units of work, which depends on their names and sizes alone."""
 
+from __future__ import annotations
+
 import glob
 import os
 from pathlib import Path
@@ -32,13 +34,13 @@ class Piece(NamedTuple):
     parts: int = 1
 
 
-def unpacked(path):
+def unpacked(path: Path) -> str:
     """The ending that says what a file holds, without a dot: "jsonl" of "a.jsonl.zst"."""
     name = Path(path).name.lower()
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name).rpartition(".")[2]
 
 
-def cut(source):
+def cut(source: str | Path) -> list[list[Piece]]:
     """A source's files as units of work, each a list of Pieces: neighbours together up to a size, large files in
     parts."""
     sizes = [(path, os.stat(path).st_size) for path in of(source)]
@@ -57,7 +59,7 @@ def cut(source):
     return units
 
 
-def of(source):
+def of(source: str | Path) -> list[Path]:
     """The files of a source, sorted by name, not as the file system has them.
 
     source: a file; a folder that `datasets` saved or that says itself which files are which (saved.py); any other

@@ -1,5 +1,7 @@
 """Where installed text lies: in site-packages, or in a folder beside it from which nothing here could import."""
 
+from __future__ import annotations
+
 import sysconfig
 from pathlib import Path
 
@@ -8,7 +10,7 @@ from conan_engine.errors import UserError
 TEXTS = "texts"  # in the environment's folder; `make texts` fills it
 
 
-def find(name, folder):
+def find(name: str, folder: str) -> Path:
     """The folder of that name, of the package `name`. Raises UserError where it is not installed."""
     places = [Path(sysconfig.get_path("purelib"), folder), Path(sysconfig.get_path("data"), TEXTS, folder)]
     for place in places:

@@ -1,5 +1,7 @@
 """Work on several processes."""
 
+from __future__ import annotations
+
 import collections
 import contextlib
 import itertools
@@ -7,7 +9,9 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
+from typing import Any
 
 import loky  # whose processes, other than multiprocessing's, need not import the main module and with it torch
 from loky.process_executor import TerminatedWorkerError
@@ -19,11 +23,11 @@ class Pool:
     """`processes` of them (0: one a CPU core), started when first needed; close() ends them, and so does the end of
     this process, however it comes. set_up(*arguments) is called in each of them first."""
 
-    def __init__(self, processes=0, set_up=None, *arguments):
+    def __init__(self, processes: int = 0, set_up: Callable | None = None, *arguments) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
         self._executor = loky.ProcessPoolExecutor(self.processes, initializer=_begin, initargs=(set_up, arguments))
 
-    def map(self, function, items):
+    def map(self, function: Callable, items: Iterable) -> Iterator[Any]:
         """function(item) for each item, in order; at most twice as many as processes are under way. Raises what the
         function raises, and UserError if a process is killed."""
         waiting = collections.deque()
@@ -35,7 +39,7 @@ class Pool:
             while waiting:
                 yield waiting.popleft().result()
 
-    def unordered(self, function, items, look):
+    def unordered(self, function: Callable, items: Iterable, look: Callable[[], None]) -> Iterator[Any]:
         """(i, function(item)) for item i, as each is done; look() is called every second. Raises as `map` does."""
         items, waiting = enumerate(items), {}
         with _told(self.processes):
@@ -49,7 +53,7 @@ class Pool:
                 for future in done:
                     yield waiting.pop(future), future.result()
 
-    def close(self):
+    def close(self) -> None:
         self._executor.shutdown(kill_workers=True)
 
     def __enter__(self):

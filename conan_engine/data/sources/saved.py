@@ -1,5 +1,7 @@
 """Folders that say themselves which of their files are which: what `datasets` saves, and repositories of the Hub."""
 
+from __future__ import annotations
+
 import glob
 import json
 import re
@@ -11,7 +13,7 @@ HEAD = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)  # of a README.md: YAML
 SPLIT = "train"
 
 
-def files(folder):
+def files(folder: Path) -> list[Path]:
     """The files of the split "train", sorted; none where the folder says nothing. Raises UserError where it has no such
     split."""
     if (folder / "state.json").exists():  # save_to_disk of a Dataset
