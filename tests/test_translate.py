@@ -12,10 +12,11 @@ import time
 import pytest
 from translating import Server, known_messages
 
-from conan_engine import translate
 from conan_engine.data.sources import files
 from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval
+from conan_engine.translation import queries
+from conan_engine.translation.journal import Journal
 from runs import ROOT, write_lines
 
 SHARES = "en = 2\nde = 3\nfr = 2\nja = 2\nru = 1\n"
@@ -76,7 +77,7 @@ def run(folder, server, *more, key="secret-key"):
 
 def chosen(records, seed=1):
     shares = {"en": 0.2, "de": 0.3, "fr": 0.2, "ja": 0.2, "ru": 0.1}
-    return [translate.language_of(i, record["query"], seed, shares) for i, record in enumerate(records)]
+    return [queries.language_of(i, record["query"], seed, shares) for i, record in enumerate(records)]
 
 
 def expected(records, messages):
@@ -232,13 +233,13 @@ def test_languages_are_shared_out_by_seed(asked):
     ("", None), ("{{{", None),
 ])  # fmt: skip
 def test_a_translation_is_found_in_what_is_around_it(answer, found):
-    assert translate.translation_in(answer) == found
+    assert queries.translation_in(answer) == found
 
 
 def test_two_at_once_do_not_write_one_journal(tmp_path):
     facts = {"queries": "q", "bytes": 1, "model": "m", "seed": 1, "shares": {"de": 1.0}}
-    first = translate.Journal(tmp_path / "x.journal", facts)
+    first = Journal(tmp_path / "x.journal", facts)
     with pytest.raises(UserError, match="x.journal: another process is writing here"):
-        translate.Journal(tmp_path / "x.journal", facts)
+        Journal(tmp_path / "x.journal", facts)
     first.file.close()
-    assert translate.Journal(tmp_path / "x.journal", facts).places == {}
+    assert Journal(tmp_path / "x.journal", facts).places == {}
