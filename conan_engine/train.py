@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import math
 import os
 import random
 import sys
@@ -22,26 +21,27 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from conan_engine import __version__, command, stages
+from conan_engine import __version__, atomic, command, stages
 from conan_engine.data import datasets
 from conan_engine.errors import UserError
 from conan_engine.evaluation.validation import Validation
 from conan_engine.negatives import mining
 from conan_engine.parallel import precision
-from conan_engine.parallel.mesh import Mesh, waiting
+from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
 from conan_engine.run import checkpoint, lock, models, plan, resuming
-from conan_engine.run.flops import Work
+from conan_engine.run.counters import Counters, skipped
 from conan_engine.run.interrupts import Interrupts
 from conan_engine.run.log import Log
+from conan_engine.run.pace import Pace
 from conan_engine.run.saving import Saver
 from conan_engine.settings import load
 from conan_engine.settings.listing import as_help
 
 if TYPE_CHECKING:
-    from conan_engine.config import Config, Stage
+    from conan_engine.config import Stage
 
 
 DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
@@ -69,8 +69,8 @@ def main() -> None:
 
     # ---- where an earlier run of the same command stopped, its newest whole checkpoint
     found = checkpoint.newest(run, config.stages, mesh)
-    done_stage, done_step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
-    under_way = done_stage if 0 < done_step < getattr(config, done_stage).steps else None
+    done_stage, done_step, todo = resuming.standing(found, config)
+    under_way = done_stage if done_stage in todo and done_step else None
     changed = resuming.differences(*found, config, under_way) if found else ""
     if found and not under_way and found[1]["counters"].get("skipped_in_a_row"):
         raise UserError(skipped(config, done_stage, done_step - 1, found[1]["counters"]))
@@ -87,11 +87,6 @@ def main() -> None:
 
     # ---- model
     interrupts.doing = "making the model"
-    todo = [
-        name
-        for name in config.stages[config.stages.index(done_stage) :]
-        if name != done_stage or done_step < getattr(config, name).steps
-    ]
     products, why = precision.choose(config, mesh, found and found[1].get("precision"))
     model, base = models.make(config, tokenizer, shards, mesh, found, todo[:1], products)
     # the weights that compute; the optimiser keeps float32 ones
@@ -105,9 +100,9 @@ def main() -> None:
             f"resuming after step {done_step} of {done_stage}, from {found[0]}" + (f"; {changed}" if changed else "")
         )
     if mesh.rank == 0:
-        partial = run / "config.partial"
-        partial.write_text(json.dumps(dataclasses.asdict(config), indent=1))
-        partial.replace(run / "config.json")
+        atomic.write(
+            run / "config.json", lambda file: file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
+        )
     log.follow(config.log_to)
 
     # ---- the stages, each from the weights of the one before
@@ -124,12 +119,12 @@ def main() -> None:
         with interrupts.later():
             optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
         stage = stages.make(name, config, shards, mesh.data)
-        work = Work(model, mesh)
+        pace = Pace(model, mesh)
         validation = Validation(name, config, held_out[name], mesh) if held_out.get(name) else None
-        counters = {"updates": 0, "skipped": 0, "skipped_in_a_row": 0}
+        counters = Counters()
         with mesh.together():
             if found and name == done_stage and done_step > 0:
-                first_step, counters = done_step, {**found[1]["counters"], "skipped_in_a_row": 0}
+                first_step, counters = done_step, Counters(found[1]["counters"])
                 checkpoint.load_training(*found, optimizer, stage, mesh)
             elif name == "supervised":
                 interrupts.doing = "mining hard negatives"
@@ -142,43 +137,26 @@ def main() -> None:
 
         with contextlib.closing(stage), log.stage(name, settings.steps, first_step), interrupts.later():
             for step in range(first_step, settings.steps):
-                started = time.perf_counter()
-                waiting.begin()
+                pace.begin()
                 batch = stage.draw()
-                waited = time.perf_counter() - started
+                pace.drawn()
                 row = stage.backward(model, batch, step, optimizer.send_next)
                 norm = optimizer.reduce_gradients()
                 lr = learning_rate(settings, step)
-                if math.isfinite(norm) and math.isfinite(row["loss"]):
+                if counters.count(row["loss"], norm):
                     optimizer.step(lr, scale=min(1.0, settings.clip / (norm + 1e-6)))
-                    counters["updates"] += 1
-                    counters["skipped_in_a_row"] = 0
                 else:
-                    counters["skipped"] += 1
-                    counters["skipped_in_a_row"] += 1
-                    log.say(
-                        f"{name} step {step}: loss {row['loss']}, gradient norm {norm}: step skipped "
-                        f"({counters['skipped']} so far)"
-                    )
+                    said = f"loss {row['loss']}, gradient norm {norm}: step skipped ({counters['skipped']} so far)"
+                    log.say(f"{name} step {step}: {said}")
                 optimizer.zero_gradients()
-                if step + 1 == settings.steps and settings.blend < 1:
+                last = step + 1 == settings.steps
+                if last and settings.blend < 1:
                     optimizer.blend(models.before(name, config, tokenizer, shards, mesh), settings.blend)
 
                 if config.skip_bad_records:
                     row["skipped_records"] = stage.skipped_records()
-                seconds = time.perf_counter() - started
-                row |= {
-                    "lr": lr,
-                    "gradient_norm": norm,
-                    "skipped": counters["skipped"],
-                    "seconds": seconds,
-                    "waited": waited,
-                    "tokens_per_s": row["tokens"] / seconds,
-                }
-                row |= work.rate(row, seconds)
+                row |= {"lr": lr, "gradient_norm": norm, "skipped": counters["skipped"], **pace.end(row)}
                 del row["pairs"], row["learnt"]
-                if mesh.world > 1:
-                    row["sent_ms"] = waiting.end()
                 hopeless = counters["skipped_in_a_row"] == config.max_skips
                 stopping = mesh.any(interrupts.asked is not None)
                 best = False
@@ -186,17 +164,12 @@ def main() -> None:
                     row |= validation.measure(model, *stage.attention(step))
                     best = validation.is_best(row, step, counters)
                 log.step(step, row, best)
-                if (
-                    hopeless
-                    or stopping
-                    or (best and config.validation.keep_best)
-                    or (step + 1) % config.save_every == 0
-                    or step + 1 == settings.steps
-                ):
+                due = (step + 1) % config.save_every == 0 or (best and config.validation.keep_best)
+                if due or last or hopeless or stopping:
                     saver.start(name, step + 1, optimizer, stage.state(), counters)
                     stopping = mesh.any(interrupts.asked is not None)  # one may have come meanwhile
                 saver.poll()
-                if hopeless or stopping or step + 1 == settings.steps:
+                if last or hopeless or stopping:
                     saver.finish()
                     stopping = mesh.any(interrupts.asked is not None)
                 if hopeless:
@@ -224,21 +197,6 @@ def answer(arguments: list[str]) -> None:
             print(f"conan-engine {__version__}")
         else:
             print(__doc__, "Settings and their defaults:\n", *as_help(), sep="\n")
-
-
-def skipped(config: Config, name: str, step: int, counters: dict[str, Any]) -> str:
-    """What is said where the last steps were none."""
-    return (
-        f"{name} step {step}: the last {counters['skipped_in_a_row']} steps were not finite, and were "
-        "skipped; the weights before them are saved. "
-        f"Lower {name}.lr (now {getattr(config, name).lr:g}) or look at the data of the steps logged in "
-        f"{config.out_dir}/metrics.jsonl"
-        + (
-            f", and delete {config.out_dir}/checkpoints/{name}-* to train the stage again"
-            if step + 1 == getattr(config, name).steps
-            else ""
-        )
-    )
 
 
 def learning_rate(settings: Stage, step: int) -> float:

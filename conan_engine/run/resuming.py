@@ -34,6 +34,14 @@ FIXED = (
 FIXED_POOLS = ("supervised.steps", "negatives.count", "negatives.pool")
 
 
+def standing(found: tuple[Path, dict[str, Any]] | None, config: Config) -> tuple[str, int, list[str]]:
+    """(the stage in which the checkpoint `found` stands, its steps that are done; the stages that are to do, that one
+    too if it is not at its end)."""
+    stage, step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
+    rest = config.stages[config.stages.index(stage) :]
+    return stage, step, rest[step >= getattr(config, stage).steps :]
+
+
 def differences(folder: str | Path, state: dict[str, Any], config: Config, under_way: str | None) -> str:
     """The settings that differ from those of the checkpoint `state` in `folder`, as words: "weak.lr = 0.5, was 0.0001",
     ...

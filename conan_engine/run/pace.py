@@ -1,0 +1,33 @@
+"""How fast a stage's steps are: seconds, what of them was waiting, tokens/s, and the share of the device's peak."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+from conan_engine.parallel.mesh import Mesh, waiting
+from conan_engine.run.flops import Work
+
+if TYPE_CHECKING:
+    from conan_engine.model.transformer import Transformer
+
+
+class Pace:
+    """Of one step after another: `begin`, `drawn` as soon as its batch is there, `end`."""
+
+    def __init__(self, model: Transformer, mesh: Mesh) -> None:
+        self.work, self.several = Work(model, mesh), mesh.world > 1
+
+    def begin(self) -> None:
+        self.began = time.perf_counter()
+        waiting.begin()
+
+    def drawn(self) -> None:
+        self.waited = time.perf_counter() - self.began
+
+    def end(self, sizes: dict[str, Any]) -> dict[str, float]:
+        """The step's numbers for metrics.jsonl; sizes: what stages.sizes says of the step. sent_ms (several ranks) is
+        how long this rank's device stood still for what others send."""
+        seconds = time.perf_counter() - self.began
+        row = {"seconds": seconds, "waited": self.waited, "tokens_per_s": sizes["tokens"] / seconds}
+        return row | self.work.rate(sizes, seconds) | ({"sent_ms": waiting.end()} if self.several else {})
