@@ -19,9 +19,9 @@ PYTHON, TOML = (re.search(rf"```{kind}\n(.*?)```", TUTORIAL, re.DOTALL)[1] for k
 # what is less here: one pass over so little, no GPUs, an endpoint that knows these queries
 SMALLER = {
     "steps = 2000": "steps = 4", "steps = 1000": "steps = 2", "save_every = 500": "save_every = 4",
-    "every = 500": "every = 4", "batch = 512": "batch = 16",
-    "batch = 64": "batch = 8", "max_tokens = 256": "max_tokens = 32", "[64, 128, 256, 512, 1024]": "[8, 32]",
-    "IVF4096": "IVF4", "nprobe=32": "nprobe=4", "dim = 256": "dim = 16",
+    "every = 500": "every = 4", "batch = 512": "batch = 16", "batch = 64": "batch = 8",
+    "max_tokens = 256": "max_tokens = 32", "[64, 128, 256, 512, 1024]": "[8, 32]", "IVF4096": "IVF4",
+    "nprobe=32": "nprobe=4", "dim = 256": "dim = 16",
 }  # fmt: skip
 
 

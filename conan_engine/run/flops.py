@@ -10,9 +10,8 @@ import torch
 # Dense bfloat16 products, TFLOP/s, as their maker says; by a word of the device's name, the first that fits.
 PEAKS = {
     "B200": 2250, "B100": 1750, "H100 PCIe": 756, "H100 NVL": 835, "H20": 148, "H200": 989, "H100": 989, "H800": 989,
-    "GH200": 989,
-    "A100": 312, "A800": 312, "A30": 165, "A40": 150, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181, "L4": 121,
-    "RTX 4090": 165, "RTX 3090": 71,
+    "GH200": 989, "A100": 312, "A800": 312, "A30": 165, "A40": 150, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181,
+    "L4": 121, "RTX 4090": 165, "RTX 3090": 71,
 }  # fmt: skip
 
 

@@ -23,13 +23,10 @@ FOLDERS = {  # of a package, in site-packages
 }  # fmt: skip
 MORE_FOLDERS = {  # of those that `make texts` installs
     "gramps": ["share/locale"], "pretix": ["pretix"], "weblate": ["weblate"], "indico": ["indico"],
-    "django-oscar": ["oscar"],
-    "Trac": ["trac"], "ckan": ["ckan", "ckanext"], "geonode": ["geonode"], "shuup": ["shuup"], "deluge": ["deluge"],
-    "spyder": ["spyder"],
-    "misago": ["misago"], "thonny": ["thonny"], "postorius": ["postorius"], "mailman": ["mailman"], "wger": ["wger"],
-    "neutron": ["neutron"],
-    "cinder": ["cinder"], "django-filer": ["filer"], "django-machina": ["machina"],
-    "djangorestframework": ["rest_framework"],
+    "django-oscar": ["oscar"], "Trac": ["trac"], "ckan": ["ckan", "ckanext"], "geonode": ["geonode"],
+    "shuup": ["shuup"], "deluge": ["deluge"], "spyder": ["spyder"], "misago": ["misago"], "thonny": ["thonny"],
+    "postorius": ["postorius"], "mailman": ["mailman"], "wger": ["wger"], "neutron": ["neutron"], "cinder": ["cinder"],
+    "django-filer": ["filer"], "django-machina": ["machina"], "djangorestframework": ["rest_framework"],
     "jupyterlab-language-pack-de-DE": ["jupyterlab_language_pack_de_DE"],
     "jupyterlab-language-pack-es-ES": ["jupyterlab_language_pack_es_ES"],
     "jupyterlab-language-pack-fr-FR": ["jupyterlab_language_pack_fr_FR"],
