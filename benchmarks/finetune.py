@@ -47,7 +47,7 @@ class Bench:
         have."""
         stage, tokens, texts = stages.make("weak", self.config, self.shards, self.mesh.data), 0, []
         for _ in range(steps):
-            batch = stage.draw()
+            batch, _ = stage.draw()
             ids, edges = batch.tokens.cpu().numpy(), batch.cu_seqlens.tolist()
             decoded = [self.tokenizer.decode(ids[start:end]) for start, end in zip(edges, edges[1:])]
             texts += zip(decoded[: len(decoded) // 2], decoded[len(decoded) // 2 :])
