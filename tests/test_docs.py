@@ -9,10 +9,10 @@ import subprocess
 import sys
 
 import pytest
+from runs import ROOT, a_gpu_each, write_lines
 from translating import Server, known_messages
 
 from conan_engine import languages
-from runs import ROOT, a_gpu_each, write_lines
 
 TUTORIAL = (ROOT / "docs/cross-lingual.md").read_text()
 PYTHON, TOML = (re.search(rf"```{kind}\n(.*?)```", TUTORIAL, re.DOTALL)[1] for kind in ("python", "toml"))

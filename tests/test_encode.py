@@ -7,11 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from runs import ROOT, write_lines
 
 from conan_engine.data.tokenizer import train
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluation.quantize import quantize, ranges_of
-from runs import ROOT, write_lines
 
 TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 中文.", "word " * 200]
 

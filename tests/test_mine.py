@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from runs import a_gpu_each, losses, train
 
 SUPERVISED = "checkpoints/supervised-*"

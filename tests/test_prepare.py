@@ -4,7 +4,6 @@ import subprocess
 import sys
 
 import pytest
-
 from runs import train, write_lines
 
 COMMAND = [sys.executable, "-m", "conan_engine.prepare"]

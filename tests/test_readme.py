@@ -6,10 +6,10 @@ import shlex
 import textwrap
 
 import pytest
+from runs import ROOT, losses, train, write_lines
 
 from conan_engine.config import STAGES
 from conan_engine.settings import load
-from runs import ROOT, losses, train, write_lines
 
 SETTINGS = sorted(set(re.findall(r"`(--[a-z_]+(?:\.[^`]*?)?=[^`]*)`", (ROOT / "README.md").read_text())))
 TABLES = re.findall(r"`(\"[^`]*\" = \{[^`]*\})`", (ROOT / "README.md").read_text())

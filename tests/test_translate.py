@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from runs import ROOT, write_lines
 from translating import Server, known_messages
 
 from conan_engine.data.sources import files
@@ -17,7 +18,6 @@ from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval
 from conan_engine.translation import queries
 from conan_engine.translation.journal import Journal
-from runs import ROOT, write_lines
 
 SHARES = "en = 2\nde = 3\nfr = 2\nja = 2\nru = 1\n"
 

@@ -8,9 +8,9 @@ import sys
 import numpy as np
 import pytest
 from gguf_files import random_gguf
+from runs import ROOT, write_lines
 
 from conan_engine.evaluation import metrics, tasks
-from runs import ROOT, write_lines
 
 
 def rehearse(script, out, *arguments, **environment):

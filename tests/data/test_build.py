@@ -5,14 +5,14 @@ import types
 
 import numpy as np
 import pytest
-
 import runs
+from runs import small_tokenizer, write_lines
+
 from conan_engine.config import Pretrain, Sft, Supervised, Weak
 from conan_engine.config import Tokenizer as TokenizerSettings
 from conan_engine.data import build, encoding, units
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
-from runs import small_tokenizer, write_lines
 
 PAIRS = [
     {"query": f"question {i}", "pos": [f"answer {i}", f"another answer {i}"], "neg": [f"wrong {i}"] * (i % 3)}

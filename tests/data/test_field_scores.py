@@ -3,11 +3,11 @@ whatever units they come in."""
 
 import numpy as np
 import pytest
+from runs import shards_of, small_tokenizer, write_lines
 
 from conan_engine.config import Supervised
 from conan_engine.data import field_scores
 from conan_engine.data.sources import paths
-from runs import shards_of, small_tokenizer, write_lines
 
 PLAIN = [{"query": f"question {i}", "pos": [f"answer {i}"], "neg": [f"wrong {i}"] * (i % 3)} for i in range(30)]
 SCORED = [

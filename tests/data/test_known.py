@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from runs import shards_of, small_tokenizer, write_lines
 
 from conan_engine.config import Supervised
 from conan_engine.data import known
 from conan_engine.errors import UserError
-from runs import shards_of, small_tokenizer, write_lines
 
 HASH = st.sampled_from([-(2**63), -7, 0, 3, 4, 5, 2**63 - 1])  # few, so that queries meet
 GROUP = st.integers(0, 6)

@@ -3,12 +3,12 @@
 import json
 
 import pytest
-
 import runs
+from runs import small_tokenizer
+
 from conan_engine.config import Source, Supervised, Weak
 from conan_engine.data import rejects
 from conan_engine.errors import UserError
-from runs import small_tokenizer
 
 GOOD = [json.dumps({"query": f"question {i}", "pos": [f"answer {i}"]}) for i in range(300)]
 

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from encoders import TEXTS, sharp
+from runs import small_tokenizer, write_lines
 
 from conan_engine.config import Weak
 from conan_engine.data import build, teachers
 from conan_engine.data.sources import paths
 from conan_engine.data.teachers import plausible
 from conan_engine.errors import UserError
-from runs import small_tokenizer, write_lines
 
 
 def test_a_pair_that_can_be_a_text_and_its_counterpart_scores_one():

@@ -13,12 +13,12 @@ import time
 
 import pytest
 import zstandard
+from runs import small_tokenizer, write_lines
 
 from conan_engine.config import Pretrain, Supervised
 from conan_engine.data import build, units
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
-from runs import small_tokenizer, write_lines
 
 
 @pytest.fixture(scope="module")

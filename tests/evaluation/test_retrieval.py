@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import pytrec_eval
 import torch
+from runs import ROOT, write_lines
 
 from conan_engine import evaluate
 from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval
-from runs import ROOT, write_lines
 
 rng = np.random.default_rng()
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from ranked import on_ranks
+from runs import losses, one_line, shards_of, train, write_lines
 
 from conan_engine.errors import UserError
 from conan_engine.evaluation import validation
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.run import checkpoint
 from conan_engine.settings import load
-from runs import losses, one_line, shards_of, train, write_lines
 
 
 @pytest.fixture(scope="module")

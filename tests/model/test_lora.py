@@ -5,13 +5,13 @@ import shutil
 
 import pytest
 import torch
+from runs import losses, one_line, train
 from safetensors import safe_open
 
 from conan_engine.config import Lora, Model
 from conan_engine.model import lora
 from conan_engine.model.transformer import Transformer
 from conan_engine.run import checkpoint
-from runs import losses, one_line, train
 
 SHAPE = Model(layers=2, width=32, ffn=48, heads=4, kv_heads=2, context=64)
 RANK = 3

@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from gguf_files import of_library, write_model
+from runs import ROOT, one_line, train, write_lines
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from conan_engine.config import chosen_layers
@@ -23,7 +24,6 @@ from conan_engine.model import llama, pretrained
 from conan_engine.model.transformer import Transformer
 from conan_engine.run import checkpoint
 from conan_engine.settings import load
-from runs import ROOT, one_line, train, write_lines
 
 SHAPE = dict(
     vocab_size=512,

@@ -7,6 +7,7 @@ import types
 import numpy as np
 import pytest
 import torch
+from runs import losses, one_line, shards_of, small_tokenizer, start, train, untimed, write_lines
 
 from conan_engine import stages
 from conan_engine.config import Source
@@ -16,7 +17,6 @@ from conan_engine.negatives import distilling
 from conan_engine.negatives.blocks import Blocks
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.settings import load
-from runs import losses, one_line, shards_of, small_tokenizer, start, train, untimed, write_lines
 
 RECORDS = [
     {"query": f"question {i}", "pos": [f"answer {i}", f"another {i}"], "neg": [f"wrong {i}", f"bad {i}"]}

@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from runs import losses, start, train
 
 MESHES = [(1, 1), (2, 1), (1, 2), (2, 2)]  # (ranks that share a model, ranks that share the data)

@@ -9,10 +9,10 @@ import time
 import pytest
 import torch
 from ranked import on_ranks
+from runs import losses, start
 
 from conan_engine.parallel import watch
 from conan_engine.parallel.mesh import Mesh
-from runs import losses, start
 
 
 def ranks_of(process):

@@ -11,7 +11,6 @@ import time
 from pathlib import Path
 
 import pytest
-
 from runs import ROOT, a_gpu_each, losses
 
 

@@ -9,10 +9,10 @@ import subprocess
 import time
 
 import pytest
+from runs import losses, start, train
 
 from conan_engine import errors
 from conan_engine.run.interrupts import Interrupts
-from runs import losses, start, train
 
 MOMENTS = {
     "preparing": ("conan_engine.data.build:make_shards", "while preparing data"),

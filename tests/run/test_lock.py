@@ -6,10 +6,10 @@ import socket
 import stat
 
 import pytest
+from runs import one_line, start, train
 
 from conan_engine.errors import UserError
 from conan_engine.run import lock
-from runs import one_line, start, train
 
 
 def test_the_second_is_told_who_holds_it_until_that_one_lets_go(tmp_path):

@@ -9,10 +9,10 @@ import sys
 import time
 
 import pytest
+from runs import one_line, start, train
 
 from conan_engine import config
 from conan_engine.run import loggers
-from runs import one_line, start, train
 
 # wandb as follow.py uses it: it writes what it is given beside itself.
 STAND_IN = """

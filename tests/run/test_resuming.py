@@ -4,11 +4,11 @@ import dataclasses
 import shutil
 
 import pytest
+from runs import losses, one_line, train, write_lines
 
 from conan_engine.errors import UserError
 from conan_engine.run import resuming
 from conan_engine.settings import load
-from runs import losses, one_line, train, write_lines
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ import threading
 import pytest
 import torch
 from ranked import on_ranks
+from runs import TINY, losses, train
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -19,7 +20,6 @@ from conan_engine.run import checkpoint, pieces
 from conan_engine.run.pieces import Pieces
 from conan_engine.run.saving import Saver
 from conan_engine.settings import load
-from runs import TINY, losses, train
 
 
 class Words:

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from runs import shards_of, small_tokenizer, write_lines
 from tokenizers import Tokenizer as Library
 from tokenizers import decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -17,7 +18,6 @@ from conan_engine.data.sources.bad import Bad
 from conan_engine.data.sources.forms import record
 from conan_engine.data.tokenizer import Tokenizer
 from conan_engine.errors import UserError
-from runs import shards_of, small_tokenizer, write_lines
 
 
 def said(messages):

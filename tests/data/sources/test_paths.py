@@ -6,12 +6,12 @@ import random
 
 import pytest
 import zstandard
+from runs import shards_of, small_tokenizer, write_lines
 
 from conan_engine.config import Pretrain
 from conan_engine.data import build
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
-from runs import shards_of, small_tokenizer, write_lines
 
 
 @pytest.fixture

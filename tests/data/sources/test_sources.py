@@ -8,10 +8,10 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from runs import ROOT
 
 from conan_engine.data.sources import catalogues, docstrings, files, installed, places
 from conan_engine.errors import UserError
-from runs import ROOT
 
 
 @pytest.fixture
