@@ -14,14 +14,13 @@ import random
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
-
-from typing import TYPE_CHECKING
 
 from conan_engine import __version__, atomic, command, stages
 from conan_engine.data import datasets

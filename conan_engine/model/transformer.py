@@ -89,7 +89,7 @@ class Transformer(nn.Module):
         recompute: str = "none",
     ) -> None:
         """config: conan_engine.config.Model; vocab_size: the tokenizer's, where the config does not say; precision,
-        recompute: as conan_engine.config.Config has them; tensor: the parallel.Group of ranks that share this model.
+        recompute: as conan_engine.config.Config has them; tensor: the mesh.Group of ranks that share this model.
         Weights are float32, left as they come; `init_weights` draws them."""
         super().__init__()
         vocab_size = config.vocab_size or vocab_size

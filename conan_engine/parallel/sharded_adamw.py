@@ -91,7 +91,7 @@ class ShardedAdamW:
     def __init__(
         self, model: torch.nn.Module, mesh: Mesh, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
     ) -> None:
-        """mesh: parallel.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no
+        """mesh: a mesh.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no
         gradient are left as they are, in that dtype."""
         self.mesh = mesh
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]

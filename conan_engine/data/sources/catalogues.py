@@ -9,8 +9,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-import polib
-
 from conan_engine.data.sources import places
 from conan_engine.data.sources.processes import Pool
 
@@ -89,6 +87,8 @@ def _read_files(files):
 
 def read_mo(path: Path) -> Iterator[tuple[str, str]]:
     """(English, translation) of a compiled catalogue; of a plural, its singular form."""
+    import polib  # here: a machine that trains on shards alone may do without
+
     entries = {}
     for entry in polib.mofile(str(path)):
         message = entry.msgid if entry.msgctxt is None else f"{entry.msgctxt}\x04{entry.msgid}"
