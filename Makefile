@@ -48,6 +48,15 @@ check: .venv/ready
 	mkdir -p build/types && ln -sfn ../../kernels build/types/conan_kernels
 	$(BIN)/mypy
 
+# The pages of docs/ as a site in build/site, with the API reference from the docstrings; a warning is an error.
+docs: .venv/ready .venv/docs
+	mkdir -p build/types && ln -sfn ../../kernels build/types/conan_kernels
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+.venv/docs: setup.py constraints.txt | .venv/ready
+	$(BIN)/pip install -q -c constraints.txt mkdocs-material "mkdocstrings[python]"
+	touch $@
+
 format: .venv/ready
 	$(BIN)/ruff check --fix -q .
 	$(BIN)/ruff format -q .
@@ -91,4 +100,4 @@ sanitize: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo base smollm texts check format test test-all check-gguf check-loggers matrix sanitize clean
+.PHONY: demo base smollm texts check docs format test test-all check-gguf check-loggers matrix sanitize clean

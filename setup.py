@@ -138,6 +138,7 @@ setup(
             "onnxruntime",
         ],
         "check": ["ruff", "clang-format", "codespell", "mypy"],
+        "docs": ["mkdocs-material", "mkdocstrings[python]"],
         # Text of the demo. It also reads packages that are installed without their dependencies, which an extra cannot
         # say: see the Makefile.
         "demo": ["scipy", "scikit-learn", "pandas", "polars", "sentence-transformers", "mteb"],

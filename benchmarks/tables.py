@@ -71,9 +71,34 @@ SCORES = {
 }
 
 
+LANGUAGES = [key for key in SCORES if key.startswith("cross_lingual.")]
+
+
 def scores(*files):
     """A line a task, a column a model: the stages of a stages.json, the models of a peers.json, a results.json
-    (NAME=FILE.json) with BM25 beside."""
+    (NAME=FILE.json), BM25."""
+    columns = _models(files)
+    return _table(
+        ["", *columns], ([name, *(_score(row.get(key)) for row in columns.values())] for key, name in SCORES.items())
+    )
+
+
+def summary(*files):
+    """As scores, in five lines: the languages are one, their average."""
+    columns = _models(files)
+    lines = []
+    for key, name in SCORES.items():
+        if key == LANGUAGES[0]:
+            lines.append(
+                [f"{len(LANGUAGES)} languages -> en Recall@20", *(_score(_mean(row)) for row in columns.values())]
+            )
+        elif key not in LANGUAGES:
+            lines.append([name, *(_score(row.get(key)) for row in columns.values())])
+    return _table(["held-out task", *columns], lines)
+
+
+def _models(files):
+    """{a column's head: its scores}. Before the first results.json stands BM25, which each of them has."""
     columns = {}
     for file in files:
         name, _, file = file.rpartition("=")
@@ -81,13 +106,18 @@ def scores(*files):
         for row in found.get("rows", ()):
             columns[row.get("model") or f"{name} {row['stage']}".strip()] = row
         if "rows" not in found:
-            columns["BM25"] = {key: found.get(key.replace(".", ".bm25.", 1)) for key in SCORES}
+            columns.setdefault("BM25", {key: found.get(key.replace(".", ".bm25.", 1)) for key in SCORES})
             columns[name or file] = found
-    lines = (
-        [name, *("" if column.get(key) is None else f"{column[key]:.3f}" for column in columns.values())]
-        for key, name in SCORES.items()
-    )
-    return _table(["", *columns], lines)
+    return columns
+
+
+def _score(value):
+    return "" if value is None else f"{value:.3f}"
+
+
+def _mean(row):
+    found = [row.get(key) for key in LANGUAGES]
+    return None if None in found else sum(found) / len(found)
 
 
 def finetune(file):
@@ -149,7 +179,7 @@ def _read(file):
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
-TABLES = {"attention": attention, "scores": scores, "finetune": finetune, "ablation": ablation}
+TABLES = {"attention": attention, "scores": scores, "summary": summary, "finetune": finetune, "ablation": ablation}
 
 
 def made(text):

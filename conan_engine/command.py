@@ -24,6 +24,10 @@ def run(main: Callable[[], None]) -> None:
         code, line = 143, str(stopped)
     except KeyboardInterrupt:
         code, line = 130, "interrupted"
+    except BrokenPipeError:
+        if not _reader_is_gone():
+            raise
+        os._exit(141)  # as a process that SIGPIPE ends
     except RuntimeError as error:
         if watch.another_ended(error):
             line = "another rank has ended"
@@ -38,3 +42,12 @@ def run(main: Callable[[], None]) -> None:
     if line:
         print(line, file=sys.stderr, flush=True)
     os._exit(code)
+
+
+def _reader_is_gone() -> bool:
+    """Whether nobody reads stdout any more, as behind `| head`."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        return True
+    return False

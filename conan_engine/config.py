@@ -1,5 +1,8 @@
-"""Every setting and its default, once. Defaults are the paper's (arXiv 2509.12892) where it gives one; "ours" marks
-our own decisions. A TOML file overrides them, and `--section.key=value` overrides the file."""
+"""Every setting with its default, in one place.
+
+A default is the paper's (arXiv 2509.12892) where the paper gives one; "ours" marks our own choice. A TOML file overrides
+the defaults, and `--section.key=value` on the command line overrides the file. The comment of a setting is what --help
+and docs/settings.md show."""
 
 from __future__ import annotations
 
@@ -8,117 +11,124 @@ from dataclasses import dataclass, field
 from typing import Any
 
 STAGES = ("pretrain", "sft", "weak", "supervised")
-TABLES = ("data", "sts", "texts")  # of sources, in a stage
+TABLES = ("data", "sts", "texts")  # the keys of a stage that hold a table of sources
 LOGGERS = ("tensorboard", "wandb", "mlflow", "trackio")
-METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # of validation
+METRICS = ("loss", "ndcg@10", "recall@20", "spearman")  # that validation can report
 
 
 def within(interval: str, default: float) -> Any:
-    """A number's default, and the interval that it has to be in, such as "[0, 1)"."""
+    """Declare a number: its default, and the interval that its value must lie in, such as "[0, 1)"."""
     return field(default=default, metadata={"range": interval})
 
 
 @dataclass
 class RopeScaling:
-    """Slower turns for a longer context, as Llama 3 has them."""
+    """Slower rotary positions for a longer context, as in Llama 3."""
 
-    factor: float = within("(0, 1e6]", 1.0)  # by which the slowest turns are slowed; 1 = none
-    # turns of less than this many rounds in the original context are slowed by the factor, ...
+    factor: float = within("(0, 1e6]", 1.0)  # how much the slowest rotations are slowed down; 1 = no scaling
+    # rotations with fewer turns than this over the original context are slowed down by the full factor
     low_freq_factor: float = within("(0, 1e6]", 1.0)
-    high_freq_factor: float = within("(0, 1e6]", 4.0)  # ... of more than this many not at all
-    original_context: int = within("[1, 2**30]", 8192)
+    high_freq_factor: float = within("(0, 1e6]", 4.0)  # rotations with more turns than this keep their speed
+    original_context: int = within("[1, 2**30]", 8192)  # tokens of context that the model was trained with first
 
 
 @dataclass
 class Model:
-    # wide and shallow on purpose: the embedding width of a 7B model at 1.5B parameters
+    """The shape of the transformer."""
+
+    # transformer blocks; few and wide on purpose: the embedding width of a 7B model at 1.5B parameters
     layers: int = within("[1, 1000]", 8)
-    width: int = within("[1, 2**20]", 3584)
-    ffn: int = within("[1, 2**22]", 8192)
-    heads: int = within("[1, 2**16]", 32)
-    kv_heads: int = within("[1, 2**16]", 8)
-    context: int = within("[1, 2**30]", 32768)  # tokens
-    head_dim: int = within("[0, 2**16]", 0)  # numbers a head; 0 = width / heads
-    norm_eps: float = within("(0, 1]", 1e-6)
-    qk_norm: bool = False  # an RMSNorm for each head's queries and keys, as in Qwen3
-    rope_theta: float = within("[1, 1e15]", 1e6)  # ours: the usual base for a 32k context
+    width: int = within("[1, 2**20]", 3584)  # numbers of a token's vector, and of an embedding
+    ffn: int = within("[1, 2**22]", 8192)  # width of the feed-forward layer
+    heads: int = within("[1, 2**16]", 32)  # query heads
+    kv_heads: int = within("[1, 2**16]", 8)  # key and value heads; several query heads share one (GQA)
+    context: int = within("[1, 2**30]", 32768)  # longest sequence, in tokens
+    head_dim: int = within("[0, 2**16]", 0)  # numbers of a head; 0 = width / heads
+    norm_eps: float = within("(0, 1]", 1e-6)  # added to the mean square in each RMSNorm
+    qk_norm: bool = False  # an RMSNorm on each head's queries and keys, as in Qwen3
+    rope_theta: float = within("[1, 1e15]", 1e6)  # base of the rotary positions; ours: the usual one for 32k tokens
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
     vocab_size: int = within("[0, 2**24]", 0)  # rows of the token table; 0 = as many as the tokenizer has tokens
-    # the LM head is the token table; false: a matrix of its own, which the contrastive stages do without
+    # the LM head shares the token table; false: it has its own matrix, which the contrastive stages leave out
     tied: bool = True
-    # ours: token vectors times this enter the first block; the LM head takes them as they are
+    # ours: multiplies the token vectors where they enter the first block; the LM head uses them unscaled
     embedding_scale: float = within("(0, 1e9]", 1.0)
-    pooling: str = "mean"  # "mean" over the sequence's own tokens, or "last" token (ours)
+    pooling: str = "mean"  # how a sequence becomes one vector: "mean" of its tokens, or its "last" token (ours)
 
     @property
     def head(self) -> int:
-        """Numbers a head, D."""
+        """Numbers of a head, D."""
         return self.head_dim or self.width // self.heads
 
 
 @dataclass
 class Tokenizer:
-    # an existing .model file or tokenizer.json; empty: that of init_from, or train one from the stages' data
+    """The tokenizer, and the processes that turn text into token shards."""
+
+    # an existing .model file or tokenizer.json; empty: the tokenizer of init_from, or a new one trained on the data
     path: str = ""
-    vocab_size: int = within("[1, 2**24]", 150_000)
-    processes: int = within("[0, 1024]", 0)  # that make token shards, on rank 0's machine; 0 = one a CPU core
-    # ours: at most this much text, evenly sampled (the paper: about 400k texts)
+    vocab_size: int = within("[1, 2**24]", 150_000)  # tokens of a newly trained tokenizer
+    processes: int = within("[0, 1024]", 0)  # processes that write token shards on rank 0's machine; 0 = one per core
+    # ours: a new tokenizer is trained on at most this many bytes of text, sampled evenly (the paper: about 400k texts)
     train_bytes: int = within("[1, 1e15]", 2_000_000_000)
 
 
 @dataclass
 class Source:
-    """What a stage's table of data says of one source: a number, its weight, or a table of these."""
+    """What a stage's table of data says about one source: a number, which is its weight, or a table of these keys."""
 
-    weight: float = 1.0
-    # our key -> the file's, where it is not ours: query = "title"
+    weight: float = 1.0  # share of the steps, relative to the other sources
+    # which column holds what, where the file uses other names: query = "title"
     columns: dict[str, str | list[str]] = field(default_factory=dict)
-    in_batch_negatives: bool = True  # false: its queries are told apart from their own hard negatives only (supervised)
-    hard_negatives: int = -1  # in use a query; -1: negatives.count (supervised)
-    # false: what a teacher says of its queries does not count, as of a language that the teacher does not know
-    # (supervised)
-    distil: bool = True
+    # false: a query of this source is compared with its own hard negatives only, not with the batch (supervised)
+    in_batch_negatives: bool = True
+    hard_negatives: int = -1  # hard negatives in use per query; -1 = negatives.count (supervised)
+    distil: bool = True  # false: ignore the teacher for this source, for example in a language it does not know
 
     def count(self, negatives: Negatives) -> int:
-        """Hard negatives in use a query; negatives: the config's Negatives."""
+        """Hard negatives in use per query; negatives: the config's Negatives."""
         return negatives.count if self.hard_negatives == -1 else self.hard_negatives
 
 
 @dataclass
 class Stage:
-    """What all four stages share."""
+    """What all four stages share; STAGE stands for pretrain, sft, weak or supervised."""
 
-    # source -> weight, or a table; steps are shared out in proportion ...
+    # the sources: file, folder, pattern or name = weight, or a table of settings of the source
     data: dict[str, Source] = field(default_factory=dict)
-    # ours: ... to weight * records ** size_power: 0 by weight alone, 1 by size, between is a temperature
+    # ours: a source's share of the steps is weight * records ** size_power: 0 = by weight alone, 1 = by size
     size_power: float = within("[0, 2]", 0.0)
-    steps: int = within("[0, 2**31)", 0)
-    # rows of max_tokens tokens (LM) or queries (contrastive) a step, over all ranks
+    steps: int = within("[0, 2**31)", 0)  # optimizer steps
+    # per step, over all ranks: rows of max_tokens tokens (pretrain, sft), or queries (weak, supervised)
     batch: int = within("[1, 2**31)", 64)
-    # rows or sequences computed at a time on one rank; 0 = all at once. Same result, less memory
+    # rows or sequences that a rank computes at a time; 0 = all at once. The same result in less memory
     chunk: int = within("[0, 2**31)", 0)
-    max_tokens: int = within("[1, 2**30]", 512)  # a longer text is cut (contrastive) or split (pretrain)
-    lr: float = within("[0, 1]", 1e-4)
-    warmup: float = within("[0, 1]", 0.05)  # share of the steps
-    final_lr: float = within("[0, 1]", 0.1)  # ours: linear decay to this share of lr
-    weight_decay: float = within("[0, 10]", 1e-3)
-    clip: float = within("(0, 1e9]", 1.0)  # ours: gradient norm
-    # ours: what the stage changed is kept to this share at its end, the rest of the weights is as it began (WiSE-FT,
-    # arXiv 2109.01903)
+    max_tokens: int = within("[1, 2**30]", 512)  # a longer text is split (pretrain, sft) or cut (weak, supervised)
+    lr: float = within("[0, 1]", 1e-4)  # peak learning rate
+    warmup: float = within("[0, 1]", 0.05)  # share of the steps in which the learning rate rises to lr
+    final_lr: float = within("[0, 1]", 0.1)  # ours: the learning rate then falls linearly to this share of lr
+    weight_decay: float = within("[0, 10]", 1e-3)  # of AdamW
+    clip: float = within("(0, 1e9]", 1.0)  # ours: the gradient's norm is clipped to this
+    # ours: at the stage's end, the weights move this share of the way from its start to its end (WiSE-FT, arXiv
+    # 2109.01903)
     blend: float = within("(0, 1]", 1.0)
 
 
 @dataclass
 class Pretrain(Stage):
+    """Stage 1: next-token prediction on plain text, causal."""
+
     batch: int = 256
     max_tokens: int = 32768
-    # ours: above 0, this share of the tokens is hidden and predicted, bidirectional (masked next token: LLM2Vec, arXiv
-    # 2404.05961)
+    # ours: above 0, this share of the tokens is hidden and predicted with bidirectional attention (masked next token,
+    # LLM2Vec, arXiv 2404.05961)
     masked: float = within("[0, 1)", 0.0)
 
 
 @dataclass
 class Sft(Stage):
+    """Stage 2: next-token prediction of the answers to instructions, causal."""
+
     lr: float = 2e-5
     warmup: float = 0.02
     max_tokens: int = 32768
@@ -126,133 +136,140 @@ class Sft(Stage):
 
 @dataclass
 class Weak(Stage):
-    # above 0: as many queries a step as so many tokens hold, all ranks together, instead of `batch`
+    """Stage 3: InfoNCE with in-batch negatives on many pairs, while the soft mask opens."""
+
+    # above 0: as many queries a step as fit into this many tokens, over all ranks, instead of `batch`
     batch_tokens: int = within("[0, 2**31)", 0)
-    temperature: float = within("[1e-3, 100]", 0.02)  # ours: the paper writes none
-    # how the soft mask opens: "linear" (best in the paper), "accelerating", "decelerating"; or not at all: "open",
-    # "closed"
+    temperature: float = within("[1e-3, 100]", 0.02)  # of InfoNCE; ours: the paper gives none
+    # how the soft mask opens over the stage: "linear" (best in the paper), "accelerating" or "decelerating"; "open" or
+    # "closed" all the time
     alpha: str = "linear"
-    mask: str = "column"  # which future weights open first: "column", "row", "uniform" (recipe: soft mask)
-    # ours: Matryoshka from this stage on; none: the whole vector alone, as in the paper
+    mask: str = "column"  # which future weights open first: "column", "row" or "uniform" (docs/recipe.md)
+    # ours: Matryoshka dims that are trained from this stage on; empty: the whole vector alone, as in the paper
     dims: list[int] = field(default_factory=list)
-    # ours: a document whose cosine is above the positive's by more than this is no negative (Qwen3-Embedding,
-    # GISTEmbed); 2: each is one
+    # ours: a document whose cosine is this much above the positive's counts as a false negative and is left out
+    # (Qwen3-Embedding, GISTEmbed); 2 = none is
     margin: float = within("[-2, 2]", 2.0)
-    margin_strategy: str = "absolute"  # that is a cosine, or "relative", a share of the positive's
-    symmetric: bool = False  # ours: a document also finds its query, the mean of both ways
-    # ours: other queries are negatives of a query, too, and with symmetric other documents of a document (GTE, arXiv
-    # 2308.03281)
+    margin_strategy: str = "absolute"  # the margin is a cosine ("absolute") or a share of the positive's ("relative")
+    symmetric: bool = False  # ours: each document also looks for its query; the loss is the mean of both directions
+    # ours: the other queries are negatives of a query too; with symmetric, the other documents of a document (GTE,
+    # arXiv 2308.03281)
     same_side: bool = False
-    # who scores pairs: "module:function", "sentence-transformers:FOLDER", "cross-encoder:FOLDER"; empty: the data's own
-    # "score" column
+    # who scores the pairs: "module:function", "sentence-transformers:FOLDER" or "cross-encoder:FOLDER"; empty: the
+    # data's own "score" column
     teacher: str = ""
-    min_score: float = within("[-1e9, 1e9]", 0.4)  # pairs that the teacher scores below this are dropped
-    # ours: "cosine", a teacher's vectors are targets of `texts`: of each of the model's vectors, as many numbers as the
-    # teacher's have
+    min_score: float = within("[-1e9, 1e9]", 0.4)  # pairs with a lower score are left out
+    # ours: "cosine": the model's vectors of `texts` learn to point where a teacher's vectors point
     distil: str = ""
-    distil_teacher: str = ""  # who has them: "sentence-transformers:FOLDER" or "module:object"; empty: teacher
+    distil_teacher: str = ""  # whose vectors: "sentence-transformers:FOLDER" or "module:object"; empty: teacher
     distil_weight: float = within("[0, 1e6]", 1.0)  # L = L_InfoNCE + distil_weight * (1 - cosine)
     texts: dict[str, Source] = field(default_factory=dict)  # sources of texts without pairs, for distil
-    texts_batch: int = within("[1, 2**31)", 64)  # a step, over all ranks
+    texts_batch: int = within("[1, 2**31)", 64)  # of these texts, per step, over all ranks
 
 
 @dataclass
 class Supervised(Stage):
+    """Stage 4: InfoNCE with hard negatives and CoSENT on scored pairs, over all Matryoshka dims, bidirectional."""
+
     batch: int = 4
-    temperature: float = within("[1e-3, 100]", 0.02)  # ours
-    dims: list[int] = field(default_factory=lambda: [256, 512, 1024, 1536, 2048, 3072, 3584])  # Matryoshka
-    margin: float = within("[-2, 2]", 2.0)  # as weak.margin; hard negatives, too
-    margin_strategy: str = "absolute"
-    symmetric: bool = False  # as weak.symmetric, and weak.same_side
-    same_side: bool = False
-    sts: dict[str, Source] = field(default_factory=dict)  # sources of scored sentence pairs
-    sts_batch: int = within("[1, 2**31)", 32)
-    sts_temperature: float = within("[1e-3, 100]", 0.05)  # the usual CoSENT scale of 20
+    temperature: float = within("[1e-3, 100]", 0.02)  # of InfoNCE; ours
+    # Matryoshka dims: the loss is the mean over the first so many numbers of a vector
+    dims: list[int] = field(default_factory=lambda: [256, 512, 1024, 1536, 2048, 3072, 3584])
+    margin: float = within("[-2, 2]", 2.0)  # as weak.margin; applies to hard negatives too
+    margin_strategy: str = "absolute"  # as weak.margin_strategy
+    symmetric: bool = False  # as weak.symmetric
+    same_side: bool = False  # as weak.same_side
+    sts: dict[str, Source] = field(default_factory=dict)  # sources of scored sentence pairs, for CoSENT
+    sts_batch: int = within("[1, 2**31)", 32)  # of these pairs, per step, over all ranks
+    sts_temperature: float = within("[1e-3, 100]", 0.05)  # of CoSENT: its usual scale of 20
     beta: float = within("[0, 1e3]", 0.8)  # L = L_InfoNCE + beta * L_CoSENT (Conan-embedding-v1)
-    # ours: a teacher's scores of a query's positive and hard negatives are targets: "kl", by their softmax;
-    # "margin_mse", by the positive's lead (arXiv 2010.02666)
+    # ours: learn a teacher's scores of a query's positive and hard negatives: "kl" (their softmax) or "margin_mse"
+    # (the positive's lead, arXiv 2010.02666)
     distil: str = ""
     distil_weight: float = within("[0, 1e6]", 1.0)  # L = L_InfoNCE + beta * L_CoSENT + distil_weight * L_distil
-    # the teacher's score over this is what the model's cosine over `temperature` is to be: the same for cosines, 1 for
+    # cosine / temperature learns score / distil_temperature: the same value for a teacher that gives cosines, 1 for
     # logits
     distil_temperature: float = within("[1e-3, 1e3]", 0.02)
-    teacher: str = ""  # who gives them, as weak.teacher; empty: the records' own pos_scores and neg_scores
-    # ours: both in each step, as in the paper, or "alternating", CoSENT alone in every other one
+    teacher: str = ""  # who gives these scores, as weak.teacher; empty: the records' pos_scores and neg_scores
+    # "together": both losses in each step, as in the paper; "alternating" (ours): CoSENT alone in every other step
     balance: str = "together"
 
 
 @dataclass
 class Lora:
-    # of the adapters that are trained in place of the weights of init_from; 0 = the weights themselves
-    rank: int = within("[0, 2**16]", 0)
+    """Adapters (LoRA) that are trained in place of the weights of init_from."""
+
+    rank: int = within("[0, 2**16]", 0)  # of the adapters; 0 = train the weights themselves
     alpha: float = within("(0, 1e6]", 32.0)  # ours: what the adapters add is multiplied by alpha / rank
-    # the matrices of a block that have one
+    # the matrices of a block that get an adapter
     targets: list[str] = field(default_factory=lambda: ["qkv", "attention_out", "gate_up", "ffn_out"])
 
 
 @dataclass
 class Negatives:
-    count: int = within("[0, 2**15)", 7)  # hard negatives in use a query
-    pool: int = within("[0, 2**15)", 32)  # ours: candidates mined a query, best first
-    # ours: "Flat", exact; or a faiss index factory string ("IVF4096,SQfp16"); or "random": no search, any documents
+    """Hard negatives of the supervised stage: how they are mined, and when they are replaced."""
+
+    count: int = within("[0, 2**15)", 7)  # hard negatives in use per query
+    pool: int = within("[0, 2**15)", 32)  # ours: candidates mined per query, best first
+    # ours: "Flat" (exact search), a faiss index factory string ("IVF4096,SQfp16"), or "random" (any documents)
     index: str = "Flat"
-    search: str = ""  # ours: how the index is searched, in faiss' words ("nprobe=32")
-    dim: int = within("[0, 2**20]", 0)  # ours: the first numbers of the vectors that are compared; 0 = all
+    search: str = ""  # ours: search parameters of the index, as faiss writes them ("nprobe=32")
+    dim: int = within("[0, 2**20]", 0)  # ours: compare the first so many numbers of a vector; 0 = all
     # ours: a candidate is a false negative if its cosine is above the positive's less 1 - this share of it
     max_ratio: float = within("[0, 10]", 0.95)
-    # what low and bound are: cosines, or "quantile" (ours), the share of the negatives mined first whose cosine is
-    # lower
+    # what low and bound are: cosines, or "quantile" (ours): the share of the first mined negatives with a lower cosine
     bounds: str = "cosine"
-    low: float = within("[-2, 2]", 0.4)  # dynamic replacement: replace if S_0 < low, or ...
-    factor: float = within("[0, 1e3]", 1.2)  # ... if factor * S_i < S_0 and S_i < bound
-    bound: float = within("[-2, 2]", 0.7)
+    low: float = within("[-2, 2]", 0.4)  # a negative is replaced if its first score S_0 < low, or ...
+    factor: float = within("[0, 1e3]", 1.2)  # ... if factor * S_i < S_0 and S_i < bound, S_i its present score
+    bound: float = within("[-2, 2]", 0.7)  # see factor
 
 
 @dataclass
 class Validation:
-    # source -> weight, of records that no stage trains on; each stage takes those of its kind
+    """Held-out records that are scored while the run trains."""
+
+    # sources of records that no stage trains on; each stage takes those of its kind
     data: dict[str, Source] = field(default_factory=dict)
-    every: int = within("[1, 2**31)", 500)  # steps; and after a stage's last one
-    records: int = within("[1, 2**31)", 1000)  # ours: of a source, at most; always the same ones
-    # by which a checkpoint is the best, where the stage has it (pretrain and sft: the loss): "loss", "recall@20",
-    # "spearman"
+    every: int = within("[1, 2**31)", 500)  # steps between validations; the last step of a stage has one too
+    records: int = within("[1, 2**31)", 1000)  # ours: at most so many per source, the same ones each time
+    # which number chooses the best checkpoint: "ndcg@10", "recall@20", "spearman" or "loss"; a stage that has no such
+    # number (pretrain, sft) takes the loss
     metric: str = "ndcg@10"
     keep_best: bool = False  # keep each stage's best checkpoint beside the newest
 
 
 @dataclass
 class Config:
-    out_dir: str = "runs/demo"  # the run: checkpoints, shards, metrics
-    stages: list[str] = field(default_factory=lambda: list(STAGES))
-    # who else shows the run, of those installed: "tensorboard", "wandb", "mlflow", "trackio" (follow.py)
+    """The run as a whole."""
+
+    out_dir: str = "runs/demo"  # the run's folder: checkpoints, token shards, metrics
+    stages: list[str] = field(default_factory=lambda: list(STAGES))  # the stages to train, in this order
+    # who else shows the run: "tensorboard", "wandb", "mlflow", "trackio"; those that are installed (docs/watching.md)
     log_to: list[str] = field(default_factory=lambda: ["tensorboard"])
-    # a run whose newest weights to start from, a folder of transformers or a .gguf file; it brings [model] and
-    # tokenizer. Empty: random weights
+    # where the weights come from: a run, a folder saved by transformers, or a .gguf file, with its [model] and its
+    # tokenizer; empty: random weights
     init_from: str = ""
-    # of init_from: "first:8", or a list of layers, counted from 0, in the order in which they are to stand. Empty: all
+    # which layers of init_from: "first:8", or a list of layer numbers from 0 on, in their new order; empty: all
     init_layers: str | list[int] = ""
-    token_vectors: str = "spelling"  # ours: how a new token table starts: tokens spelled alike are alike; or "random"
-    # ours: a token weighs in the mean as much as it is rare in the data, to begin with; or "equal"
-    token_weights: str = "rarity"
-    seed: int = within("[0, 2**31)", 1)
-    device: str = "auto"  # "cuda" where there is one, else "cpu"
-    # ranks that share one copy of the model; neighbours, so that they are on one machine
-    tensor_parallel: int = within("[1, 1024]", 1)
-    # seconds: a rank that gives no sign of life for so long, or keeps the others waiting, ends the run
+    token_vectors: str = "spelling"  # ours: a new token table starts with similar spellings alike; or "random"
+    token_weights: str = "rarity"  # ours: rare tokens start with a larger weight in the mean; or "equal"
+    seed: int = within("[0, 2**31)", 1)  # of all random numbers
+    device: str = "auto"  # "cuda" or "cpu"; "auto" = CUDA where there is a GPU
+    tensor_parallel: int = within("[1, 1024]", 1)  # ranks that share one copy of the model; neighbours on one machine
+    # seconds without a sign of life from a rank, or in a collective, after which the run ends
     timeout: int = within("[1, 1e7]", 600)
-    # "block": the backward computes each block anew, a third more work for a fraction of the memory
+    # "block": compute each block again in the backward pass; a third more work for much less memory
     recompute: str = "none"
-    # of matrix products: "bfloat16", "float32", or what the device multiplies faster, as is measured
+    # of matrix products: "bfloat16", "float32", or "auto": whichever the device multiplies faster, measured at the start
     precision: str = "auto"
-    plan_only: bool = False  # print the model's size and the memory a device needs, then stop
+    plan_only: bool = False  # print the model's size and the memory that a device needs, then stop
     save_every: int = within("[1, 2**31)", 1000)  # steps between checkpoints
-    keep: int = within("[1, 1e6]", 2)  # checkpoints kept a stage; the newest is never the only one
-    loader_threads: int = within("[1, 256]", 2)  # that read and pack batches ahead of the step, on each rank
-    # leave out what is wrong in a file or damaged in a shard, say so and count it, instead of stopping
+    keep: int = within("[1, 1e6]", 2)  # checkpoints to keep per stage
+    loader_threads: int = within("[1, 256]", 2)  # threads per rank that read and pack batches ahead of the step
+    # leave out bad records of a file and damaged records of a shard, and report their count, instead of stopping
     skip_bad_records: bool = False
-    # of a source's records, left out while reading; above it the run stops
-    max_bad_share: float = within("[0, 1)", 0.01)
-    max_skips: int = within("[1, 1e6]", 10)  # non-finite steps in a row before the run stops
+    max_bad_share: float = within("[0, 1)", 0.01)  # stop if more than this share of a source's records is bad
+    max_skips: int = within("[1, 1e6]", 10)  # stop after so many steps in a row whose gradient is not finite
     model: Model = field(default_factory=Model)
     tokenizer: Tokenizer = field(default_factory=Tokenizer)
     lora: Lora = field(default_factory=Lora)
@@ -265,8 +282,10 @@ class Config:
 
 
 def chosen_layers(init_layers: str | list[int]) -> list[int] | None:
-    """The layers that init_layers names ("first:8", or a list of numbers from 0 on), as a list; None: all. Raises
-    ValueError for others."""
+    """The layers that init_layers names ("first:8", or a list of numbers from 0 on) as a list; None means all.
+
+    Raises ValueError for anything else.
+    """
     if isinstance(init_layers, str) and init_layers:
         count = re.fullmatch(r"first:([1-9]\d*)", init_layers)
         if not count:

@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conan_engine.config import Config, Source
+from conan_engine.config import STAGES, Config, Source, Stage
 from conan_engine.errors import UserError
 from conan_engine.settings import from_dict, listing, load, rules
 
@@ -39,9 +40,22 @@ def ends(interval):
 def test_every_number_has_a_range_that_its_default_is_in_and_that_help_shows():
     numbers = {key: value for key, value in _leaves(Config()) if type(value) in (int, float)}
     assert numbers.keys() == RANGES.keys()
-    shown = {key: said for key, _, said in listing.settings_with_comments()}
+    shown = "\n".join(listing.as_help())
     for key, (value, interval) in RANGES.items():
-        assert rules.is_within(value, interval) and shown[key].startswith(interval)
+        assert rules.is_within(value, interval)
+        stage, _, name = key.partition(".")
+        head = f"--STAGE.{name}=" if hasattr(Stage(), name) and stage in STAGES else f"--{key}="
+        (said,) = re.findall(rf"^  {re.escape(head)}.*\n((?:      .*\n)+)", shown + "\n", re.MULTILINE)
+        assert f"number in {interval}" in " ".join(said.split())
+
+
+def test_help_says_what_each_setting_means_in_80_columns():
+    said = [one for section in listing.sections() for one in section.settings]
+    assert all(one.meaning and one.default is not None for one in said)
+    assert {one.key.split(".")[-1] for one in said} >= {key.split(".")[-1] for key, _ in _leaves(Config())}
+    assert max(map(len, listing.as_help())) <= 80
+    (rate,) = [one for one in said if one.key == "STAGE.lr"]
+    assert rate.default == "0.0001 (sft: 2e-05)"
 
 
 def _leaves(node, prefix=""):
