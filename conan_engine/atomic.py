@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Write a file so that it is complete, or not there at all."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from conan_engine.errors import UserError
 
 
 def write(path: str | Path, save: Callable[[IO[bytes]], Any]) -> None:
-    """save(file), by way of a file beside it that is then renamed. Raises UserError where `path` cannot be written."""
+    """Call save(file) on a file beside `path`, then rename it to `path`. Raises UserError if it cannot be written."""
     partial = Path(f"{path}.partial")
     try:
         with open(partial, "wb") as file:
@@ -18,4 +18,4 @@ def write(path: str | Path, save: Callable[[IO[bytes]], Any]) -> None:
         partial.replace(path)
     except OSError as error:
         partial.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot write it ({error.strerror}); name a folder that exists and has room") from None
+        raise UserError(f"{path}: cannot write it ({error.strerror}); use a folder that exists and has room") from None

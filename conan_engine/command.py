@@ -1,20 +1,24 @@
-"""How every command ends: with one line and an exit code where something is wrong, without a traceback."""
+"""What every command has in common: its --help, and how it ends where something is wrong."""
 
 from __future__ import annotations
 
+import argparse
 import os
+import select
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
+from conan_engine import __version__
 from conan_engine.errors import Stopped, UserError
 from conan_engine.parallel import watch
 
 
 def run(main: Callable[[], None]) -> None:
-    """Call `main()`; a UserError becomes one line on stderr and exit code 2.
+    """Call `main()`. A UserError ends as one line on stderr and exit code 2, without a traceback.
 
-    Stopped exits with 143, Ctrl-C with 130. os._exit, because a rank that ends must not wait in a destructor for peers
-    that are blocked in a collective: the launcher then ends those.
+    Stopped ends with 143, Ctrl-C with 130. os._exit is used because a rank that ends must not wait in a destructor for
+    peers that are blocked in a collective; the launcher ends those.
     """
     try:
         main()
@@ -44,10 +48,29 @@ def run(main: Callable[[], None]) -> None:
     os._exit(code)
 
 
+class Parser(argparse.ArgumentParser):
+    """The arguments of `python -m conan_engine.NAME`. `about`, its module's docstring, is what --help begins with."""
+
+    def __init__(self, name: str, about: str | None) -> None:
+        called = Path(sys.argv[0]).name
+        prog = called if called.startswith("conan-") else f"python -m conan_engine.{name}"
+        super().__init__(prog=prog, description=about, formatter_class=_Help)
+        self.add_argument("--version", action="version", version=f"conan-engine {__version__}")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """At most 80 columns; the default of each option behind its meaning."""
+
+    def __init__(self, prog):
+        super().__init__(prog, width=80, max_help_position=22)
+
+    def _get_help_string(self, action):
+        shown = action.option_strings and action.default not in (None, "", False, argparse.SUPPRESS)
+        return f"{action.help} (default: %(default)s)" if shown else action.help
+
+
 def _reader_is_gone() -> bool:
-    """Whether nobody reads stdout any more, as behind `| head`."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        return True
-    return False
+    """Whether nobody reads stdout any more, as after `| head`."""
+    stdout = select.poll()
+    stdout.register(1, 0)
+    return any(event & select.POLLERR for _, event in stdout.poll(0))

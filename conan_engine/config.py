@@ -1,8 +1,9 @@
 """Every setting with its default, in one place.
 
-A default is the paper's (arXiv 2509.12892) where the paper gives one; "ours" marks our own choice. A TOML file overrides
-the defaults, and `--section.key=value` on the command line overrides the file. The comment of a setting is what --help
-and docs/settings.md show."""
+A default is the paper's (arXiv 2509.12892) where the paper gives one; "ours" marks our own choice. A TOML file
+overrides the defaults, and `--section.key=value` on the command line overrides the file. The comment of a setting is
+what --help and docs/settings.md show.
+"""
 
 from __future__ import annotations
 
@@ -260,7 +261,8 @@ class Config:
     timeout: int = within("[1, 1e7]", 600)
     # "block": compute each block again in the backward pass; a third more work for much less memory
     recompute: str = "none"
-    # of matrix products: "bfloat16", "float32", or "auto": whichever the device multiplies faster, measured at the start
+    # of matrix products: "bfloat16", "float32", or "auto": whichever the device multiplies faster, measured at the
+    # start
     precision: str = "auto"
     plan_only: bool = False  # print the model's size and the memory that a device needs, then stop
     save_every: int = within("[1, 2**31)", 1000)  # steps between checkpoints

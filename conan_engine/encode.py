@@ -1,7 +1,14 @@
-"""Vectors for your own texts: `python -m conan_engine.encode RUN FILE OUT.npy --dim 256`. Row i is record i's text.
+"""Turn texts into vectors.
 
-Documents in fewer bytes: `--precision=int8` writes OUT.ranges.npy too, which `--ranges` takes for further ones.
-Queries of a model that was trained with instructions: `--instruction "Find the function that does this"`.
+Row i of OUT is the unit vector of record i. int8 vectors need the range of each
+number: --precision=int8 writes it to OUT.ranges.npy, and --ranges encodes
+further documents with the same one.
+
+Examples:
+    python -m conan_engine.encode runs/demo docs.jsonl docs.npy --dim 256
+    python -m conan_engine.encode runs/demo docs.jsonl docs.npy --precision int8
+    cat queries.txt | python -m conan_engine.encode runs/demo - queries.npy \\
+        --instruction "Find the function that does this"
 """
 
 from __future__ import annotations
@@ -11,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine import __version__, atomic, command
+from conan_engine import atomic, command
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
@@ -20,8 +27,9 @@ from conan_engine.evaluation.quantize import BITS, quantize, ranges_of
 
 
 def text_of(record: dict, source: str, instruction: str = "") -> str:
-    """What of a record is embedded: its text, its query or its input, behind its own instruction or, where it has none,
-    this one."""
+    """The text of a record that is embedded: its text, query or input, after its own instruction or else `instruction`.
+    Raises UserError for sentence pairs.
+    """
     for key in ("text", "query", "input"):
         if key in record:
             return join(record.get("instruction") or instruction, record[key])
@@ -31,38 +39,40 @@ def text_of(record: dict, source: str, instruction: str = "") -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
-    parser.add_argument("run", help="a run folder, such as runs/demo")
+    parser = command.Parser("encode", __doc__)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo, or a checkpoint's")
     parser.add_argument(
-        "file", help=f"{paths.ENDINGS}, a folder or pattern of these; - for standard input, JSON Lines or a text a line"
+        "file",
+        metavar="FILE",
+        help=f"{paths.ENDINGS}; a folder or pattern of these; or - for standard input (JSON Lines, or one text a line)",
     )
-    parser.add_argument("out", help="a .npy file: [records, dim], unit vectors")
-    parser.add_argument("--dim", type=int, help="Matryoshka: only the first DIM numbers (default: all)")
+    parser.add_argument("out", metavar="OUT", help="a .npy file: unit vectors [records, dim]")
+    parser.add_argument("--dim", type=int, metavar="N", help="keep the first N numbers of each vector (default: all)")
     parser.add_argument(
         "--instruction",
         default="",
-        help="what queries were trained behind: each text becomes INSTRUCTION, a new line, the text",
+        metavar="TEXT",
+        help="put TEXT and a new line before each text that has no instruction of its own",
     )
     parser.add_argument(
         "--precision",
         choices=BITS,
         default="float32",
-        help="of the vectors, as sentence-transformers' quantize_embeddings gives them (binary: 8 numbers a byte)",
+        help="of the vectors, as sentence-transformers' quantize_embeddings makes them; binary packs 8 numbers a byte",
     )
     parser.add_argument(
         "--ranges",
         metavar="FILE",
-        help="for int8: the least and the largest of every number, .npy [2, dim] (default: those of these vectors, "
-        "written to OUT.ranges.npy)",
+        help="for int8: the smallest and largest value of each number, .npy float32 [2, dim] (default: those of these "
+        "vectors)",
     )
     arguments = parser.parse_args()
     encoder = Encoder.load(arguments.run)
     width = encoder.model.config.width
     if arguments.dim is not None and not 1 <= arguments.dim <= width:
-        raise UserError(f"--dim is {arguments.dim}; this model has 1 to {width}")
-    if not Path(arguments.out).absolute().parent.is_dir():  # before hours of work, not after
-        raise UserError(f"{arguments.out}: its folder does not exist; make it, or name another")
+        raise UserError(f"--dim is {arguments.dim}; expected 1 to {width}, the width of this model")
+    if not Path(arguments.out).absolute().parent.is_dir():  # found before the work, not after it
+        raise UserError(f"{arguments.out}: its folder does not exist; create it, or name another")
     ranges = read_ranges(arguments, arguments.dim or width)
     source, records = (
         ("standard input", files.read_standard_input())
@@ -73,8 +83,8 @@ def main() -> None:
     if arguments.precision == "int8" and ranges is None:
         if len(vectors) < 2:
             raise UserError(
-                f"{source}: holds 1 record; --precision=int8 takes its ranges from many: give --ranges of the "
-                "documents'"
+                f"{source}: holds {len(vectors)} record; --precision=int8 needs at least 2 to find its ranges: give "
+                "--ranges"
             )
         ranges, path = ranges_of(vectors), f"{arguments.out.removesuffix('.npy')}.ranges.npy"
         atomic.write(path, lambda file: np.save(file, ranges))
@@ -85,17 +95,19 @@ def main() -> None:
 
 
 def read_ranges(arguments: argparse.Namespace, dim: int) -> np.ndarray | None:
-    """float32 [2, dim] of --ranges, None without one."""
+    """The ranges of --ranges, float32 [2, dim], or None without one. Raises UserError for a file that holds something
+    else.
+    """
     if arguments.ranges is None:
         return None
     if arguments.precision != "int8":
-        raise UserError(f"--ranges is for --precision=int8; with {arguments.precision} leave it out")
+        raise UserError(f"--ranges is for --precision=int8, and --precision is {arguments.precision}; leave one out")
     try:
         ranges = np.load(arguments.ranges, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(
-            f"{arguments.ranges}: is no .npy file of ranges ({error}); give what --precision=int8 wrote beside "
-            "the documents' vectors"
+            f"{arguments.ranges}: cannot read it as a .npy file of ranges ({error}); give the .ranges.npy that "
+            "--precision=int8 wrote"
         ) from None
     if not (
         isinstance(ranges, np.ndarray)
@@ -106,8 +118,8 @@ def read_ranges(arguments: argparse.Namespace, dim: int) -> np.ndarray | None:
     ):
         found = f"{ranges.dtype} {list(ranges.shape)}" if isinstance(ranges, np.ndarray) else "an .npz file"
         raise UserError(
-            f"{arguments.ranges}: holds {found}, not the least and the largest of {dim} numbers, float32 [2, "
-            f"{dim}]; give what --precision=int8 wrote for this run and --dim"
+            f"{arguments.ranges}: holds {found}; expected float32 [2, {dim}], the smallest and largest value of each "
+            "number: give the .ranges.npy that --precision=int8 wrote for this run and --dim"
         )
     return ranges
 

@@ -1,11 +1,14 @@
-"""How bad input and a signal to end are told from other exceptions."""
+"""Exceptions that end a command in one line: bad input, and a signal to stop."""
 
 
 class UserError(Exception):
-    """Bad input: the message names the file, the line or key, what was found, and what to do. It is empty where another
-    rank says it."""
+    """Bad input. The message names the file, the line or key, what was found, and what to do. It is empty where another
+    rank reports it.
+    """
 
 
 class Stopped(BaseException):
-    """Told to end by a signal, and nothing is lost; the message says where it stands. Not an Exception: nothing that
-    mends errors on the way may take it for one."""
+    """A signal asked the process to end, and everything is saved; the message says where the run stands.
+
+    It is a BaseException, so that no handler of errors takes it for one.
+    """

@@ -1,10 +1,14 @@
-"""How well a run does, beside BM25 and what is not trained: `python -m conan_engine.evaluate RUN`. Writes
-RUN/results.json, prints a table.
+"""Score a run, beside BM25 and an untrained random projection.
 
-The tasks are those of conan_engine/evaluation/tasks.py. --beside shows another results.json in a column of its own.
+Without --queries: on the text that the demo holds out (search, cross-lingual
+search, STS, classification). Prints a table and writes RUN/results.json.
+With --queries and --corpus: on your own data, in the files of BEIR or TREC.
+Prints nDCG@10 and Recall, by language, and writes RUN/retrieval-QUERIES.json.
 
-Your own search, in BEIR's files (conan_engine/evaluation/retrieval.py):
-`python -m conan_engine.evaluate RUN --queries Q.jsonl --corpus C.jsonl`. Writes RUN/retrieval-Q.json.
+Examples:
+    python -m conan_engine.evaluate runs/demo
+    python -m conan_engine.evaluate runs/demo --queries queries.jsonl \\
+        --corpus corpus.jsonl --qrels qrels/test.tsv --dim 256
 """
 
 from __future__ import annotations
@@ -17,7 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from conan_engine import __version__, command
+from conan_engine import command
 from conan_engine.data.sources import installed
 from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval, tasks
@@ -43,7 +47,7 @@ NAMES = {
 
 
 def evaluate(encoder: Encoder) -> dict[str, float]:
-    """All the numbers of results.json but the seconds."""
+    """All the numbers of results.json except the seconds."""
     dims, given = encoder.dims, tasks.load()
     searches = {key: task for key, task in given.items() if isinstance(task, tasks.Search)}
     results: dict[str, float] = {"params": sum(p.numel() for p in encoder.model.parameters())}
@@ -62,15 +66,16 @@ def evaluate(encoder: Encoder) -> dict[str, float]:
 
 
 def of(name: str, key: str) -> str:
-    """The key of somebody else's score: docs.bm25.ndcg@10, dims.64.random_projection.ndcg@10."""
+    """The key of a baseline's score: docs.bm25.ndcg@10, dims.64.random_projection.ndcg@10."""
     parts = key.split(".")
     first = 2 if parts[0] == "dims" else 1
     return ".".join([*parts[:first], name, *parts[first:]])
 
 
 def smaller(queries: np.ndarray, documents: np.ndarray, answer: list[int]) -> dict[str, Any]:
-    """nDCG@10 of documents, float32 [N, dim], that are kept in each smaller precision, and the bytes of one in every
-    precision; the queries stay float32."""
+    """nDCG@10 with documents, float32 [N, dim], in each smaller precision, and the bytes of a document in every
+    precision. The queries stay float32.
+    """
     dim, ranges = documents.shape[1], ranges_of(documents)
     results = {f"dims.{dim}.{precision}.bytes": -(-dim * bits // 8) for precision, bits in BITS.items()}
     for precision in SMALLER:
@@ -118,26 +123,25 @@ def _cell(score, width):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
-    parser.add_argument("run", help="a run folder, such as runs/demo")
-    parser.add_argument("--beside", metavar="RESULTS.json", help="another model's results, for a column beside")
-    parser.add_argument("--queries", metavar="Q.jsonl", help='your own: {"_id", "text"} a line, and "language"')
-    parser.add_argument("--corpus", metavar="C.jsonl", help='what they search: {"_id", "text"} a line, and "title"')
-    parser.add_argument(
+    parser = command.Parser("evaluate", __doc__)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo, or a checkpoint's")
+    parser.add_argument("--beside", metavar="FILE", help="the results.json of another model, for a column of its own")
+    own = parser.add_argument_group("your own data")
+    own.add_argument("--queries", metavar="FILE", help='JSON Lines of {"_id", "text"}, with or without "language"')
+    own.add_argument("--corpus", metavar="FILE", help='JSON Lines of {"_id", "text"}, with or without "title"')
+    own.add_argument(
         "--qrels",
-        metavar="R.tsv",
-        help="what is right: query-id, corpus-id, score, or TREC's four columns (default: qrels/test.tsv beside the "
-        "corpus)",
+        metavar="FILE",
+        help="judgments: BEIR's three columns or TREC's four (default: qrels/test.tsv beside the corpus)",
     )
-    parser.add_argument(
+    own.add_argument(
         "--ignore_identical_ids",
         choices=("true", "false"),
-        help="of --queries: whether a query finds no document of its own id, as in BEIR (default: where that is not "
-        "right for it)",
+        help="whether a query never finds the document of its own id, as in BEIR (default: true for queries whose own "
+        "document is not right for them)",
     )
-    parser.add_argument("--dim", type=int, help="of --queries: Matryoshka, only the first DIM numbers (default: all)")
-    parser.add_argument("--instruction", default="", help="of --queries: what queries were trained behind")
+    own.add_argument("--dim", type=int, metavar="N", help="keep the first N numbers of each vector (default: all)")
+    own.add_argument("--instruction", default="", metavar="TEXT", help="put TEXT and a new line before each query")
     arguments = parser.parse_args()
     if any(
         (
@@ -163,18 +167,18 @@ def main() -> None:
 
 
 def own_search(arguments: argparse.Namespace) -> None:
-    """Of --queries and --corpus."""
+    """Evaluate on --queries and --corpus, and write the results."""
     if not (arguments.queries and arguments.corpus):
         raise UserError(
-            f"--{'corpus' if arguments.queries else 'queries'} is missing: a search of your own needs queries "
-            "and a corpus"
+            f"--{'corpus' if arguments.queries else 'queries'} is missing; your own data needs both --queries and "
+            "--corpus"
         )
     if arguments.beside:
-        raise UserError("--beside is for what the demo holds out; with --queries leave it out")
+        raise UserError("--beside is for the demo's held-out text; leave it out with --queries")
     encoder = Encoder.load(arguments.run)
     width = encoder.model.config.width
     if arguments.dim is not None and not 1 <= arguments.dim <= width:
-        raise UserError(f"--dim is {arguments.dim}; this model has 1 to {width}")
+        raise UserError(f"--dim is {arguments.dim}; expected 1 to {width}, the width of this model")
     ignore = arguments.ignore_identical_ids and arguments.ignore_identical_ids == "true"
     started = time.perf_counter()
     results = retrieval.evaluate(
@@ -206,7 +210,7 @@ def _read(path):
         return str(results.get("name") or Path(path).resolve().parent.name), scores
     except (OSError, ValueError, AttributeError) as error:
         raise UserError(
-            f"{path}: no results that can be read ({error}); give a results.json that the evaluation wrote"
+            f"{path}: cannot read results from it ({error}); give a results.json that evaluate wrote"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The recipe's languages: their names, their shares, and whether a text can be one's translation."""
+"""The languages of the recipe: their names, their shares, and checks of a translation."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ NAMES = {
     "da": "Danish", "sv": "Swedish", "th": "Thai", "ms": "Malay", "tr": "Turkish", "vi": "Vietnamese", "nl": "Dutch",
     "pl": "Polish", "hi": "Hindi", "km": "Khmer", "fi": "Finnish", "he": "Hebrew", "hu": "Hungarian", "no": "Norwegian",
 }  # fmt: skip
-# the first word of a letter's name in Unicode; who is not here writes LATIN
+# the first word of a letter's name in Unicode; a language that is not here writes LATIN
 SCRIPTS = {
     "zh": ("CJK",), "ja": ("CJK", "HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA"), "ru": ("CYRILLIC",), "ar": ("ARABIC",),
     "ko": ("HANGUL", "CJK"),
     "bn": ("BENGALI",), "th": ("THAI",), "hi": ("DEVANAGARI",), "km": ("KHMER",), "he": ("HEBREW",),
 }  # fmt: skip
-OWN_SCRIPT = 0.1  # of the letters at least: names and code stay Latin in any language
-# characters of a translation over those of the English text, ...
+OWN_SCRIPT = 0.1  # at least this share of the letters: names and code stay Latin in any language
+# characters of a translation, divided by those of the English text: least and most
 LENGTHS = {"zh": (0.08, 2.5), "ja": (0.12, 3), "ko": (0.15, 3)}
-LENGTH = (0.35, 3.5)  # ... elsewhere
-SLACK = 12  # characters of the English text, more or less: a word's translation may be of any length
+LENGTH = (0.35, 3.5)  # for all other languages
+SLACK = 12  # characters by which both bounds give way: the translation of a single word may have any length
 
 
 def shares(name: str) -> dict[str, float]:
-    """{language: share}, adding up to 1, of "paper" or of a file, TOML or JSON, of language = share. Raises
-    UserError."""
+    """The share of each language, adding up to 1: the paper's for "paper", or those of a TOML or JSON file of language
+    = share. Raises UserError.
+    """
     given = PAPER
     if name != "paper":
         try:
@@ -49,18 +50,17 @@ def shares(name: str) -> dict[str, float]:
             ) from None
     for language, share in given.items():
         if language not in NAMES:
-            raise UserError(f"{name}: {language!r} is none of the languages {', '.join(NAMES)}")
+            raise UserError(f"{name}: {language!r} is not a language of the recipe; expected one of {', '.join(NAMES)}")
         if type(share) not in (int, float) or not 0 <= share < float("inf"):
             raise UserError(f"{name}: {language} is {share!r}; expected a number, 0 or more")
     total = sum(given.values())
     if not total:
-        raise UserError(f"{name}: no language has a share above 0")
+        raise UserError(f"{name}: all shares are 0; give one language a share above 0")
     return {language: share / total for language, share in given.items() if share}
 
 
 def problem(text: str, source: str, language: str) -> str | None:
-    """What speaks against `text` as the translation of `source`, an English text, into a language: a few words, or
-    None."""
+    """Why `text` cannot be the translation of `source`, an English text, into a language: a few words, or None."""
     if not text.strip():
         return "empty"
     if any("\ud800" <= character <= "\udfff" for character in text):
@@ -77,5 +77,5 @@ def problem(text: str, source: str, language: str) -> str | None:
     if found and sum(found[script] for script in SCRIPTS.get(language, ("LATIN",))) < OWN_SCRIPT * found.total():
         return "another script"
     if language == "ja" and found["CJK"] == found.total() > 20:
-        return "another script"  # so long a sentence without any kana is Chinese
+        return "another script"  # a sentence of this length without any kana is Chinese
     return None

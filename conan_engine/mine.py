@@ -1,9 +1,15 @@
-"""Mine a run's hard negatives ahead of time: `python -m conan_engine.mine CONFIG [--section.key=value ...]`, or
-`torchrun -m conan_engine.mine ...`.
+"""Mine the hard negatives of a run ahead of time.
 
-CONFIG and settings as for train.py, which otherwise does it as the supervised stage begins. The model is the run's, as
-the stage before has left it, or init_from's where supervised is the first stage. Stopped or killed, the same command
-goes on behind what is finished; with the pools made, train.py begins the stage at once.
+    python -m conan_engine.mine CONFIG [--KEY=VALUE ...]
+    torchrun --nproc_per_node=N -m conan_engine.mine CONFIG [--KEY=VALUE ...]
+
+CONFIG and settings are those of train.py, which otherwise mines when the
+supervised stage begins. The model is the run's after the stage before, or that
+of init_from if supervised is the first stage. Stopped or killed, the same
+command continues behind the blocks that are finished.
+
+Example:
+    torchrun --nproc_per_node=8 -m conan_engine.mine run.toml --negatives.dim=256
 """
 
 from __future__ import annotations
@@ -31,21 +37,23 @@ def main() -> None:
     interrupts = Interrupts()
     config = load(sys.argv[1], sys.argv[2:])
     if "supervised" not in config.stages:
-        raise UserError(f"{sys.argv[1]}: has no supervised stage, which alone has mined negatives")
+        raise UserError(f"{sys.argv[1]}: stages has no supervised, the only stage with mined negatives; add it")
     mesh = Mesh(config.device, config.tensor_parallel, config.timeout)
     with mesh.together():
         held = lock.hold(config.out_dir) if mesh.rank == 0 else None
     found = checkpoint.newest(Path(config.out_dir), config.stages, mesh)
     before = config.stages[: config.stages.index("supervised")]
     if found and found[1]["stage"] == "supervised":
-        raise UserError(f"{found[0]}: the supervised stage is under way with what was mined for it")
+        raise UserError(
+            f"{found[0]}: the supervised stage has begun, with the negatives mined for it; there is nothing to mine"
+        )
     if before and (
         not found or (found[1]["stage"], found[1]["step"]) != (before[-1], getattr(config, before[-1]).steps)
     ):
         where = f"step {found[1]['step']} of {found[1]['stage']}" if found else "no checkpoint yet"
         raise UserError(
-            f"{config.out_dir}: is at {where}; negatives are mined with the model after {before[-1]}, step "
-            f"{getattr(config, before[-1]).steps}: train that first (--stages={before})"
+            f"{config.out_dir}: the run is at {where}; mining needs the model after step "
+            f"{getattr(config, before[-1]).steps} of {before[-1]}: train that first (--stages={before})"
         )
     interrupts.doing = "preparing data"
     with mesh.together():
@@ -56,7 +64,7 @@ def main() -> None:
     model, _ = models.make(config, tokenizer, shards, mesh, found, ["supervised"], products)
     model.lm_head = None
     if mesh.device.type == "cuda" and model.in_bfloat16():
-        for weight in model.parameters():  # as they compute while training
+        for weight in model.parameters():  # the dtype in which they compute in training
             weight.data = weight.data.to(torch.bfloat16)
     stage = stages.make("supervised", config, shards, mesh.data)
     interrupts.doing = "mining hard negatives"

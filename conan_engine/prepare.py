@@ -1,16 +1,19 @@
-"""Write what train.py trains on, ahead of time:
-`python -m conan_engine.prepare CONFIG [--workers N] [--part I/K] [--section.key=value ...]`.
+"""Write the tokenizer and the token shards of a run ahead of time.
 
-The tokenizer, and the token shards of every source, under the config's out_dir. Sources are cut into units by the names
-and sizes of their files alone, so that the same shards come out of any number of processes and machines. Stopped or
-killed, the same command goes on behind the units that are finished. K machines that share out_dir each start with a
-part of their own, in any order, again where one failed; the last of them makes the sources whole, or else train.py or
-this command without --part. --ray: the units as tasks of a Ray cluster.
+CONFIG and settings are those of train.py; the shards go into its out_dir.
+Sources are cut into units by the names and sizes of their files, so any number
+of processes and machines writes the same shards. Stopped or killed, the same
+command continues behind the units that are finished. K machines that share
+out_dir each do one part (--part 1/K to K/K), in any order; the last one to end
+joins the parts.
+
+Examples:
+    python -m conan_engine.prepare configs/demo.toml
+    python -m conan_engine.prepare run.toml --part 3/16 --out_dir=/shared/run
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import re
@@ -28,21 +31,20 @@ if TYPE_CHECKING:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m conan_engine.prepare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="a config file; --section.key=value changes a setting of it")
+    parser = command.Parser("prepare", __doc__)
+    parser.add_argument("config", metavar="CONFIG", help="a TOML file; --KEY=VALUE overrides a setting")
     parser.add_argument(
         "--workers",
         type=int,
         metavar="N",
-        help="processes on this machine (default: tokenizer.processes, by default one a core)",
+        help="processes on this machine (default: tokenizer.processes; 0 is one per core)",
     )
-    parser.add_argument("--part", default="1/1", metavar="I/K", help="do the I-th of K parts of the work")
+    parser.add_argument("--part", default="1/1", metavar="I/K", help="do part I of K")
     parser.add_argument(
         "--ray",
         metavar="ADDRESS",
-        help='of a Ray cluster ("auto": the one that this machine is in), which shares out_dir and the sources',
+        help='run the units as tasks of this Ray cluster ("auto": the one of this machine); its nodes must see out_dir '
+        "and the sources",
     )
     arguments, settings = parser.parse_known_args()
     said = re.fullmatch(r"(\d+)/(\d+)", arguments.part)
@@ -58,7 +60,7 @@ def main() -> None:
 
 
 def summary(config: Config) -> str:
-    """What there is of every source, as a table."""
+    """The sources, their records and their tokens, as a table."""
     _, to_train, held_out = datasets.plan(config)
     jobs = {job.folder: job for job in datasets.jobs(to_train, held_out)}
     rows, unfinished = [("source", "for", "records", "tokens", "left out")], False
@@ -92,7 +94,7 @@ def summary(config: Config) -> str:
         ).rstrip()
         for row in rows
     ]
-    return "\n".join(lines + ["the other parts are not done; the last one to end makes the sources whole"] * unfinished)
+    return "\n".join(lines + ["the other parts are not finished; the last one to end joins them"] * unfinished)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,11 @@
-"""Search the documentation installed on this machine: `python -m conan_engine.search RUN "text"`."""
+"""Search the documentation that is installed on this machine.
+
+Example:
+    python -m conan_engine.search runs/demo "roots of a polynomial" --count 5
+"""
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import sys
@@ -10,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine import __version__, atomic, command
+from conan_engine import atomic, command
 from conan_engine.data.sources import docstrings
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES, TRAINING_PACKAGES
 from conan_engine.errors import UserError
@@ -19,17 +22,16 @@ from conan_engine.run import checkpoint
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
-    parser.add_argument("run", help="a run folder, such as runs/demo")
-    parser.add_argument("text", help="what to look for")
-    parser.add_argument("--count", type=int, default=10, help="how many to print (default: 10)")
+    parser = command.Parser("search", __doc__)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo, or a checkpoint's")
+    parser.add_argument("text", metavar="TEXT", help="the query")
+    parser.add_argument("--count", type=int, default=10, metavar="N", help="how many results to print")
     arguments = parser.parse_args()
     if not arguments.text.strip():
-        raise UserError("the text to look for is empty; say in a few words what the function does")
+        raise UserError("TEXT is empty; say in a few words what the function does")
     if arguments.count < 1:
-        raise UserError(f"--count is {arguments.count}; ask for at least 1")
-    sys.stdout.reconfigure(errors="backslashreplace")  # documentation holds what not every terminal can show
+        raise UserError(f"--count is {arguments.count}; expected at least 1")
+    sys.stdout.reconfigure(errors="backslashreplace")  # not every terminal can show all characters of documentation
     encoder = Encoder.load(arguments.run)
     documents, vectors = index(encoder, arguments.run)
     scores = vectors @ encoder.encode([arguments.text])[0]
@@ -39,8 +41,11 @@ def main() -> None:
 
 
 def index(encoder: Encoder, run: str | Path) -> tuple[list[list[str]], np.ndarray]:
-    """Documents [name, place, start of the summary] and one unit vector for each, kept in the run's folder until the
-    weights or the documentation's files change; where that folder cannot be written, a line says so."""
+    """The documents, [name, place, start of the summary] each, and their unit vectors [N, width].
+
+    They are kept in the run's folder until the weights or the files of documentation change. If that folder cannot be
+    written, a line says so.
+    """
     packages = TRAINING_PACKAGES + HELD_OUT_PACKAGES
     files = [path for package in packages for path, _ in docstrings.modules(package)]
     folder, _ = checkpoint.newest(run)
@@ -65,7 +70,7 @@ def index(encoder: Encoder, run: str | Path) -> tuple[list[list[str]], np.ndarra
                 file, documents=np.frombuffer(json.dumps(documents).encode(), np.uint8), vectors=vectors
             ),
         )
-    except UserError as error:  # someone else's run can be searched too
+    except UserError as error:  # a run in a read-only folder can be searched too
         print(f"{error}; the next search embeds them again", flush=True)
         return documents, vectors
     for old in set(Path(run).glob("search-*")) - {path}:

@@ -1,9 +1,14 @@
-"""What the four stages do: which data comes in, which mask, which loss goes out.
+"""The four stages: which data each reads, which attention mask it uses, which loss it minimises.
 
-Every stage offers `draw()`, this rank's batch of the next step; `backward(model, batch, step, before_last)`, which adds
-the gradients of the global mean loss, calls before_last() before the last backward of the weights, and returns what to
-log, and how much there was (`sizes`); `attention(step)`, the soft mask's alpha and kind; `teach(mesh)`, before the
-first step; `state` / `load_state`, which say where its data stands; `loaders`, to close.
+Every stage has
+
+- `draw()`: this rank's batch of the next step;
+- `backward(model, batch, step, before_last)`: adds the gradients of the global mean loss and returns the row to log,
+  with what `sizes` counts. It calls before_last() before the last backward pass;
+- `attention(step)`: the soft mask's alpha and kind;
+- `teach(mesh)`: asks the teacher, before the first step;
+- `state()` and `load_state()`: the position in the data;
+- `close()`: ends the loaders.
 """
 
 from __future__ import annotations
@@ -40,12 +45,12 @@ if TYPE_CHECKING:
     from conan_kernels import Known
 
 
-ALPHA = {  # how far the soft mask has opened at progress t / tau in [0, 1] (arXiv 2509.12892 section 3.2)
+ALPHA = {  # alpha, how far the soft mask is open, at progress t / tau in [0, 1] (arXiv 2509.12892, section 3.2)
     "linear": lambda progress: progress,
     "accelerating": lambda progress: progress**2,
     "decelerating": lambda progress: 1 - (1 - progress) ** 2,
     "open": lambda progress: 1.0,  # bidirectional from the first step
-    "closed": lambda progress: 0.0,  # causal to the last
+    "closed": lambda progress: 0.0,  # causal to the last step
 }
 
 
@@ -56,8 +61,11 @@ class Packed(NamedTuple):
     cu_seqlens: torch.Tensor
 
     def split(self, chunk: int, rows: Tensor | None = None) -> list[Packed]:
-        """Pieces of at most `chunk` sequences (all in one if 0), on the device of the whole; of as many rows, where
-        `rows` gives each one's first sequence and, at the end, the number of sequences: int32 [R+1]."""
+        """Cut into pieces of at most `chunk` sequences; 0 gives one piece.
+
+        With `rows`, int32 [R+1], pieces have at most `chunk` rows instead; rows[r] is the first sequence of row r, and
+        rows[R] the number of sequences. The pieces are views on the same device.
+        """
         count = len(self.cu_seqlens) - 1 if rows is None else len(rows) - 1
         if chunk == 0 or count <= chunk:
             return [self]
@@ -71,6 +79,7 @@ class Packed(NamedTuple):
 
 
 def packed(batch: Batch) -> Packed:
+    """The sequences of a batch."""
     return Packed(batch.tokens, batch.cu_seqlens)
 
 
@@ -82,6 +91,7 @@ def nothing(batch: Batch) -> Batch:
 
 
 def concatenate(*parts) -> Packed:
+    """The sequences of all parts, one part after another."""
     cu_seqlens, end = [parts[0].cu_seqlens], parts[0].cu_seqlens[-1]
     for part in parts[1:]:
         cu_seqlens.append(part.cu_seqlens[1:] + end)
@@ -90,17 +100,19 @@ def concatenate(*parts) -> Packed:
 
 
 class Stage:
-    """What all stages share: their loaders by name, and where those stand."""
+    """What all stages share: their loaders by name, and the position of each."""
 
     def __init__(self, name: str, config: Config, group: Group) -> None:
         self.name, self.config, self.settings, self.group, self.loaders = name, config, getattr(config, name), group, {}
 
     def add_loader(self, name: str, shards: dict[str, Shards], data: dict[str, Source], key: str, **options) -> None:
-        """key: the setting that says how much is in a step, over all ranks."""
+        """Add a loader. key: the setting that says how much is in a step, over all ranks. Raises UserError if the ranks
+        cannot split it evenly.
+        """
         batch, world = getattr(self.settings, key), self.group.world
         if key != "batch_tokens" and batch % world:
             raise UserError(
-                f"{self.name}.{key} is {batch}, which {world} ranks cannot split evenly; make it a multiple of {world}"
+                f"{self.name}.{key} is {batch}, which {world} ranks cannot split evenly; use a multiple of {world}"
             )
         weights = {source: about.weight for source, about in data.items()}
         self.loaders[name] = Loader(
@@ -111,21 +123,25 @@ class Stage:
         )  # fmt: skip
 
     def draw(self) -> Any:
+        """This rank's batch of the next step."""
         return self.loaders["data"].next()
 
     def teach(self, mesh: Mesh) -> None:
-        """Ask the teacher that the stage learns from, unless its answers stand there. All ranks do it together, none in
-        a collective."""
+        """Ask the stage's teacher, unless its answers are kept from before. All ranks take part; none is in a
+        collective.
+        """
 
     def state(self) -> dict[str, np.ndarray]:
+        """The position of each loader, as arrays for the checkpoint."""
         return {f"loader/{name}": loader.state for name, loader in self.loaders.items()}
 
     def load_state(self, state: dict[str, np.ndarray]) -> None:
+        """Continue from the position that `state` gave."""
         for name, loader in self.loaders.items():
             loader.state = state[f"loader/{name}"]
 
     def skipped_records(self) -> int:
-        """Over all ranks, since this process began."""
+        """Records left out over all ranks since this process began."""
         return int(
             self.group.sum(
                 torch.tensor(sum(loader.skipped for loader in self.loaders.values()), device=self.group.device)
@@ -138,13 +154,15 @@ class Stage:
 
 
 class LanguageModelling(Stage):
-    """Stages 1 and 2: next token, causal; of the whole text (pretrain) or of the output only (sft). With
-    pretrain.masked: masked next token, bidirectional (LLM2Vec, arXiv 2404.05961)."""
+    """Stages 1 and 2: predict the next token, causal; of the whole text (pretrain) or of the answers alone (sft).
+
+    With pretrain.masked: predict masked tokens, bidirectional (masked next token, LLM2Vec, arXiv 2404.05961).
+    """
 
     def __init__(self, name: str, config: Config, shards: dict[str, Shards], group: Group) -> None:
         super().__init__(name, config, group)
         self.masked = config.pretrain.masked if name == "pretrain" else 0.0
-        if self.masked:  # models that learnt the next token have no token for a mask: LLM2Vec takes "_"
+        if self.masked:  # a model trained on the next token has no mask token: LLM2Vec takes "_"
             self.mask_token = tokenizer_of(config).encode("_")[-1]
         self.add_loader(
             "data",
@@ -156,7 +174,7 @@ class LanguageModelling(Stage):
         )
 
     def attention(self, step: int) -> tuple[float, str]:
-        return 0.0, "column"  # of validation, whose loss is the next token's in either case
+        return 0.0, "column"  # for validation, whose loss is that of the next token, with and without masked
 
     def backward(
         self, model: Transformer, batch: Batch, step: int, before_last: Callable[[], None] = lambda: None
@@ -186,39 +204,44 @@ class LanguageModelling(Stage):
 
 
 def chosen(sequences: Packed, share: float, seed: int) -> Tensor:
-    """A share of a batch's tokens, drawn by a hash of token, place and seed, so that it does not depend on which rank
-    has them: bool [T]."""
+    """Choose a share of a batch's tokens by a hash of token, position and seed: bool [T]. The choice does not depend on
+    the rank.
+    """
     x = (
         sequences.tokens.long() * 0x9E3779B1
         + positions(sequences.cu_seqlens, len(sequences.tokens)) * 0x85EBCA77
         + seed * 0xC2B2AE3D
     )
-    for _ in range(2):  # what is added may wrap: it is a hash
+    for _ in range(2):  # overflow is harmless: this is a hash
         x = (x ^ ((x >> 15) & 0x1FFFF)) * 0x2C1B3C6D & 0xFFFFFFFF
     return (x ^ (x >> 15)) & 0xFFFFFF < share * 2**24
 
 
 def hide(sequences: Packed, targets: Tensor, hidden: Tensor, token: int) -> tuple[Packed, Tensor]:
-    """Put `token` where hidden, bool [T], says; the targets that are left are those of tokens before hidden ones:
-    (Packed, int64 [T])."""
+    """Replace the tokens at `hidden`, bool [T], by `token`, and keep only the targets of the tokens before them.
+
+    Returns (Packed, targets int64 [T]).
+    """
     next_hidden = hidden.roll(-1)
     ends = sequences.cu_seqlens[1:].long() - 1
-    next_hidden[ends[ends >= 0]] = False  # what follows is another sequence's
+    next_hidden[ends[ends >= 0]] = False  # the token after a sequence's last one belongs to another sequence
     return sequences._replace(tokens=sequences.tokens.masked_fill(hidden, token)), targets.masked_fill(
         ~next_hidden, -100
     )
 
 
 class Contrastive(Stage):
-    """What the stages of pairs share: who is right for whom."""
+    """What the stages of pairs share: which documents are known to be right for which query."""
 
     def __init__(self, name: str, config: Config, shards: dict[str, Shards], group: Group) -> None:
         super().__init__(name, config, group)
         self.known = {source: known_positives.of(s) for source, s in shards.items()}
 
     def known_in(self, batch: Batch, document_group: Tensor) -> Known | None:
-        """conan_kernels.Known of this rank's queries among all ranks' documents, or None; document_group: int64 [m],
-        this rank's. Collective."""
+        """The known positives of this rank's queries among the documents of all ranks, or None. A collective.
+
+        document_group: int64 [m], the groups of this rank's documents.
+        """
         of_source = self.known[batch.source]
         if not len(of_source.records):
             return None
@@ -228,9 +251,10 @@ class Contrastive(Stage):
 
 
 class Weak(Contrastive):
-    """Stage 3: InfoNCE with in-batch negatives, while the soft mask opens from causal to bidirectional. With
-    weak.distil, texts without pairs beside them, each to be where a teacher has it: L = L_InfoNCE + distil_weight *
-    L_cosine."""
+    """Stage 3: InfoNCE with in-batch negatives, while the soft mask opens from causal to bidirectional.
+
+    With weak.distil, texts without pairs learn a teacher's vectors: L = L_InfoNCE + distil_weight * L_cosine.
+    """
 
     def __init__(
         self, config: Config, shards: dict[str, Shards], texts_shards: dict[str, Shards], group: Group
@@ -254,8 +278,8 @@ class Weak(Contrastive):
             self.targets[name] = asked.make(Path(self.config.out_dir, "texts"))
             if asked.width > self.config.model.width:
                 raise UserError(
-                    f"{distilling.VECTORS}: its vectors have {asked.width} numbers, and the model's "
-                    f"{self.config.model.width}; raise model.width, or take a smaller teacher"
+                    f"{distilling.VECTORS}: the teacher's vectors have {asked.width} numbers, the model's have "
+                    f"{self.config.model.width}; raise model.width, or name a smaller teacher"
                 )
 
     def attention(self, step: int) -> tuple[float, str]:
@@ -307,13 +331,14 @@ class Weak(Contrastive):
 
 
 class Supervised(Contrastive):
-    """Stage 4: bidirectional; InfoNCE with mined hard negatives, and CoSENT on scored pairs in the same step, each over
-    all Matryoshka dims: L = L_InfoNCE + beta * L_CoSENT.
+    """Stage 4: InfoNCE with mined hard negatives and CoSENT on scored pairs, over all Matryoshka dims, bidirectional.
 
-    Cross-GPU batch balance (arXiv 2408.15710 section 3.3): every rank brings its own queries, positives and hard
-    negatives, and all ranks' documents serve as negatives, so their number grows with the ranks. A source may ask for
-    fewer hard negatives, or for those alone. With supervised.distil, what a teacher says of a query's positive and its
-    hard negatives is added: + distil_weight * L_distil.
+    L = L_InfoNCE + beta * L_CoSENT, with both in the same step. With supervised.distil, + distil_weight * L_distil: the
+    scores that a teacher gives to a query's positive and its hard negatives.
+
+    Cross-GPU batch balance (arXiv 2408.15710, section 3.3): every rank brings its own queries, positives and hard
+    negatives, and the documents of all ranks are negatives, so their number grows with the ranks. A source may ask for
+    fewer hard negatives, or for its own hard negatives alone.
     """
 
     def __init__(self, config: Config, shards: dict[str, Shards], sts_shards: dict[str, Shards], group: Group) -> None:
@@ -338,20 +363,22 @@ class Supervised(Contrastive):
         if rule.count < wanted.count:
             if not (rule.count or about.in_batch_negatives):
                 raise UserError(
-                    f"{name}: all its queries have the same answer, and in_batch_negatives is false; there is "
-                    "nothing to tell them apart from: leave it out, or set in_batch_negatives = true"
+                    f"{name}: all its queries have the same answer, and in_batch_negatives is false, so it has no "
+                    "negatives; leave it out, or set in_batch_negatives = true"
                 )
             if self.group.rank == 0:
                 print(
-                    f"{name}: {len(corpus)} different answers: {rule.count or 'no'} hard "
-                    f"negative{'s' * (rule.count != 1)} a query, where {wanted.count} were to be",
+                    f"{name}: {len(corpus)} different answers, so {rule.count or 'no'} hard "
+                    f"negative{'s' * (rule.count != 1)} per query instead of {wanted.count}",
                     flush=True,
                 )
         return rule
 
     def mine(self, model: Transformer, mesh: Mesh) -> None:
-        """Mine the pools of the queries that this stage will draw, with the model as it stands, or take those that were
-        mined with it. All ranks do it together, none in a collective but those of one copy of the model."""
+        """Mine the pools of the queries that this stage will draw, or load them if this model has mined them before.
+
+        All ranks take part; the only collectives are those of one copy of the model.
+        """
         weights = mining.digest(model, mesh.tensor)
         for name, shards in self.shards.items():
             rule = self.rules[name]
@@ -379,11 +406,12 @@ class Supervised(Contrastive):
             and all(np.isnan(self.pools[name].targets[:, 0]).all() for name in taught)
         ):
             raise UserError(
-                "supervised.distil: no record brings scores (pos_scores, neg_scores), and supervised.teacher "
-                "names nobody to give them; set it, or leave distil out"
+                "supervised.distil: no record has scores (pos_scores, neg_scores), and supervised.teacher is empty; "
+                "set supervised.teacher, or leave distil out"
             )
 
     def queries_of(self, name: str) -> np.ndarray:
+        """The records of a source that the stage will draw as queries."""
         return self.loaders["data"].drawn_from(name, self.settings.steps)
 
     def attention(self, step: int) -> tuple[float, str]:
@@ -400,7 +428,7 @@ class Supervised(Contrastive):
             batch, sts = (nothing(batch), sts) if step % 2 else (batch, None)
         device, pools, n = self.group.device, self.pools.get(batch.source), len(batch.records)
         count = self.rules[batch.source].count
-        # The negatives are drawn here, not ahead of time: the step before may have replaced them.
+        # The negatives are drawn now, not ahead of time: the step before may have replaced some.
         hard_record, hard_field, hard_group = pools.draw(batch.records) if pools else np.empty((3, 0), np.int64)
         targets = torch.from_numpy(pools.targets_of(batch.records)) if pools and pools.targets is not None else None
         tokens, cu_seqlens = self.shards[batch.source].gather(hard_record, hard_field, self.settings.max_tokens)
@@ -497,8 +525,10 @@ class Supervised(Contrastive):
 
 
 def make(name: str, config: Config, shards: dict[tuple[str, str], Shards], group: Group) -> Any:
-    """The stage `name` of a config. shards: Shards by (use, source), as datasets.prepare gives them; group: the ranks
-    that share out the data."""
+    """The stage `name` of a config.
+
+    shards: Shards by (use, source), as datasets.prepare gives them. group: the ranks that share out the data.
+    """
     mine, sts, texts = (
         {source: s for (use, source), s in shards.items() if use == wanted} for wanted in (name, "sts", "texts")
     )
@@ -510,7 +540,7 @@ def make(name: str, config: Config, shards: dict[tuple[str, str], Shards], group
 
 
 def tokenizer_of(config: Config) -> AnyTokenizer:
-    """That of the run, which stands in its folder by now."""
+    """The tokenizer in the run's folder."""
     return Tokenizer.load(Tokenizer.of(config.out_dir) or "")
 
 
@@ -523,11 +553,14 @@ def embed_and_backward(
     loss_of: Callable,
     before_last: Callable[[], None],
 ) -> tuple:
-    """Embed the sequences, take the loss of all their embeddings, and backpropagate; returns what `loss_of` gave,
-    detached. before_last() is called before the last backward of the weights.
+    """Embed the sequences, compute the loss of all embeddings, and backpropagate.
 
-    With chunk > 0 at most that many sequences are in a graph at a time (gradient caching, arXiv 2101.06983): embed all
-    without a graph, take the loss's gradient for each embedding, embed again chunk by chunk and hand each its gradient.
+    Returns what loss_of(embeddings) gave, detached. before_last() is called before the last backward pass of the
+    weights.
+
+    With chunk > 0, at most that many sequences are in a graph at a time (gradient caching, arXiv 2101.06983): embed all
+    without a graph; compute the gradient of the loss for each embedding; embed again, chunk by chunk, and pass each
+    chunk its gradients.
     """
     parts = packed.split(chunk)
 
@@ -552,8 +585,10 @@ def embed_and_backward(
 
 
 def sizes(packed: Packed, group: Group, both_ways: bool, learnt: int | Tensor = 0) -> dict[str, int]:
-    """Over all ranks' sequences: tokens, pairs of tokens of which one sees the other (each the other: both_ways),
-    tokens whose successor is learnt."""
+    """Counts over the sequences of all ranks: tokens, pairs of tokens that attend to each other, and learned tokens.
+
+    both_ways: each of the two tokens attends to the other.
+    """
     lengths = packed.cu_seqlens.diff().long()
     tokens, squares = group.sum(torch.stack((lengths.sum(), lengths.square().sum()))).tolist()
     return {"tokens": tokens, "pairs": squares if both_ways else (squares + tokens) // 2, "learnt": int(learnt)}

@@ -1,7 +1,17 @@
-"""Train Conan-embedding-v2's four stages: `torchrun conan_engine/train.py [config.toml] [--section.key=value ...]`.
+"""Train an embedding model in up to four stages.
 
-Without arguments: the demo recipe, into runs/demo. The same command again goes on from the last checkpoint. SIGTERM or
-SIGUSR1 finish the step, save and end it with exit code 143. --help lists every setting, --version says which this is.
+    torchrun [--nproc_per_node=N] conan_engine/train.py [CONFIG] [--KEY=VALUE ...]
+
+CONFIG is a TOML file, such as configs/demo.toml (the default). --KEY=VALUE sets
+one of the settings below. The same command again continues a run from its last
+checkpoint. SIGTERM and SIGUSR1 finish the step, save, and end the run with exit
+code 143.
+
+Examples:
+    torchrun conan_engine/train.py configs/demo.toml --weak.lr=5e-4
+    torchrun conan_engine/train.py configs/conan-1.4b.toml --plan_only=true
+    torchrun conan_engine/train.py configs/finetune.toml --init_from=FOLDER \\
+        --weak.data.pairs.jsonl=1 --supervised.data.pairs.jsonl=1
 """
 
 from __future__ import annotations
@@ -20,7 +30,7 @@ import numpy as np
 import torch
 
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
-    del sys.path[0]  # run as a script: this folder's names (`data`, `model`, ...) must not hide anyone's modules
+    del sys.path[0]  # as a script: modules of this folder (`data`, `model`, ...) must not hide other packages
 
 from conan_engine import __version__, atomic, command, stages
 from conan_engine.data import datasets
@@ -66,7 +76,7 @@ def main() -> None:
     np.random.seed(config.seed + mesh.data.rank)
     torch.manual_seed(config.seed + mesh.data.rank)
 
-    # ---- where an earlier run of the same command stopped, its newest whole checkpoint
+    # ---- where an earlier start of this run stopped: its newest whole checkpoint
     found = checkpoint.newest(run, config.stages, mesh)
     done_stage, done_step, todo = resuming.standing(found, config)
     under_way = done_stage if done_stage in todo and done_step else None
@@ -74,7 +84,7 @@ def main() -> None:
     if found and not under_way and found[1]["counters"].get("skipped_in_a_row"):
         raise UserError(skipped(config, done_stage, done_step - 1, found[1]["counters"]))
 
-    # ---- text to shards: rank 0 writes what is missing, then every rank maps it
+    # ---- text to token shards: rank 0 writes the missing ones, then every rank maps them
     interrupts.doing = "preparing data"
     with mesh.together():
         if mesh.rank == 0:
@@ -88,7 +98,7 @@ def main() -> None:
     interrupts.doing = "making the model"
     products, why = precision.choose(config, mesh, found and found[1].get("precision"))
     model, base = models.make(config, tokenizer, shards, mesh, found, todo[:1], products)
-    # the weights that compute; the optimiser keeps float32 ones
+    # the dtype of the weights that compute; the optimizer keeps float32 ones
     dtype = torch.bfloat16 if mesh.device.type == "cuda" and model.in_bfloat16() else torch.float32
     log = Log(run, mesh.rank == 0)
     log.resume(config.stages[: config.stages.index(done_stage)], done_stage, done_step)
@@ -104,7 +114,7 @@ def main() -> None:
         )
     log.follow(config.log_to)
 
-    # ---- the stages, each from the weights of the one before
+    # ---- the stages, each of which starts from the weights of the one before
     saver = Saver(
         config, tokenizer, fingerprints, mesh, base, began - (found[1].get("seconds", 0) if found else 0), products
     )
@@ -113,8 +123,8 @@ def main() -> None:
         first_step = 0
         interrupts.doing = f"starting {name}"
         if name in ("weak", "supervised"):
-            model.lm_head = None  # nobody asks for the next token any more
-        # the first one imports half of torch, some of it from C++, which an exception would abort
+            model.lm_head = None  # the contrastive stages predict no tokens
+        # the first optimizer imports much of torch from C++, which an exception from a signal would abort
         with interrupts.later():
             optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
         stage = stages.make(name, config, shards, mesh.data)
@@ -166,7 +176,7 @@ def main() -> None:
                 due = (step + 1) % config.save_every == 0 or (best and config.validation.keep_best)
                 if due or last or hopeless or stopping:
                     saver.start(name, step + 1, optimizer, stage.state(), counters)
-                    stopping = mesh.any(interrupts.asked is not None)  # one may have come meanwhile
+                    stopping = mesh.any(interrupts.asked is not None)  # a signal may have come meanwhile
                 saver.poll()
                 if last or hopeless or stopping:
                     saver.finish()
@@ -190,16 +200,18 @@ def main() -> None:
 
 
 def answer(arguments: list[str]) -> None:
-    """--help or --version, said once however many ranks there are."""
+    """Print --help or --version, on one rank only."""
     if os.environ.get("RANK", "0") == "0":
         if "--version" in arguments:
             print(f"conan-engine {__version__}")
         else:
-            print(__doc__, "Settings and their defaults:\n", *as_help(), sep="\n")
+            print(__doc__.rstrip(), *as_help(), sep="\n")
 
 
 def learning_rate(settings: Stage, step: int) -> float:
-    """Linear warm-up over the first `warmup` of the steps, then linear decay to `final_lr` of lr."""
+    """The learning rate of a step: it rises linearly over the share `warmup` of the steps, then falls linearly to
+    `final_lr` of lr.
+    """
     warmup = settings.warmup * settings.steps
     if step < warmup:
         return settings.lr * (step + 1) / (warmup + 1)

@@ -1,22 +1,25 @@
-"""Queries in other languages, for cross-lingual retrieval (recipe: CLR).
+"""Translate English queries, for cross-lingual retrieval.
 
-    python -m conan_engine.translate QUERIES.jsonl OUT.jsonl --endpoint URL --model NAME
+Each query goes into one language, drawn by --shares and --seed; its documents
+stay as they are. A chat endpoint with OpenAI's API translates: vLLM, llama.cpp,
+Ollama, OpenAI and others. Its key, if it needs one, is in OPENAI_API_KEY.
+OUT has the form of QUERIES: pairs to train on, or queries of BEIR with their
+language to evaluate with. Answers that cannot be translations go to
+OUT.rejected.jsonl with the reason. Stopped or killed, the same command
+continues; no answer is paid for twice.
 
-Asks a chat endpoint of OpenAI's form (vLLM, llama.cpp, Ollama, OpenAI, ...). Each query goes into one language, chosen
-by --shares and --seed; its documents stay as they are. OUT is a source of the supervised stage, or of BEIR's queries
-such a file again, with languages, to evaluate with; what cannot be a translation goes to OUT.rejected.jsonl, with the
-reason. Interrupted, even by kill -9, the same command goes on: what was answered is in OUT.journal and is not paid for
-twice. The key, if one is needed, is in OPENAI_API_KEY.
+Example:
+    python -m conan_engine.translate pairs.jsonl out.jsonl \\
+        --endpoint http://localhost:8000/v1 --model Qwen/Qwen2.5-7B-Instruct
 """
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import os
 from pathlib import Path
 
-from conan_engine import __version__, command, languages
+from conan_engine import command, languages
 from conan_engine.data.sources import paths
 from conan_engine.errors import UserError
 from conan_engine.translation.endpoint import Endpoint
@@ -25,24 +28,22 @@ from conan_engine.translation.queries import ask_for_all, tokens, write
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
+    parser = command.Parser("translate", __doc__)
     parser.add_argument(
         "queries",
-        help='{"query", "pos", "neg"} records, or BEIR\'s {"_id", "text"}, English: a file, or a folder or pattern '
-        "of files",
+        metavar="QUERIES",
+        help='English records {"query", "pos", "neg"}, or queries of BEIR {"_id", "text"}: a file, a folder or a '
+        "pattern",
     )
-    parser.add_argument("out", type=Path, help="a .jsonl file")
+    parser.add_argument("out", metavar="OUT", type=Path, help="a .jsonl file, which must not exist yet")
     parser.add_argument("--endpoint", required=True, metavar="URL", help="such as http://localhost:8000/v1")
-    parser.add_argument("--model", required=True, metavar="NAME", help="as the endpoint calls it")
+    parser.add_argument("--model", required=True, metavar="NAME", help="the model's name at the endpoint")
+    parser.add_argument("--shares", default="paper", metavar="FILE", help='"paper", or a TOML file of language = share')
+    parser.add_argument("--seed", type=int, default=1, metavar="N", help="draws the languages")
+    parser.add_argument("--requests", type=int, default=16, metavar="N", help="requests at a time")
+    parser.add_argument("--timeout", type=float, default=120, metavar="SECONDS", help="to wait for an answer")
     parser.add_argument(
-        "--shares", default="paper", help='"paper", or a TOML file of language = share (default: paper)'
-    )
-    parser.add_argument("--seed", type=int, default=1, help="of the choice of languages (default: 1)")
-    parser.add_argument("--requests", type=int, default=16, help="at a time (default: 16)")
-    parser.add_argument("--timeout", type=float, default=120, help="seconds for one answer (default: 120)")
-    parser.add_argument(
-        "--tries", type=int, default=8, help="before it gives up, with ever longer waits between (default: 8)"
+        "--tries", type=int, default=8, metavar="N", help="tries per query, with longer and longer waits between"
     )
     arguments = parser.parse_args()
     out, shares = arguments.out, languages.shares(arguments.shares)
@@ -50,9 +51,9 @@ def main() -> None:
         if getattr(arguments, key) <= 0:
             raise UserError(f"--{key} is {getattr(arguments, key)}; expected a number above 0")
     if out.exists():
-        raise UserError(f"{out}: is there already; remove it, or name another")
+        raise UserError(f"{out}: exists already; remove it, or name another")
     if not out.absolute().parent.is_dir():
-        raise UserError(f"{out}: its folder does not exist; make it, or name another")
+        raise UserError(f"{out}: its folder does not exist; create it, or name another")
     try:
         endpoint = Endpoint(
             arguments.endpoint,

@@ -25,8 +25,8 @@ gets one line that names the key, the value and what was expected.
 SOURCES = """
 ## A source in a table of data
 
-`data`, `sts` and `texts` are tables of `source = weight`, or of `source = { weight = 1, ... }` with these keys. A column
-is named like any other key: `query = "title"`. [Data formats](data.md) says what a source can be.
+`data`, `sts` and `texts` are tables of `source = weight`, or of `source = { weight = 1, ... }` with these keys. A
+column is named like any other key: `query = "title"`. [Data formats](data.md) says what a source can be.
 """
 
 

@@ -86,7 +86,9 @@ def test_each_command_is_one_that_a_test_runs_or_that_says_what_it_needs(page, c
     words = shlex.split(command)
     if words[0] == "make":
         targets = re.findall(r"^([\w./-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        assert {word for word in words[1:] if "=" not in word and word not in ("&&", ".", ".venv/bin/activate")} <= set(targets)
+        assert {word for word in words[1:] if "=" not in word and word not in ("&&", ".", ".venv/bin/activate")} <= set(
+            targets
+        )
     elif "benchmarks/" in command:
         (script,) = (word for word in words if word.startswith("benchmarks/"))
         assert (ROOT / script).exists()
@@ -179,9 +181,7 @@ def place(tmp_path, tiny, whole):
     write_lines(tmp_path / "FILE.jsonl", [{"text": f"text {i}"} for i in range(30)])
     write_lines(tmp_path / "Q.jsonl", [{"_id": f"q{i}", "text": f"question {i}"} for i in range(10)])
     write_lines(tmp_path / "C.jsonl", [{"_id": f"d{i}", "title": "", "text": f"answer {i}"} for i in range(20)])
-    (tmp_path / "R.tsv").write_text(
-        "query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10))
-    )
+    (tmp_path / "R.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)))
     (tmp_path / "titles.tsv").write_text("".join(f"{i}\ttitle {i}\n" for i in range(5)))
     (tmp_path / "tiny.toml").symlink_to(tiny)
     return tmp_path
@@ -191,16 +191,16 @@ def _type(command, folder):
     """Type a command in a folder, with less to do; what it printed."""
     a_gpu_each(2)
     few = "--nproc_per_node=2 --master_port=0 --rdzv_backend=c10d --rdzv_endpoint=localhost:0"
-    command = re.sub(r"--nproc_per_node=\d+", few, command).replace("CONFIG", "tiny.toml").replace("--dim 256", "--dim 16")
+    command = (
+        re.sub(r"--nproc_per_node=\d+", few, command).replace("CONFIG", "tiny.toml").replace("--dim 256", "--dim 16")
+    )
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": str(ROOT),
     }
-    done = subprocess.run(
-        command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=280
-    )
+    done = subprocess.run(command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 

@@ -1,1 +1,1 @@
-"""The model: transformer, pooling, heads, losses, LoRA, and other people's weights to start from."""
+"""The model: transformer, pooling, heads, losses, LoRA, and weights of other models to start from."""

@@ -1,5 +1,4 @@
-"""Attention over a packed batch, by the fastest way the device has: the Triton kernel on CUDA, bucketed SDPA on a
-CPU."""
+"""Attention over a packed batch: the Triton kernel on CUDA, bucketed SDPA on a CPU."""
 
 from __future__ import annotations
 
@@ -15,17 +14,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# of a bucket's bias, L x L a sequence, on a CPU; where it would take more, each block of queries has its own,
+# the largest bias, L x L per sequence, that a bucket may have on a CPU; beyond it, each block of queries makes its own
 BIAS_BYTES = 1 << 28
-LATER = object()  # ... made when it is needed
+LATER = object()  # marks such a bucket
 
 
 class Attention:
-    """How every layer of one forward pass attends: made once a batch, called once a layer.
+    """The attention of one forward pass: made once per batch, called once per layer.
 
-    cu_seqlens: int32 [B+1] on the device. alpha in [0, 1] opens the future: 0 is causal, 1 bidirectional; between, the
-    weights of future tokens are multiplied by M_ij of `mask` ("column", "row", "uniform"; arXiv 2509.12892 section
-    3.2).
+    cu_seqlens: int32 [B+1] on the device. alpha in [0, 1]: 0 is causal, 1 bidirectional. In between, the weights of
+    future tokens are multiplied by M_ij of `mask` ("column", "row", "uniform"; arXiv 2509.12892, section 3.2).
     """
 
     def __init__(self, cu_seqlens: Tensor, alpha: float | Tensor, mask: str = "column") -> None:
@@ -33,12 +31,12 @@ class Attention:
         self.buckets = None if cu_seqlens.is_cuda else self._buckets()
 
     def __call__(self, q, k, v):
-        """q [T, H, D], k and v [T, G, D] -> [T, H, D]; H is a multiple of G (grouped-query attention)."""
+        """q [T, H, D], k and v [T, G, D] -> [T, H, D]. H is a multiple of G (grouped-query attention)."""
         if self.buckets is None:
             return conan_kernels.soft_mask_attention(q, k, v, self.cu_seqlens, self.alpha, mask=self.mask)
         if not self.buckets:
-            return q  # no token at all: [0, H, D]
-        with torch.autocast("cpu", enabled=False):  # a CPU's SDPA is several times as slow in bfloat16
+            return q  # no tokens: [0, H, D]
+        with torch.autocast("cpu", enabled=False):  # SDPA on a CPU is several times slower in bfloat16
             return self._by_bucket(*(x.float() if x.dtype == torch.bfloat16 else x for x in (q, k, v)))
 
     def _by_bucket(self, q, k, v):
@@ -57,7 +55,9 @@ class Attention:
         return torch.cat(outputs).index_select(0, self.back)
 
     def _by_block(self, q, k, v, lengths, own):
-        """As one SDPA, without ever having the whole bias: the backward makes each block's anew."""
+        """The same result as one SDPA call, but the whole bias never exists: the backward pass makes each block's
+        again.
+        """
 
         def attend(q, k, v, first):
             return F.scaled_dot_product_attention(
@@ -75,9 +75,11 @@ class Attention:
         )
 
     def _buckets(self):
-        """Sequences of like length share one padded SDPA call, so that little of it is padding: up to 8 tokens, then up
-        to 1.5 times the shorter bucket. A bucket is (rows int64 [b*L] of the packed batch, own bool [b, L], lengths
-        [b], bias)."""
+        """Group sequences of similar length, so that a padded SDPA call wastes little.
+
+        A bucket holds up to 8 tokens, or up to 1.5 times its shortest sequence. It is (rows int64 [b*L] of the packed
+        batch, own bool [b, L], lengths [b], bias).
+        """
         starts, lengths = self.cu_seqlens[:-1].long(), self.cu_seqlens.diff().long()
         order = lengths.argsort(stable=True)
         order = order[lengths[order] > 0]
@@ -100,15 +102,16 @@ class Attention:
         return buckets
 
     def _whole_bias(self, length, own):
-        """`_bias` of all queries; None where no bias says the same; LATER where it is too large."""
-        # padding stands after every query: being causal hides it too
+        """The bias of all queries; None if no bias is needed; LATER if it is too large."""
+        # padding comes after every query, so a causal mask hides it too
         if self.alpha == 0 or (self.alpha == 1 and own.all()):
             return None
         return LATER if 4 * own.numel() * own.shape[1] > BIAS_BYTES else self._bias(length, own, 0, own.shape[1])
 
     def _bias(self, length, own, first, last):
-        """log M of the queries from `first` to before `last`, float [b, 1, last - first, L], -inf where one may not
-        look."""
+        """log M of queries `first` to `last` (exclusive): float [b, 1, last - first, L], -inf where a query may not
+        look.
+        """
         i, j = torch.arange(first + 1, last + 1)[:, None], torch.arange(1, own.shape[1] + 1)
         lengths = length[:, None, None]
         axis = {"column": j, "row": i, "uniform": lengths}[self.mask]

@@ -1,5 +1,4 @@
-"""A GGUF file as a model to start from: the shape and the weights of a Llama or Qwen3, dequantised by the `gguf`
-package."""
+"""Read a GGUF file to start from: shape and weights of a Llama or Qwen3, dequantised by the `gguf` package."""
 
 from __future__ import annotations
 
@@ -14,8 +13,8 @@ import torch
 from conan_engine.data import gguf_file
 from conan_engine.errors import UserError
 
-ARCHITECTURES = ("llama", "llama-embed", "qwen3")  # the second is what conan_engine.export writes
-NAMES = {  # transformers' name of a tensor, without its layer -> GGUF's
+ARCHITECTURES = ("llama", "llama-embed", "qwen3")  # llama-embed is what conan_engine.export writes
+NAMES = {  # transformers' name of a tensor, without its layer -> the name in GGUF
     "embed_tokens": "token_embd",
     "norm": "output_norm",
     "lm_head": "output",
@@ -31,9 +30,9 @@ NAMES = {  # transformers' name of a tensor, without its layer -> GGUF's
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
-SLOWER = "rope_freqs.weight"  # by what each pair of a head turns slower: Llama 3's RoPE scaling
-POOLING = {1: "mean", 3: "last"}  # of gguf.PoolingType
-CANNOT = {  # a key behind the architecture: what it means, unless it is absent or one of these values
+SLOWER = "rope_freqs.weight"  # how much slower each pair of a head rotates: Llama 3's RoPE scaling
+POOLING = {1: "mean", 3: "last"}  # values of gguf.PoolingType
+CANNOT = {  # key after the architecture: what it means, unless it is absent or has one of these values
     "expert_count": ("a mixture of experts", (0,)),
     "rope.scaling.type": ("RoPE scaling of another kind than Llama 3's", ("none",)),
     "attention.scale": ("attention logits of another scale", (0.0,)),
@@ -44,8 +43,10 @@ CANNOT = {  # a key behind the architecture: what it means, unless it is absent 
 
 
 def shape(path: str | Path) -> tuple[dict[str, Any], None]:
-    """(the keys of config.Model as the file says them, None: it knows no Matryoshka dims). Raises UserError for what we
-    cannot do."""
+    """The shape of the model: (the keys of config.Model, None since GGUF has no Matryoshka dims).
+
+    Raises UserError for what this engine cannot do.
+    """
     fields, tensors = gguf_file.read(path)
     kind = fields.get("general.architecture")
     if kind not in ARCHITECTURES:
@@ -84,9 +85,9 @@ def shape(path: str | Path) -> tuple[dict[str, Any], None]:
         "ffn": of("feed_forward_length"),
         "heads": heads,
         "kv_heads": kv_heads,
-        "context": min(context, window),  # up to there a window has no effect
+        "context": min(context, window),  # up to this length, a window has no effect
         "head_dim": head if head * heads != width else 0,
-        # as it was before it became a float32
+        # undo the rounding to float32
         "norm_eps": float(f"{of('attention.layer_norm_rms_epsilon', 1e-6):.6g}"),
         "qk_norm": kind == "qwen3",
         "rope_theta": theta,
@@ -106,12 +107,15 @@ def shape(path: str | Path) -> tuple[dict[str, Any], None]:
 
 
 def _scaling(path, tensor, theta, head):
-    """config.RopeScaling's keys from the factors by which pairs turn slower. Between those that are left and those that
-    are slowed by the whole factor the share of the change is a straight line over the rounds within the original
-    context; low_freq_factor is taken as 1, as only its ratio to the others counts."""
+    """The keys of config.RopeScaling, from the factors by which the pairs rotate slower.
+
+    Between the pairs that keep their speed and those that are slowed by the whole factor, the share of the change is a
+    straight line over the turns within the original context. low_freq_factor is taken as 1, since only its ratio to the
+    others counts.
+    """
     slower = np.float64(_values(path, tensor))
     factor = slower.max()
-    turns = theta ** (-np.arange(0, head, 2) / head) / (2 * math.pi)  # rounds a token
+    turns = theta ** (-np.arange(0, head, 2) / head) / (2 * math.pi)  # turns per token
     between = (slower > 1 + 1e-4) & (slower < factor * (1 - 1e-4))
     if between.sum() >= 2:
         kept = (1 / slower[between] - 1 / factor) / (1 - 1 / factor)
@@ -131,7 +135,7 @@ def _scaling(path, tensor, theta, head):
 
 
 def _round(value):
-    """To a whole number where it is one but for rounding."""
+    """Round to a whole number if only rounding error separates the value from it."""
     return float(round(value)) if abs(value - round(value)) < 1e-3 * value else float(value)
 
 
@@ -148,7 +152,7 @@ def _values(path, tensor):
 
 
 def tensors(path: str | Path) -> dict[str, Callable]:
-    """{transformers' name: function that gives its float32 tensor}, of all that the file holds."""
+    """All tensors of a file: {transformers' name: function that returns it as float32}."""
     fields, found = gguf_file.read(path)
     kind = fields["general.architecture"]
     theirs = {own: name for name, own in NAMES.items()}
@@ -173,11 +177,13 @@ def tensors(path: str | Path) -> dict[str, Callable]:
 
 
 def neighbours(weight: np.ndarray, head: int) -> np.ndarray:
-    """Rows of a projection so that RoPE's pairs, (d, d + D/2) of each head, are neighbours: llama.cpp turns (2d, 2d +
-    1) of a Llama. weight [H * D, C]; head: D."""
+    """Reorder the rows of a projection so that RoPE's pairs (d, d + D/2) of each head become neighbours (2d, 2d + 1).
+
+    llama.cpp rotates neighbours in a Llama. weight [H * D, C]; head: D.
+    """
     return np.ascontiguousarray(weight.reshape(-1, 2, head // 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape))
 
 
 def apart(weight: np.ndarray, heads: int) -> np.ndarray:
-    """`neighbours` undone; heads: H."""
+    """The inverse of `neighbours`. heads: H."""
     return np.ascontiguousarray(weight.reshape(heads, -1, 2, weight.shape[1]).swapaxes(1, 2).reshape(weight.shape))

@@ -1,9 +1,9 @@
-"""What the token table knows before any training: how a token is spelled, and how rare it is.
+"""How a new token table starts: from the spelling of each token and its rarity.
 
-A random vector for each token tells every token from every other, and that is worth keeping: words never seen in
-training still match themselves. Here tokens spelled alike start alike besides (character n-grams, as fastText has them,
-arXiv 1607.04606), and a token weighs in the mean as much as it is rare (as in SIF, ICLR 2017, openreview SyK00v5xx).
-Both are numbers among the weights, trained like any others: the model stays an ordinary Llama.
+A random vector for each token tells every token from every other, so words that training never saw still match
+themselves. Two ideas are added. Tokens that are spelled alike start alike (character n-grams, as in fastText, arXiv
+1607.04606). A token's weight in the mean grows with its rarity (as in SIF, ICLR 2017, openreview SyK00v5xx). Both are
+numbers among the weights and are trained like any others; the model stays an ordinary Llama.
 """
 
 from __future__ import annotations
@@ -27,24 +27,26 @@ if TYPE_CHECKING:
 
 
 NGRAMS = range(3, 6)  # characters
-SHARED = 0.7  # length of what a token shares with others, beside 1 of what its word has alone
-COLUMNS = 64  # of the table are made at a time
-RECORDS, TOKENS = 100_000, 512  # of a source, and of a text, at most, in which tokens are counted
-AT_ONCE = 4096  # records
-# a token in a smaller share of texts than the first weighs 1; the most frequent one the second
+SHARED = 0.7  # length of the part that a token shares with others; its own part has length 1
+COLUMNS = 64  # columns of the table that are made at a time
+RECORDS, TOKENS = 100_000, 512  # at most so many records of a source, and tokens of a text, are counted
+AT_ONCE = 4096  # records counted at a time
+# a token in a smaller share of the texts than RAREST weighs 1, the most frequent one LEAST
 RAREST, LEAST = 1e-5, 0.02
 
 
 def start(model: Transformer, tokenizer: Any, shards: Iterable[Shards], config: Config) -> None:
-    """Give a new model's token table the start that config.token_vectors and config.token_weights ask for. shards: what
-    it will be trained on, an iterable of Shards. Any rank computes the whole and keeps its part."""
+    """Start a new model's token table as config.token_vectors and config.token_weights say.
+
+    shards: the Shards that it will be trained on. Every rank computes the whole table and keeps its part.
+    """
     table, group, size = model.embedding, model.tensor.group, tokenizer.vocab_size
     with torch.no_grad():
         if config.token_vectors == "spelling":
             whole = torch.full((table.split_by.sections[0], table.shape[1]), torch.nan)
             whole[:size] = spelled(token_texts(tokenizer), table.shape[1], config.seed) * STD
             mine = table.split_by.cut(whole, group).to(table)
-            table.copy_(torch.where(mine.isnan(), table, mine))  # rows that no token has stay random
+            table.copy_(torch.where(mine.isnan(), table, mine))  # rows without a token stay random
         if config.token_weights == "rarity":
             whole = torch.ones(table.split_by.sections[0])
             whole[:size] = rarity(shards, size)
@@ -52,8 +54,10 @@ def start(model: Transformer, tokenizer: Any, shards: Iterable[Shards], config: 
 
 
 def weigh(model: Transformer, weights: Tensor) -> None:
-    """Let token t have a share weights[t], in (0, 1], of the length that it would have in the mean: the last column of
-    the table takes the rest of what the RMSNorm keeps constant, and the last norm leaves that column out. weights [V].
+    """Give token t the share weights[t], in (0, 1], of its usual length in the mean.
+
+    The last column of the table takes the rest of the norm, which RMSNorm keeps constant, and the last norm leaves that
+    column out. weights [V].
     """
     table = model.embedding
     table[:, -1] = 0
@@ -62,19 +66,21 @@ def weigh(model: Transformer, weights: Tensor) -> None:
 
 
 def token_texts(tokenizer: Any) -> list[str]:
-    """What each token stands for, without case and surrounding space, "" where that says nothing: [V]."""
+    """The text of each token [V], lower case, without surrounding space; "" if it stands for a part of a character."""
     texts = (tokenizer.decode([i]).strip().lower() for i in range(tokenizer.vocab_size))
-    return ["" if "\ufffd" in text else text for text in texts]  # a part of a character
+    return ["" if "\ufffd" in text else text for text in texts]  # part of a character
 
 
 def spelled(texts: list[str], width: int, seed: int) -> Tensor:
-    """Random vectors of root mean square 1, float32 [V, C]: the same for the same text; alike for texts that share
-    character n-grams, the more the fewer share these; any two others are about orthogonal. Where a text is empty, one
-    of its own."""
+    """Random vectors of root mean square 1, float32 [V, C], that are alike for texts that share character n-grams.
+
+    The same text gives the same vector. The fewer texts share an n-gram, the more alike it makes them. Any two other
+    texts are nearly orthogonal. An empty text gets a vector of its own.
+    """
     words = dict.fromkeys(filter(None, texts))
     grams = {word: _ngrams(word) for word in words}
     have = Counter(gram for of_word in grams.values() for gram in of_word)
-    number = {}  # of a word, a token without one, or an n-gram: its row of random numbers
+    number = {}  # word, token without a word, or n-gram -> its row of random numbers
     rows, lengths, bags = [], [], []
     for i, text in enumerate(texts):
         shared = sorted(gram for gram in grams.get(text, ()) if have[gram] > 1)
@@ -96,8 +102,10 @@ def _ngrams(word):
 
 
 def rarity(shards: Iterable[Shards], vocab_size: int) -> Tensor:
-    """Each token's weight by the share of texts that have it, where that is largest of the sources: its logarithm, from
-    LEAST to 1, float32 [V]."""
+    """The weight of each token, from LEAST to 1, float32 [V].
+
+    It falls with the logarithm of the share of texts that have the token, in the source where that share is largest.
+    """
     share = np.full(vocab_size, RAREST)
     for source in shards:
         texts, have = 0, np.zeros(vocab_size, np.int64)

@@ -1,5 +1,8 @@
-"""Our parameters under the names that transformers gives those of a Llama, both ways: its block is ours (pre-RMSNorm,
-RoPE, SwiGLU, grouped-query attention, no biases). Qwen3's has an RMSNorm for each head's queries and keys besides."""
+"""Our parameters under transformers' names for a Llama, in both directions.
+
+The block is Llama's (pre-RMSNorm, RoPE, SwiGLU, grouped-query attention, no biases). Qwen3 has an RMSNorm on the
+queries and keys of each head as well.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from conan_engine.model.transformer import Transformer
 
 
-# ours -> theirs, of a block and of what is no block's; of several theirs the rows one after another
+# our name -> theirs, within a block and outside; several of theirs are rows of ours, one after another
 BLOCK = {
     "attention_norm": ["input_layernorm"],
     "qkv.weight": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
@@ -35,7 +38,7 @@ WHOLE = {"embedding": ["embed_tokens"], "norm": ["norm"], "lm_head": ["lm_head"]
 
 
 def theirs(name: str) -> list[str]:
-    """Their names for one of our parameters."""
+    """The names in transformers of one of our parameters."""
     if name in WHOLE:
         return [f"{part}.weight" for part in WHOLE[name]]
     _, i, part = name.split(".", 2)
@@ -43,8 +46,10 @@ def theirs(name: str) -> list[str]:
 
 
 def tensors(model: Transformer) -> dict[str, Tensor]:
-    """{their name: float32 tensor} of a whole model's parameters, without the LM head. What enters the first block is
-    the token's vector times embedding_scale: here the vectors are multiplied."""
+    """A whole model's parameters without the LM head: {transformers' name: float32 tensor}.
+
+    The token vectors are multiplied by embedding_scale, as they enter the first block.
+    """
     found = {}
     for name, p in model.named_parameters():
         if name != "lm_head":
@@ -57,9 +62,11 @@ def tensors(model: Transformer) -> dict[str, Tensor]:
 
 
 def load_weights(start: str | Path, model: Transformer, layers: list[int] | None = None) -> None:
-    """Copy the weights of a transformers folder or a GGUF file into `model`, in place: each rank what it has of them.
-    layers: the numbers of the file's blocks that become the model's, in order; None: all. Raises UserError for what is
-    missing, damaged, of another shape, or has no place."""
+    """Copy the weights of a transformers folder or a GGUF file into `model`, in place; each rank copies its part.
+
+    layers: which of the file's blocks become the model's, in order; None means all. Raises UserError for a tensor that
+    is missing, damaged, of another shape, or has no place in the model.
+    """
     there = gguf_model.tensors(start) if gguf_file.is_gguf(start) else _tensors(start)
     read = set()
     try:
@@ -100,7 +107,7 @@ def load_weights(start: str | Path, model: Transformer, layers: list[int] | None
 
 
 def _tensors(folder):
-    """{their name: function that gives its float32 tensor} of a transformers folder."""
+    """All tensors of a transformers folder: {name: function that returns it as float32}."""
     index = Path(folder, "model.safetensors.index.json")
     try:
         files = (
@@ -119,5 +126,5 @@ def _tensors(folder):
 
 
 def _blocks(names):
-    """How many blocks the names speak of."""
+    """The number of blocks that the names belong to."""
     return 1 + max((int(name.split(".")[1]) for name in names if name.startswith("layers.")), default=-1)

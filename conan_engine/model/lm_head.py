@@ -1,5 +1,4 @@
-"""The LM head and its cross entropy, which at V = 150,000 would fill memory with logits: a chunk of tokens at a
-time."""
+"""The LM head and its cross entropy, a chunk of tokens at a time: all logits at V = 150,000 would fill the memory."""
 
 from __future__ import annotations
 
@@ -10,36 +9,42 @@ from conan_engine.parallel.mesh import Group
 from conan_engine.parallel.tensor_parallel import own
 from conan_kernels import pointwise
 
-# At V = 150,000: on a CPU 224 tokens, 128 MiB in fp32; on a GPU, whose products want many rows, 3,579 tokens, 1 GiB in
-# bf16
+# Logits of a chunk. At V = 150,000: on a CPU 224 tokens, 128 MiB in fp32; on a GPU, whose products need many rows,
+# 3,579 tokens, 1 GiB in bf16
 CHUNK_LOGITS = {"cpu": 1 << 25, "cuda": 1 << 29}
 
 
 def linear_cross_entropy(
     hidden: Tensor, weight: Tensor, targets: Tensor, ignore_index: int = -100, group: Group | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Cross entropy of softmax(hidden @ weight.T), summed over the tokens whose target counts.
+    """Cross entropy of softmax(hidden @ weight.T), summed over the tokens whose target counts. T x V is never in
+    memory.
 
-    hidden [T, C], weight [V, C] (cast to hidden's dtype for the products), targets int64 [T] in 0..V-1 or ignore_index.
-    Returns (fp32 sum, int64 count), both scalars; a gradient flows from the sum to hidden and weight, in their dtypes,
-    in one backward a forward. T x V is never in memory. Raises ValueError for shapes or targets that do not fit
-    (targets are looked at on the CPU only: on CUDA that would synchronise, and an assertion of the device stops the
-    run).
+    Args:
+        hidden: [T, C].
+        weight: [V, C]; cast to the dtype of hidden for the products.
+        targets: int64 [T], in 0..V-1 or ignore_index.
+        group: the ranks that share the vocabulary (tensor parallelism). Each brings the same hidden and targets, and
+            its own V / N rows of weight. The loss is the same on all; each rank's gradient of hidden is a summand of
+            the whole. Per token, they exchange the largest logit, the sum of the exponentials and the target's logit.
 
-    group: the ranks that share the vocabulary (tensor parallelism). Each brings the same hidden and targets, and its
-    own V / N rows of weight; the loss is the same on all, and hidden's gradient on each a summand of the whole. Of a
-    token they exchange the largest logit, the sum of the exponentials and the target's logit; nobody sees the others'
-    logits.
+    Returns:
+        (fp32 sum, int64 count), both scalars. The gradient flows from the sum to hidden and weight, in their dtypes;
+            one backward pass per forward pass.
+
+    Raises:
+        ValueError: for shapes or targets that do not fit. Targets are checked on a CPU only: on CUDA a check would
+            synchronise, and a device assertion stops the run.
     """
     group = group or Group()
     if not torch.is_grad_enabled():
-        hidden, weight = hidden.detach(), weight.detach()  # or the gradients would be made, for nobody
+        hidden, weight = hidden.detach(), weight.detach()  # otherwise gradients would be computed that nobody uses
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1] or targets.shape != hidden.shape[:1]:
         shapes = [list(x.shape) for x in (hidden, weight, targets)]
         raise ValueError(
             f"hidden [T, C], weight [V, C] and targets [T] expected, got {shapes[0]}, {shapes[1]} and {shapes[2]}"
         )
-    # in fine-tuning most targets do not count: their logits are never made
+    # in fine-tuning most targets do not count: skip their logits
     rows = (targets != ignore_index).nonzero()[:, 0]
     targets = targets[rows]
     V = len(weight) * group.world
@@ -51,12 +56,12 @@ def linear_cross_entropy(
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The gradient is made along with the loss, chunk by chunk, while the logits are at hand: three products, not four.
+    """Compute the gradient along with the loss, chunk by chunk, while the logits exist: three products instead of four.
 
     Why not torch.nn.functional.linear_cross_entropy, which has a chunked form since 2.13: forward and backward of 2,048
     tokens at C = 1,024, V = 50,000 in fp32 on one core take it 11.6 s and 569 MiB beside the inputs, the whole logits
-    9.1 s and 1,190 MiB, this 7.5 s and 497 MiB (gradients: 203 MiB); nor does it skip the tokens that do not count.
-    On CUDA the softmax and its gradient are a kernel each, in place of the logits, in the dtype of the products.
+    9.1 s and 1,190 MiB, this 7.5 s and 497 MiB (of which gradients 203 MiB); and it does not skip tokens that do not
+    count. On CUDA, softmax and gradient are one kernel each, which overwrite the logits in the dtype of the products.
     """
 
     @staticmethod
@@ -87,7 +92,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if ctx.gradients is None:
             raise RuntimeError("linear_cross_entropy: one backward a forward; its gradients were scaled in place")
         dhidden, dweight = ctx.gradients
-        ctx.gradients = None  # in place, for V x C in fp32 is 2 GB at the paper's shape
+        ctx.gradients = None  # in place: V x C in fp32 is 2 GB at the paper's shape
         return (
             None if dhidden is None else dhidden.mul_(gradient),
             None if dweight is None else dweight.mul_(gradient).to(ctx.dtype),
@@ -97,8 +102,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _plain(logits, index, here, group):
-    """logits [n, V], index int64 and here bool [n, 1] as of `own` -> (their summed loss, its gradient to them, in their
-    dtype)."""
+    """(summed loss, gradient of the logits in their dtype) of logits [n, V]; index int64 and here bool [n, 1] as in
+    `own`.
+    """
     dtype, logits = logits.dtype, logits.float()
     logits -= group.max(logits.amax(1, keepdim=True))
     of_target = logits.gather(1, index) * here
@@ -108,7 +114,7 @@ def _plain(logits, index, here, group):
 
 
 def _fused(logits, index, here, group):
-    """As `_plain`, in place of the logits."""
+    """The same as `_plain`; the gradient overwrites the logits."""
     of_target = (logits.gather(1, index) * here)[:, 0].float()
     own_peak, total = pointwise.softmax_sums(logits)
     peak = group.max(own_peak.clone())

@@ -1,5 +1,7 @@
-"""LoRA (arXiv 2106.09685): the weights stand still, and beside a matrix W two narrow ones are trained, A [rank, inputs]
-and B [outputs, rank]: y = x W' + (alpha / rank) x A' B'."""
+"""LoRA (arXiv 2106.09685): frozen weights with trained adapters beside them.
+
+Beside a matrix W stand two narrow ones, A [rank, inputs] and B [outputs, rank]: y = x W' + (alpha / rank) x A' B'.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +23,11 @@ if TYPE_CHECKING:
 
 
 class Adapted(nn.Module):
-    """A linear layer of tensor_parallel.py with its weight frozen. Of a layer that is cut by columns, `up` is cut alike
-    and every rank has all of `down`; of one that is cut by rows it is the other way round. So the ranks' results are
-    summands where they were before."""
+    """A linear layer of tensor_parallel.py with its weight frozen and an adapter beside it.
+
+    If the layer is cut by columns, `up` is cut alike and every rank has all of `down`; if it is cut by rows, the
+    reverse. So the ranks' results are summands wherever they were summands before.
+    """
 
     def __init__(self, linear: nn.Linear, rank: int, alpha: float, group: Group) -> None:
         super().__init__()
@@ -38,8 +42,9 @@ class Adapted(nn.Module):
         self.group = group
 
     def init_weights(self, generator: torch.Generator) -> None:
-        """A as torch draws a linear layer's weights, the same numbers however many ranks share them; B zero: at first
-        nothing changes."""
+        """Draw A as torch draws a linear layer, with the same numbers for any number of ranks; set B to zero, which
+        changes nothing at first.
+        """
         split = getattr(self.down, "split_by", None)
         whole = self.down.new_empty(len(self.down), split.sections[0] if split else self.down.shape[1])
         nn.init.kaiming_uniform_(whole, 5**0.5, generator=generator)
@@ -49,12 +54,12 @@ class Adapted(nn.Module):
         return F.linear(x, self.weight) + self.scale * F.linear(F.linear(x, self.down), self.up)
 
     def merged(self) -> Tensor:
-        """The weight that does the same by itself."""
+        """The weight that does the same without the adapter."""
         return self.weight + self.scale * self.up @ self.down
 
 
 def adapt(model: Transformer, settings: Lora, seed: int) -> None:
-    """Freeze a model's weights and put adapters beside those of `settings` (config.Lora), drawn by the seed."""
+    """Freeze a model's weights and add the adapters of `settings` (config.Lora), drawn by the seed."""
     generator = torch.Generator(model.embedding.device).manual_seed(seed)
     for p in model.parameters():
         p.requires_grad_(False)
@@ -66,7 +71,7 @@ def adapt(model: Transformer, settings: Lora, seed: int) -> None:
 
 
 def count(shape: ModelSettings, settings: Lora) -> int:
-    """How many numbers are trained, of a model of that shape (config.Model)."""
+    """The number of trained parameters of a model of this shape (config.Model)."""
     heads = shape.heads * shape.head
     sizes = {
         "qkv": shape.width + heads + 2 * shape.kv_heads * shape.head,
@@ -79,7 +84,7 @@ def count(shape: ModelSettings, settings: Lora) -> int:
 
 @torch.no_grad()
 def merge(model: Transformer) -> None:
-    """The plain model again, whose weights include what the adapters learned."""
+    """Turn adapted layers back into plain ones whose weights include the adapters."""
     for block in model.blocks:
         for name, layer in list(block.named_children()):
             if isinstance(layer, Adapted):

@@ -1,6 +1,8 @@
-"""What the stages of pairs minimise. InfoNCE comes fused from the kernels; here is how the engine calls it, across
-ranks, and CoSENT. Ranks may bring different numbers of queries, documents and pairs, or none: each takes part in the
-others' collectives, forward and backward, and a query counts the same wherever it is."""
+"""The losses of the contrastive stages: InfoNCE over all ranks, CoSENT, and distillation.
+
+InfoNCE itself is a fused kernel (conan_kernels). Ranks may bring different numbers of queries, documents and pairs, or
+none: each takes part in the collectives of the others, forward and backward, and every query counts the same.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def margin_of(settings: Weak | Supervised) -> Margin | None:
-    """What a stage's margin and margin_strategy are to the kernels: a Margin, or None."""
+    """The margin of a stage as the kernels take it: a Margin, or None."""
     if settings.margin_strategy == "relative":
         return conan_kernels.Margin(0.0, settings.margin)
     return conan_kernels.Margin(settings.margin) if settings.margin < 2 else None
@@ -41,15 +43,24 @@ def info_nce(
 ) -> tuple[Tensor, Tensor]:
     """InfoNCE over the whole global batch, with the documents of every rank as in-batch negatives.
 
-    queries [n, E] and documents [m, E] are this rank's; the positive of queries[i] is documents[i]. query_group [n] and
-    document_group [m], int64: a document of a query's own group never counts as its negative, nor one of a group that
-    `known` (a conan_kernels.Known of this rank's queries) names, nor, with a margin (a conan_kernels.Margin), one that
-    is nearer than the positive by more than that. symmetric: each positive also finds its query, the mean of both ways;
-    negatives of a document are the queries whose it is. same_side: the other queries are negatives of a query, too,
-    and, with symmetric, the other documents of a document; a query counts as its positive, and what is right for a
-    query is no negative of its positive (arXiv 2308.03281 has all four in one sum; here they are two to two). Returns
-    this rank's summands (loss, accuracy) of the means over all queries; the sum of every rank's gradients is the
-    gradient of the mean.
+    Args:
+        queries: [n, E], this rank's.
+        documents: [m, E], this rank's; the positive of queries[i] is documents[i].
+        query_group: int64 [n]. A document of a query's own group is never its negative.
+        document_group: int64 [m].
+        temperature: cosines are divided by it.
+        group: the ranks.
+        dims: Matryoshka dims, over which the loss is averaged; None is the whole vector.
+        known: the groups that are right for this rank's queries, whose documents are never their negatives.
+        margin: documents that are nearer than the positive by more than this are no negatives.
+        symmetric: each positive also looks for its query among all queries that it is not right for; the loss is the
+            mean of both directions.
+        same_side: the other queries are negatives of a query too; with symmetric, the other documents of a document.
+            GTE (arXiv 2308.03281) has all four in one sum; here they are two sums of two.
+
+    Returns:
+        This rank's summands (loss, accuracy) of the means over all queries. The sum of all ranks' gradients is the
+            gradient of the mean.
     """
     counts, dims = group.counts(len(documents)), dims or [queries.shape[1]]
     everyones, groups = group.gather_with_gradient(documents, counts), group.gather(document_group, counts)
@@ -92,11 +103,11 @@ def info_nce(
     return _summands(of_mine, queries, group, of_nothing)
 
 
-NOTHING = -1e20  # log of it
+NOTHING = -1e20  # the logarithm of no weight at all
 
 
 def _over_ranks(columns, group):
-    """Log-sum-exps [k, M] over this rank's queries -> over all ranks'."""
+    """Combine log-sum-exps [k, M] over this rank's queries into those over all ranks' queries."""
     return group.gather_with_gradient(columns[None], [1] * group.world).logsumexp(0)
 
 
@@ -109,9 +120,11 @@ def info_nce_of_own(
     dims: Sequence[int] | None = None,
     margin: Margin | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """InfoNCE of each query over its positive, documents[i] [n, E], and its own negatives, hard[i] [n, K, E], alone.
-    Returns as `info_nce`."""
-    # of one group, no document is a negative
+    """InfoNCE of each query over its positive and its own hard negatives alone.
+
+    queries [n, E]; documents [n, E], the positives; hard [n, K, E]. Returns what `info_nce` returns.
+    """
+    # with a single group, no other document is a negative
     nobody = torch.zeros(len(queries), dtype=torch.int64, device=queries.device)
     target = torch.arange(len(queries), device=queries.device)
 
@@ -132,10 +145,13 @@ def info_nce_of_own(
 
 
 def _summands(of_mine, queries, group, of_nothing):
-    """Of the mean loss and accuracy over all ranks' queries, what this rank's give. of_mine(): their own mean;
-    of_nothing(): a number that takes part in the same collectives, forward and backward."""
+    """This rank's summands of the mean loss and accuracy over all ranks' queries.
+
+    of_mine() gives the means over its own queries; of_nothing() gives a number that takes part in the same collectives,
+    forward and backward, for a rank without queries.
+    """
     everyone = sum(group.counts(len(queries)))
-    if not len(queries):  # a mean of nothing; yet the others wait for this rank
+    if not len(queries):  # no queries here, but the other ranks wait for this one
         return 0.0 * (queries.sum() + of_nothing()), torch.zeros((), device=queries.device)
     result, share = of_mine(), len(queries) / everyone
     return result.loss * share, result.accuracy * share
@@ -151,14 +167,23 @@ def distil(
     group: Group,
     dims: Sequence[int] | None = None,
 ) -> Tensor:
-    """How far the model's cosines of each query with its documents are from a teacher's scores, averaged over all
-    ranks' queries and the dims.
+    """The distance of the model's cosines of each query with its documents from a teacher's scores.
 
-    queries [n, E]; documents [n, 1+K, E]: the positive, then its own negatives; targets float32 [n, 1+K], on the CPU:
-    what the teacher says of them, NaN for nothing. A score over `scale` stands for what a cosine over `temperature` is
-    to be. kind: "kl", from the teacher's softmax to the model's, of what it has scored; or "margin_mse" (arXiv
-    2010.02666), the squared difference of the positive's lead over a negative, as cosines, averaged over the query's
-    negatives. A query without a score of its positive and a negative adds nothing. Returns this rank's summand.
+    Args:
+        queries: [n, E].
+        documents: [n, 1+K, E]: the positive, then the query's own hard negatives.
+        targets: float32 [n, 1+K] on the CPU, the teacher's scores; NaN where it gave none.
+        kind: "kl", the divergence of the model's softmax from the teacher's over the documents that it scored; or
+            "margin_mse" (arXiv 2010.02666), the squared difference between the positive's lead over a negative, as
+            cosines, and the teacher's, averaged over the query's negatives.
+        temperature: of the model's cosines.
+        scale: of the teacher's scores: score / scale is the target of cosine / temperature.
+        group: the ranks.
+        dims: Matryoshka dims.
+
+    Returns:
+        This rank's summand of the mean over all ranks' queries and the dims. A query without a score of its positive
+            and of a negative adds nothing.
     """
     everyone = max(1, sum(group.counts(len(queries))))
     said = ~targets.isnan()
@@ -180,8 +205,10 @@ def distil(
 
 
 def toward(vectors: Tensor, targets: Tensor, group: Group) -> Tensor:
-    """1 - cosine of the first numbers of each vector [n, E] with a teacher's [n, D], averaged over all ranks' texts;
-    this rank's summand."""
+    """1 - cosine of the first D numbers of each vector [n, E] with a teacher's vector [n, D].
+
+    Returns this rank's summand of the mean over all ranks' texts.
+    """
     cosine = torch.nn.functional.cosine_similarity(vectors[:, : targets.shape[1]].float(), targets, dim=-1)
     return (1 - cosine).sum() / max(1, sum(group.counts(len(vectors))))
 
@@ -191,8 +218,8 @@ def cosent(
 ) -> Tensor:
     """CoSENT: log(1 + sum over pairs scored higher of exp((cos(lower) - cos(higher)) / T)), averaged over the dims.
 
-    first, second [m, E] and score [m] are this rank's pairs; all ranks' pairs are compared with one another. Returns
-    the loss divided by the number of ranks, so that the ranks' gradients add up to the gradient of the whole.
+    first, second [m, E] and score [m] are this rank's pairs; the pairs of all ranks are compared with one another.
+    Returns the loss divided by the number of ranks, so that the ranks' gradients add up to the gradient of the whole.
     """
     counts = group.counts(len(score))
     score = group.gather(score, counts)

@@ -1,5 +1,7 @@
-"""What a model that one has tells of itself, so that a run can start from it: a folder of transformers (Llama, Mistral
-or Qwen3, with or without an LM head, or what conan_engine.export wrote), a GGUF file (Llama or Qwen3) or another run.
+"""What a model to start from says about itself: its shape, its pooling, and what this engine cannot do.
+
+It is a folder of transformers (Llama, Mistral or Qwen3, with or without an LM head, or what conan_engine.export wrote),
+a GGUF file (Llama or Qwen3), or another run.
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 ARCHITECTURES = {
     f"{family}{kind}": family for family in ("Llama", "Mistral", "Qwen3") for kind in ("ForCausalLM", "Model")
 }
-CANNOT = {  # key of config.json: what it means, unless it is one of these values
+CANNOT = {  # key of config.json: what it means, unless it has one of these values
     "attention_bias": ("biases in attention", (None, False)),
     "mlp_bias": ("biases in the FFN", (None, False)),
     "use_sliding_window": ("a sliding window", (None, False)),
@@ -34,10 +36,12 @@ CANNOT = {  # key of config.json: what it means, unless it is one of these value
 
 
 def adopt(config: Config, given: set[str], where: str) -> None:
-    """Take over the [model] of init_from into `config`: a transformers folder's or GGUF file's, with its tokenizer, or
-    a run's. given: the dotted keys that the user set. Of these pooling, embedding_scale and a shorter context stand;
-    raises UserError for another one that differs, and for init_layers that the model does not have."""
-    # that started from it when it was there
+    """Copy the [model] and the tokenizer of init_from into `config`.
+
+    given: the dotted keys that the user set. Of these, pooling, embedding_scale and a shorter context stay. Raises
+    UserError for any other that differs, and for init_layers that the model does not have.
+    """
+    # a run that started from it keeps the shape in its own config
     start = config.init_from if Path(config.init_from).exists() else config.out_dir
     found, dims = (
         gguf_model.shape(start)
@@ -81,8 +85,9 @@ def adopt(config: Config, given: set[str], where: str) -> None:
 
 
 def source(name: str, layers: list[int] | None) -> str:
-    """The name of the parameter, in the model that one starts from, that becomes the parameter `name`; layers: as
-    config.chosen_layers gives them."""
+    """The name, in the model to start from, of the parameter that becomes `name`. layers: as config.chosen_layers gives
+    them.
+    """
     if layers is None or not name.startswith("blocks."):
         return name
     _, i, part = name.split(".", 2)
@@ -95,7 +100,7 @@ def is_transformers(folder: str | Path) -> bool:
 
 
 def _of_run(run):
-    """The model of a run or of one of its checkpoints, as of_transformers has it; ({}, None) where it does not say."""
+    """The shape of a run or a checkpoint, as of_transformers gives it; ({}, None) if it does not say."""
     states = [Path(run, "state.json"), *Path(run).glob("checkpoints/*/state.json")]
     about = _json(Path(run, "config.json")) or next(
         (state["config"] for state in map(_json, states) if "config" in state), {}
@@ -104,8 +109,10 @@ def _of_run(run):
 
 
 def of_transformers(folder: str | Path) -> tuple[dict[str, Any], list[int] | None]:
-    """(the keys of config.Model as its config.json has them, Matryoshka dims or None). Raises UserError for what we
-    cannot do."""
+    """The shape of a transformers folder: (the keys of config.Model, Matryoshka dims or None).
+
+    Raises UserError for what this engine cannot do.
+    """
     path = Path(folder, "config.json")
     about = _json(path)
     kind = next(iter(about.get("architectures") or ["none"]))
@@ -137,7 +144,7 @@ def of_transformers(folder: str | Path) -> tuple[dict[str, Any], list[int] | Non
         **_rope(path, about),
     }
     if about.get("sliding_window") and kind.startswith("Mistral"):
-        found["context"] = min(found["context"], about["sliding_window"])  # up to there it has no effect
+        found["context"] = min(found["context"], about["sliding_window"])  # up to this length, a window has no effect
     pooling = _json(Path(folder, "1_Pooling/config.json"))
     if pooling:
         found["pooling"] = (
@@ -147,8 +154,9 @@ def of_transformers(folder: str | Path) -> tuple[dict[str, Any], list[int] | Non
 
 
 def _rope(path, about):
-    """rope_theta and rope_scaling; transformers 5 has both in rope_parameters, before it the second was a table of its
-    own."""
+    """rope_theta and rope_scaling. transformers 5 has both in rope_parameters; before, rope_scaling was a table of
+    its own.
+    """
     table = about.get("rope_parameters") or about.get("rope_scaling") or {}
     kind = table.get("rope_type", table.get("type", "default"))
     theta = float(table.get("rope_theta") or about.get("rope_theta") or 10_000.0)
@@ -164,7 +172,7 @@ def _rope(path, about):
 
 
 def _json(path):
-    """{} where there is none."""
+    """A JSON file; {} if there is none."""
     if not path.exists():
         return {}
     try:

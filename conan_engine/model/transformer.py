@@ -1,7 +1,8 @@
-"""The transformer (recipe: pre-RMSNorm, RoPE, SwiGLU, grouped-query attention, no biases, tied embedding) over packed
-sequences. Letters: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V
-vocabulary. N ranks may share it: tensor_parallel.py has how; here stands what is shared. H, G, F and V are then a
-rank's own part."""
+"""The transformer over packed sequences: pre-RMSNorm, RoPE, SwiGLU, grouped-query attention, no biases.
+
+Shapes: B sequences, T packed tokens, H query heads, G KV heads, D head size, C width, F FFN width, V vocabulary. N
+ranks may share a model (tensor_parallel.py); H, G, F and V are then a rank's own part.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from conan_engine.parallel.mesh import Group
 
 
-STD = 0.02  # of a weight, as it is drawn
+STD = 0.02  # standard deviation of a newly drawn weight
 
 
 class Block(nn.Module):
-    """One decoder block. The two inputs of each half are projected by one matrix: fewer, larger products."""
+    """One decoder block. One matrix each projects to queries, keys and values, and to both inputs of the SwiGLU."""
 
     def __init__(self, config: ModelSettings, tensor: TensorParallel) -> None:
         super().__init__()
@@ -50,8 +51,10 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, y: Tensor | None, cos: Tensor, sin: Tensor, attention: Attention
     ) -> tuple[Tensor, Tensor]:
-        """x [T / N, C] and what the block before adds to it, y, or None -> the same for the next block: a sum is made
-        along with the norm that reads it."""
+        """x [T / N, C] and y, what the block before adds to it, or None -> the same for the next block.
+
+        The sum x + y is computed together with the norm that reads it.
+        """
         total = len(cos)
         x, normed = add_rms_norm(x, y, self.attention_norm, self.eps)
         out = attention(*self.project(self.tensor.gather(normed, total), cos, sin))
@@ -59,7 +62,7 @@ class Block(nn.Module):
         return x, self.tensor.scatter(self.feed_forward(self.tensor.gather(normed, total)))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [..., C] -> queries [..., H, D], keys and values [..., G, D], turned by cos and sin."""
+        """x [..., C] -> queries [..., H, D], keys and values [..., G, D]; queries and keys rotated by cos and sin."""
         heads, groups = self.heads, self.kv_heads
         qkv = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim))
         if x.is_cuda and self.q_norm is None:
@@ -72,6 +75,7 @@ class Block(nn.Module):
         return q, k, v
 
     def feed_forward(self, x: Tensor) -> Tensor:
+        """SwiGLU: x [..., C] -> [..., C]."""
         gate_up = self.gate_up(x)
         if x.is_cuda:
             return self.ffn_out(pointwise.swiglu(gate_up))
@@ -80,6 +84,8 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
+    """The model: token table, blocks, last norm, and, for the language-modelling stages, an LM head."""
+
     def __init__(
         self,
         config: ModelSettings,
@@ -88,9 +94,15 @@ class Transformer(nn.Module):
         tensor: Group | None = None,
         recompute: str = "none",
     ) -> None:
-        """config: conan_engine.config.Model; vocab_size: the tokenizer's, where the config does not say; precision,
-        recompute: as conan_engine.config.Config has them; tensor: the mesh.Group of ranks that share this model.
-        Weights are float32, left as they come; `init_weights` draws them."""
+        """Args:
+            config: the shape, conan_engine.config.Model.
+            vocab_size: the tokenizer's; used where the config says 0.
+            precision: of the matrix products, as conan_engine.config.Config has it.
+            tensor: the mesh.Group of ranks that share this model.
+            recompute: as conan_engine.config.Config has it.
+
+        The weights are float32 and not initialised; `init_weights` draws them.
+        """
         super().__init__()
         vocab_size = config.vocab_size or vocab_size
         self.config, self.precision, self.tensor, self.recompute = config, precision, TensorParallel(tensor), recompute
@@ -100,8 +112,11 @@ class Transformer(nn.Module):
         self.norm = nn.Parameter(torch.ones(config.width))
 
     def init_weights(self, seed: int) -> Transformer:
-        """Normal(0, STD), and STD / sqrt(2 * layers) for what is added to the residual stream (GPT-2). The same numbers
-        however many ranks share them."""
+        """Draw the weights: Normal(0, STD), and STD / sqrt(2 * layers) for what is added to the residual stream
+        (GPT-2).
+
+        The numbers are the same for any number of ranks.
+        """
         generator = torch.Generator(self.embedding.device).manual_seed(seed)
         for name, parameter in self.named_parameters():
             if parameter.dim() == 2:
@@ -118,13 +133,15 @@ class Transformer(nn.Module):
         return self
 
     def in_bfloat16(self) -> bool:
-        """Whether the matrix products are: as set, else on a GPU. What a CPU multiplies faster, precision.py finds
-        out."""
+        """Whether matrix products are in bfloat16: as set, else on a GPU. (precision.py measures it on a CPU.)"""
         return self.precision == "bfloat16" or (self.precision == "auto" and self.embedding.is_cuda)
 
     def forward(self, tokens: Tensor, cu_seqlens: Tensor, alpha: float | Tensor = 0.0, mask: str = "column") -> Tensor:
-        """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states
-        [T / N, C] of the tokens that are this rank's, all of them where no others share the model."""
+        """tokens int [T], cu_seqlens int32 [B+1], alpha in [0, 1] (0 causal, 1 bidirectional) -> hidden states [T / N,
+        C].
+
+        These are the hidden states of this rank's tokens; of all tokens if no other rank shares the model.
+        """
         attention = Attention(cu_seqlens, alpha, mask)
         x = self.tensor.look_up(tokens.long(), self.embedding)
         x = x.to(torch.promote_types(x.dtype, torch.float32)) * self.config.embedding_scale  # [T / N, C]
@@ -133,15 +150,16 @@ class Transformer(nn.Module):
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.in_bfloat16()):
             for block in self.blocks:
                 if self.recompute == "block" and torch.is_grad_enabled():
-                    # nothing is random
+                    # no dropout, so no random state to keep
                     x, y = checkpoint(block, x, y, cos, sin, attention, use_reentrant=False, preserve_rng_state=False)
                 else:
                     x, y = block(x, y, cos, sin, attention)
         return add_rms_norm(x, y, self.norm, self.config.norm_eps)[1]
 
     def embed(self, tokens: Tensor, cu_seqlens: Tensor, alpha: float | Tensor = 1.0, mask: str = "column") -> Tensor:
-        """One vector a sequence, not normalised: [B, C] float32, the same on all ranks. A sequence of no tokens gives
-        zeros."""
+        """One vector per sequence, not normalised: float32 [B, C], the same on all ranks. An empty sequence gives
+        zeros.
+        """
         hidden = self(tokens, cu_seqlens, alpha, mask)
         mine, lengths = self.tensor.mine(len(tokens)), cu_seqlens.diff().long()
         if self.config.pooling == "last":
@@ -160,8 +178,10 @@ class Transformer(nn.Module):
     def next_token_loss(
         self, tokens: Tensor, cu_seqlens: Tensor, targets: Tensor, alpha: float | Tensor = 0.0, mask: str = "column"
     ) -> Tensor:
-        """Cross entropy of the tokens that follow, targets int64 [T] (-100: none to learn), summed: a float32 scalar,
-        the same on all ranks."""
+        """Summed cross entropy of the tokens `targets`, int64 [T], -100 where there is nothing to learn.
+
+        Returns a float32 scalar, the same on all ranks.
+        """
         hidden = self(tokens, cu_seqlens, alpha, mask)
         hidden = self.tensor.gather(hidden.bfloat16() if self.in_bfloat16() else hidden, len(tokens))
         return linear_cross_entropy(
@@ -170,21 +190,23 @@ class Transformer(nn.Module):
 
 
 def positions(cu_seqlens: Tensor, total: int) -> Tensor:
-    """Each packed token's place within its own sequence: int64 [T]."""
+    """The position of each packed token within its own sequence: int64 [T]."""
     starts = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff().long(), output_size=total)
     return torch.arange(total, device=cu_seqlens.device) - starts
 
 
 def turns(positions: Tensor, config: ModelSettings, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """RoPE (arXiv 2104.09864): cos and sin of the angles at these positions [T]: [T, 1, D/2] each."""
+    """RoPE (arXiv 2104.09864): cos and sin of the angles at positions [T], each [T, 1, D/2]."""
     angles = positions[:, None, None] * frequencies(config, positions.device)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
 def frequencies(config: ModelSettings, device: torch.device | None = None) -> Tensor:
-    """How far each pair of a head turns from one token to the next: float32 [D/2]. Where the config scales them, those
-    of few rounds in the original context are divided by the factor, those of many are left, and between the change is
-    gradual (Llama 3.1)."""
+    """The angle by which each pair of a head rotates from one token to the next: float32 [D/2].
+
+    With scaling (Llama 3.1), pairs with few turns in the original context are divided by the factor, pairs with many
+    keep their speed, and between them the change is gradual.
+    """
     plain = config.rope_theta ** (-torch.arange(0, config.head, 2, device=device, dtype=torch.float32) / config.head)
     scaling = config.rope_scaling
     if scaling.factor == 1:
@@ -195,13 +217,13 @@ def frequencies(config: ModelSettings, device: torch.device | None = None) -> Te
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the pairs (x[d], x[d + D/2]) of each head: x [T, H, D]."""
+    """Rotate the pairs (x[d], x[d + D/2]) of each head: x [T, H, D]."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 def count_parameters(config: ModelSettings, vocab_size: int) -> int:
-    """How many weights the shape has, without allocating any."""
+    """The number of weights of a shape, without allocating any."""
     with torch.device("meta"):
         return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
 
@@ -216,17 +238,17 @@ def memory_per_device(
     recompute: str = "none",
     trained: int | None = None,
 ) -> int:
-    """An upper estimate, in bytes, of what one device holds while it trains: `tensor` of them share a model, and
-    `ranks` such the data.
+    """An upper estimate, in bytes, of what one device holds in training.
 
-    Weights (float32, or bfloat16 beside the optimiser's float32 ones); of those that are `trained` (None: all) float32
-    gradients and two Adam moments, these shared out over the ranks (ZeRO stage 1); and the activations, in float32,
-    that the backward needs of so many tokens: of every block, or what enters each and one block's.
+    `tensor` devices share a model, and `ranks` such groups share out the data. Counted are the weights (float32, or
+    bfloat16 beside the optimizer's float32 ones); for the `trained` ones (None: all) float32 gradients and two Adam
+    moments, shared out over the ranks (ZeRO 1); and the float32 activations that the backward pass needs of so many
+    tokens: those of every block, or with recompute the input of each block and the activations of one.
     """
     parameters = count_parameters(config, vocab_size) // tensor
     q, kv = config.heads * config.head, config.kv_heads * config.head
     shared = 3 * q + 4 * kv + 4 * config.ffn  # q k v twice (rotated), out, gate, up, silu, product
-    per_layer = 5 * config.width + shared // tensor  # norms, residuals, and what the matrices take in
+    per_layer = 5 * config.width + shared // tensor  # norms, residuals, and the inputs of the matrices
     blocks = config.layers * per_layer if recompute == "none" else config.layers * config.width // tensor + per_layer
     activations = tokens * (blocks + 4 * config.width) * 4
     trained = parameters if trained is None else trained // tensor

@@ -1,1 +1,1 @@
-"""Hard negatives: mined by nearest-neighbour search, scored by a teacher, replaced while training."""
+"""Hard negatives: mined by nearest-neighbour search, scored by a teacher, replaced during training."""

@@ -1,5 +1,7 @@
-"""Work that all ranks share out block by block over files in one folder, so that a stopped run goes on behind what it
-has finished. None of it is a collective, which would give up on a rank that takes its time: ranks look at the folder.
+"""Share out work over all ranks, block by block, with its results in one folder. A stopped run continues behind the
+finished blocks.
+
+Nothing here is a collective, which would give up on a slow rank: ranks look at the folder.
 """
 
 from __future__ import annotations
@@ -15,8 +17,9 @@ from tqdm import tqdm
 
 
 class Blocks:
-    """folder: of the files; source: what the bars call it; mesh: the ranks. Which blocks are done stands in its folder
-    "done", a file each."""
+    """folder: of the files; source: its name in progress bars; mesh: the ranks. Finished blocks are noted in the
+    folder "done", one file each.
+    """
 
     def __init__(self, folder: str | Path, source: str, mesh: Any) -> None:
         self.done, self.source, self.mesh = Path(folder, "done"), source, mesh
@@ -25,8 +28,11 @@ class Blocks:
         self.done.mkdir(parents=True, exist_ok=True)
 
     def todo(self, what: str, count: int, group: Any, doing: str) -> Iterable[int]:
-        """This rank's blocks, of `count`, that are not done, as it begins: the ranks of one copy of a model have to
-        agree. group: the ranks that share them out."""
+        """This rank's blocks, of `count`, that are not finished when it begins.
+
+        The list is made once, since the ranks of one copy of a model have to agree. group: the ranks that share out the
+        blocks.
+        """
         done = {path.name for path in self.done.iterdir()}
         mine = [number for number in range(group.rank, count, group.world) if f"{what}-{number:06d}" not in done]
         return tqdm(
@@ -42,11 +48,11 @@ class Blocks:
         (self.done / f"{what}-{number:06d}").touch()
 
     def wait(self, what: str, count: int) -> None:
-        """Until all ranks' blocks are done."""
+        """Wait until the blocks of all ranks are finished."""
         until(lambda: sum(path.name.startswith(f"{what}-") for path in self.done.iterdir()) >= count)
 
     def made_once(self, path: Path, make: Callable[[str], None]) -> None:
-        """Until the file is there, which rank 0 makes beside its place: make(path)."""
+        """Wait until the file exists. Rank 0 makes it by make(path) beside its place."""
         if self.mesh.rank == 0 and not path.exists():
             make(f"{path}.partial")
             os.replace(f"{path}.partial", path)
@@ -59,7 +65,7 @@ def until(there: Callable[[], bool]) -> None:
 
 
 def put(path: str | Path, at: int, array: np.ndarray) -> None:
-    """Bytes at a place of a file, on the disk before this returns."""
+    """Write bytes at a place of a file, to disk before this returns."""
     handle = os.open(path, os.O_WRONLY | os.O_CREAT, 0o666)
     try:
         view = np.ascontiguousarray(array).data.cast("B")

@@ -1,9 +1,11 @@
-"""What a teacher says, asked once and kept in the run's folder: its vectors of texts, the targets of weak.distil; and a
-score of each query's positive and of each candidate of its pool, the targets of supervised.distil, so that a candidate
-that comes into use later has its own. Without a teacher the scores are those that the records bring.
+"""A teacher's answers, asked once and kept in the run's folder.
 
-A teacher reads what the model reads: the text of the tokens. Ranks share the work, block by block; a stopped run goes
-on behind what is finished.
+Its vectors of texts are the targets of weak.distil. Its scores of each query's positive and of each candidate of the
+pool are the targets of supervised.distil, so a candidate that comes into use later has its own score. Without a
+teacher, the scores of the records count.
+
+A teacher reads what the model reads: the text of the tokens. Ranks share out the work, block by block; a stopped run
+continues behind the finished blocks.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
     from conan_engine.negatives.pools import Pools
 
 
-SCORES, VECTORS = "supervised.teacher", "weak.distil_teacher"  # the settings
-PAIRS = 64  # queries a block, of a teacher that is asked for pairs
-AT_ONCE = 1024  # texts
+SCORES, VECTORS = "supervised.teacher", "weak.distil_teacher"  # the settings that name a teacher
+PAIRS = 64  # queries per block, for a teacher that scores pairs
+AT_ONCE = 1024  # texts per call
 
 
 def key(*facts) -> str:
@@ -40,14 +42,13 @@ def parts(count: int) -> list[slice]:
 
 
 class Teacher:
-    """name: of the teacher; setting: where it stands; tokenizer: that the shards are written with; device: where a
-    model computes."""
+    """name: of the teacher; setting: the setting that names it; tokenizer: that of the shards; device: for a model."""
 
     def __init__(self, name: str, setting: str, tokenizer: Any, device: Any) -> None:
         self.name, self.setting, self.tokenizer, self.device = name, setting, tokenizer, str(device)
 
     def texts(self, shards: Shards, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
-        """Of fields of records, as the model reads them: an array of str [n]."""
+        """The texts of fields of records, as the model reads them: an array of str [n]."""
         tokens, cu_seqlens = shards.gather(np.ravel(records), np.broadcast_to(fields, np.shape(records)).ravel())
         before, behind = len(self.tokenizer.prefix), len(self.tokenizer.suffix)
         bounds = cu_seqlens.tolist()
@@ -59,14 +60,14 @@ class Teacher:
         return teachers.has_vectors(self.setting, self.name, self.device)
 
     def vectors(self, kind: str, shards: Shards, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
-        """Of the texts, as "queries" or "documents": unit vectors float32 [n, D]."""
+        """The vectors of texts, as "queries" or "documents": unit vectors float32 [n, D]."""
         texts = self.texts(shards, records, fields)
         return np.concatenate(
             [teachers.vectors(self.setting, self.name, list(texts[at]), self.device, kind) for at in parts(len(texts))]
         )
 
     def scores(self, queries: np.ndarray, documents: np.ndarray) -> np.ndarray:
-        """Of pairs of texts: float64 [n]."""
+        """The scores of pairs of texts: float64 [n]."""
         return np.concatenate(
             [
                 teachers.scores(self.setting, self.name, list(queries[at]), list(documents[at]), self.device)
@@ -77,7 +78,7 @@ class Teacher:
     def vectors_in(
         self, path: str | Path, blocks: Blocks, shards: Shards, records: np.ndarray, fields: np.ndarray
     ) -> np.ndarray:
-        """Those of documents, in a file by all ranks, mapped: float16 [n, D]."""
+        """The vectors of documents, in a file that all ranks fill and map: float16 [n, D]."""
         count, what = -(-len(records) // TEXTS), f"texts-{path.stem}"
         for number in blocks.todo(what, count, blocks.mesh, "a teacher's vectors"):
             block = slice(number * TEXTS, (number + 1) * TEXTS)
@@ -89,7 +90,7 @@ class Teacher:
 
 
 def on_disk(work: Callable) -> np.ndarray:
-    """work(), with what the disk refuses as one line."""
+    """Call work(); an error of the disk becomes a UserError."""
     try:
         return work()
     except OSError as error:
@@ -102,8 +103,7 @@ def on_disk(work: Callable) -> np.ndarray:
 
 
 class Texts:
-    """A teacher's vectors of some records of a source's texts, int64 [n], sorted. width: their numbers, once they are
-    there."""
+    """A teacher's vectors of some records of a source, int64 [n], sorted. width: the length of a vector, once made."""
 
     def __init__(
         self, shards: Shards, records: np.ndarray, teacher: str, tokenizer: Any, source: str, mesh: Any
@@ -112,7 +112,7 @@ class Texts:
         self.teacher = Teacher(teacher, VECTORS, tokenizer, mesh.device)
 
     def make(self, folder: str | Path) -> Texts:
-        """Put them under `folder`, or take those that are there; returns self."""
+        """Write the vectors under `folder`, or use those that are there. Returns self."""
         records = hashlib.blake2b(self.records.tobytes(), digest_size=8).hexdigest()
         folder = Path(folder, key(self.teacher.name, self.shards.fingerprint, records))
         blocks = Blocks(folder, self.source, self.mesh)
@@ -128,12 +128,12 @@ class Texts:
         return self
 
     def of(self, records: np.ndarray) -> np.ndarray:
-        """float32 [n, width]; records: int64 [n]."""
+        """The vectors of records int64 [n]: float32 [n, width]."""
         return self.vectors[np.searchsorted(self.records, records)].astype(np.float32)
 
 
 class Targets:
-    """A teacher's scores of one source's pools. teacher: its name, or "" for the records' own scores."""
+    """A teacher's scores of the pools of one source. teacher: its name, or "" for the scores of the records."""
 
     def __init__(self, pools: Pools, teacher: str, tokenizer: Any, source: str, mesh: Any) -> None:
         self.pools, self.corpus, self.mesh = pools, pools.corpus, mesh
@@ -142,8 +142,10 @@ class Targets:
         self.teacher = Teacher(teacher, SCORES, tokenizer, mesh.device) if teacher else None
 
     def make(self) -> np.ndarray:
-        """float32 [Q, 1+P], mapped: of the positive, then of the pool; NaN where nothing is said. Raises UserError for
-        a teacher that is not there, and where nothing can be written."""
+        """The scores, float32 [Q, 1+P], mapped: of the positive, then of the pool; NaN where there is none.
+
+        Raises UserError if the teacher cannot be loaded, and if the folder cannot be written.
+        """
         if not self.path.exists():
             on_disk(self._fill)
         return np.load(self.path, mmap_mode="r")
@@ -163,8 +165,9 @@ class Targets:
         self.blocks.made_once(self.path, lambda to: os.rename(path, to))
 
     def _scoring(self):
-        """(queries a block, what gives the targets of some rows). A teacher that has vectors is asked for each text
-        once, another for each pair."""
+        """(queries per block, function that gives the targets of some rows). A teacher with vectors reads each text
+        once; any other scores each pair.
+        """
         if self.teacher is None:
             return QUERIES, self._own
         if not self.teacher.has_vectors():
@@ -172,7 +175,7 @@ class Targets:
         corpus, in_pool = self.corpus, np.zeros(len(self.corpus), bool)
         for start in range(0, len(self.pools.queries), QUERIES):
             in_pool[self.pools.candidates[start : start + QUERIES]] = True
-        self.place = in_pool.cumsum() - 1  # of a document, among those in pools
+        self.place = in_pool.cumsum() - 1  # a document's row among those in pools
         path = self.path.with_suffix(".f16")
         self.vectors = self.teacher.vectors_in(
             path, self.blocks, corpus.shards, corpus.record[in_pool], corpus.field[in_pool]
@@ -185,7 +188,7 @@ class Targets:
         if scores is None:
             return np.full((len(rows), 1 + candidates.shape[1]), np.nan)
         given, end = corpus.given_start[records], corpus.given_start[records + 1]
-        first = records + given - corpus.given_start[0]  # of the record's scores
+        first = records + given - corpus.given_start[0]  # the place of a given negative among the record's scores
         own = (given <= candidates) & (candidates < end)
         return np.concatenate(
             (scores[first], np.where(own, scores[np.where(own, first + 1 + candidates - given, 0)], np.nan)), axis=1

@@ -1,13 +1,14 @@
-"""Hard negatives mined over as many documents as a disk holds: what is embedded, the index and the pools are files in
-the run's folder, which all ranks fill block by block and map. Which blocks there are does not depend on the ranks, so
-neither does what comes out; those that a stopped run has finished are kept. The steps of a source:
+"""Mine hard negatives over as many documents as fit on disk.
 
-1. Ranks of different data embed the blocks of texts: every document, then the queries. fp16, the first `negatives.dim`
-   numbers.
-2. Unless the search is exact, rank 0 trains an index on a sample; all ranks put parts of the documents into it, a file
-   each, which rank 0 merges and all map. Where the kind of index has no lists to merge, rank 0 makes it alone, in its
-   memory.
-3. All ranks search the blocks of queries and write their pools.
+The embeddings, the index and the pools are files in the run's folder, which all ranks fill block by block and map. The
+blocks do not depend on the ranks, so the result does not either, and a stopped run keeps its finished blocks. For each
+source:
+
+1. Ranks with different data embed the texts by blocks, every document, then the queries: fp16, the first
+  `negatives.dim` numbers.
+2. Unless the search is exact, rank 0 trains an index on a sample. All ranks add parts of the documents to it, one file
+  each; rank 0 merges these, and all map the result. An index without lists to merge is made by rank 0 alone, in memory.
+3. All ranks search the queries by blocks and write their pools.
 """
 
 from __future__ import annotations
@@ -36,34 +37,35 @@ if TYPE_CHECKING:
     from conan_engine.data.shards import Shards
 
 
-TEXTS = 16_384  # a block; 2 * TEXTS * dim bytes of a file are whole pages, which no two machines then share
-QUERIES = 4096  # a block
-SLICE = 2**26  # numbers of documents that are in memory as float32, at a time
-SAMPLE = 2**18  # documents that an index is trained on, at most
-POOLS, ABOUT = "candidates.npy", "pools.json"  # the second is written last
-KEPT = "targets-*.npy"  # of distilling.py
-LISTS = "lists.ivfdata"  # beside the index whose they are
+TEXTS = 16_384  # texts per block; 2 * TEXTS * dim bytes are whole pages of the file, which no two machines then share
+QUERIES = 4096  # queries per block
+SLICE = 2**26  # numbers of document vectors in memory as float32 at a time
+SAMPLE = 2**18  # an index is trained on at most so many documents
+POOLS, ABOUT = "candidates.npy", "pools.json"  # ABOUT is written last
+KEPT = "targets-*.npy"  # files of distilling.py, which stay
+LISTS = "lists.ivfdata"  # beside the index that they belong to
 
 
 class Corpus:
-    """The documents that a source's queries may be told apart from: each distinct positive once, and every given
-    negative."""
+    """The documents that a source's queries are compared with: each distinct positive once, and every given
+    negative.
+    """
 
     def __init__(self, shards: Shards, known: Known) -> None:
         records = np.arange(len(shards), dtype=np.int64)
         self.shards = shards
         self.group_of_record = shards.groups(records)
         self._groups, first = np.unique(self.group_of_record, return_index=True)
-        self._place = np.empty(len(first), np.int64)  # of a group's document
+        self._place = np.empty(len(first), np.int64)  # group -> its document
         self._place[np.argsort(first)] = np.arange(len(first))
         first.sort()
         given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
-        # a record's own negatives, in the corpus
+        # where the given negatives of a record are in the corpus
         self.given_start = len(first) + np.concatenate(([0], np.cumsum(given)))
         rows, fields = ranges(np.full(len(records), 2), 2 + given)
         self.record = np.concatenate((first, rows))
         self.field = np.concatenate((np.ones(len(first), np.int64), fields))
-        # a negative given by hand, if it is nobody's positive, is one for everyone: the data's author chose it
+        # a given negative that is nobody's positive is a negative for everyone: the data's author chose it
         self.group = np.concatenate((self.group_of_record[first], known.negatives))
 
     def __len__(self):
@@ -75,13 +77,15 @@ class Corpus:
 
 
 def fitted(rule: Negatives, corpus: Corpus) -> Negatives:
-    """The rule (a config's Negatives) for a corpus: of a few documents, classes say, a query has at most the others."""
+    """The rule (a config's Negatives) for a corpus: with few documents, such as classes, a query has at most the
+    others.
+    """
     others = len(corpus) - 1
     return dataclasses.replace(rule, count=min(rule.count, others), pool=min(rule.pool, others))
 
 
 class Mining:
-    """Of one source's pools. folder: where its files are; mesh: the ranks, all of which call `run`."""
+    """The mining of one source. folder: of its files; mesh: the ranks, all of which call `run`."""
 
     def __init__(
         self,
@@ -101,13 +105,17 @@ class Mining:
         self.seed = seed
         self.source = source
         self.folder, self.blocks, self.mesh = Path(folder), Blocks(folder, source, mesh), mesh
-        # of the documents, the queries, and the queries' positives where another document stands for these
+        # vectors of the documents, then of the queries, then of the queries' positives where another document stands
+        # for these
         self.vectors = None
 
     def run(self, embed: Callable | None) -> None:
-        """Fill the folder, from where an earlier start stopped. embed(records, fields) -> unit vectors float32 [n, E],
-        by the ranks of one copy of the model together. Raises UserError for a query that everything answers, an index
-        that faiss does not know, and where nothing can be written."""
+        """Fill the folder, from where an earlier start stopped.
+
+        embed(records, fields) -> unit vectors float32 [n, E], called by the ranks of one copy of the model together.
+        Raises UserError for a query that every document answers, an index that faiss does not know, and a folder that
+        cannot be written.
+        """
         if (self.folder / ABOUT).exists():
             return
         try:
@@ -136,7 +144,7 @@ class Mining:
         record = np.concatenate((corpus.record, queries, queries[other]))
         field = np.repeat((0, 1), (len(queries), other.sum()))
         field = np.concatenate((corpus.field, field))
-        # where each query's positive is
+        # the row of each query's positive
         self.positive = np.where(other, len(corpus) + len(queries) + other.cumsum() - 1, standing)
         path, dim, count = self.folder / "vectors.f16", self.rule.dim, -(-len(record) // TEXTS)
         for number in self.blocks.todo("texts", count, self.mesh.data, "embedding documents"):
@@ -152,7 +160,7 @@ class Mining:
         self.vectors = np.memmap(path, np.float16, "r").reshape(len(record), -1)
 
     def _indexed(self):
-        """Searches by the index that negatives.index names: one file, mapped by all."""
+        """Search by the index that negatives.index names: one file, which all ranks map."""
         import faiss
 
         path, trained = self.folder / "index.faiss", self.folder / "trained.faiss"
@@ -171,7 +179,7 @@ class Mining:
         return _ready(faiss, _mapped(faiss, path), self.rule, self.mesh).search
 
     def _parts(self, faiss, index):
-        """This rank's parts of the documents, each in a copy of the trained index of its own."""
+        """Add this rank's parts of the documents, each to its own copy of the trained index."""
         size = max(1, SLICE // self.documents.shape[1])
         count = -(-len(self.documents) // size)
         for number in self.blocks.todo("parts", count, self.mesh, "indexing documents"):
@@ -184,7 +192,7 @@ class Mining:
         self.blocks.wait("parts", count)
 
     def _fill(self, search):
-        """The pools, block of queries by block; rank 0 makes them whole."""
+        """Write the pools, by blocks of queries; rank 0 completes them."""
         corpus, rule, blocks = self.corpus, self.rule, -(-len(self.queries) // QUERIES)
         path, hard = self.folder / POOLS, self.folder / "hard.f32"
         number_type = np.int32 if len(corpus) < 2**31 else np.int64
@@ -198,7 +206,8 @@ class Mining:
                 asked = self.vectors[len(corpus) + rows].astype(np.float32)
                 positive = np.einsum("qe,qe->q", asked, self.vectors[self.positive[rows]].astype(np.float32))
                 scores, found = search(asked, min(2 * rule.pool, len(corpus)))
-                most = positive - (1 - rule.max_ratio) * np.abs(positive)  # below it where it is negative, too
+                # below the positive also if its cosine is negative
+                most = positive - (1 - rule.max_ratio) * np.abs(positive)
                 good = (found >= 0) & (scores <= most[:, None])
             else:
                 scores = np.empty((len(rows), 0))
@@ -222,10 +231,10 @@ class Mining:
         until((self.folder / ABOUT).exists)
 
     def _candidates(self, rows, found, good):
-        """A pool for each of some queries, documents best first [n, pool]."""
+        """The pools of some queries, best document first: [n, pool]."""
         corpus, pool, records = self.corpus, self.rule.pool, self.queries[rows]
         out = np.empty((len(rows), pool), np.int64)
-        # most queries have one right group, no negatives of their own, and more than enough found
+        # most queries have one right group, no negatives of their own, and found more than enough
         fine = good & (corpus.group[found] != corpus.group_of_record[records, None])
         simple = (
             ~np.isin(records, self.known.records)
@@ -254,12 +263,13 @@ class Mining:
                 "give more data, or leave out queries that everything answers"
             )
         distinct = best[np.sort(np.unique(best, return_index=True)[1])]
-        return np.resize(distinct, pool)  # repeats only where the corpus has no more to give
+        return np.resize(distinct, pool)  # repeats a document only if the corpus has no others
 
 
 def tidy(folder: str | Path) -> None:
-    """Away with all but the pools and their targets, of every source mined under `folder`; once all ranks are through
-    with it."""
+    """Remove everything but the pools and their targets, for every source mined under `folder`, once all ranks are
+    finished.
+    """
     for about in Path(folder).glob(f"*/{ABOUT}"):
         for path in about.parent.iterdir():
             if path.name not in (ABOUT, POOLS) and not fnmatch.fnmatch(path.name, KEPT):
@@ -267,8 +277,9 @@ def tidy(folder: str | Path) -> None:
 
 
 def by_quantile(rule: Negatives, scores: np.ndarray) -> Negatives:
-    """The rule with bounds that are cosines, where they are shares of `scores`, the cosines of the negatives mined
-    first; NaN counts for none."""
+    """The rule with its bounds as cosines, where they are shares of `scores`, the cosines of the first mined
+    negatives; NaN does not count.
+    """
     scores = scores[~np.isnan(scores)]
     if rule.bounds == "cosine" or not len(scores):
         return rule
@@ -277,8 +288,10 @@ def by_quantile(rule: Negatives, scores: np.ndarray) -> Negatives:
 
 
 def _exact(documents, device):
-    """The nearest of all documents, slice by slice: no index, and no more of them in memory than a slice. On a GPU by
-    torch: it is there whether or not faiss has a build for that CUDA."""
+    """Exact search of the nearest documents, slice by slice, without an index.
+
+    On a GPU it uses torch, which is there whether or not faiss has a build for this CUDA.
+    """
     nearest = functools.partial(_nearest_by_torch, device) if device.type == "cuda" else _nearest_by_faiss
 
     def search(asked, count):
@@ -286,7 +299,7 @@ def _exact(documents, device):
         for start, part in _slices(documents):
             near, at = nearest(asked, part, min(count, len(part)))
             scores, found = np.concatenate((scores, near), axis=1), np.concatenate((found, start + at), axis=1)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # of equals, the first in the corpus
+            best = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # among equals, the first in the corpus
             scores, found = np.take_along_axis(scores, best, axis=1), np.take_along_axis(found, best, axis=1)
         return scores, found
 
@@ -294,22 +307,21 @@ def _exact(documents, device):
 
 
 def _nearest_by_faiss(asked, part, count):
-    """The largest products of each of asked [n, E] with part [m, E], float32 [n, count], and where they stand in
-    part."""
+    """The largest products of each of asked [n, E] with part [m, E]: float32 [n, count], and their rows in `part`."""
     import faiss
 
     return faiss.knn(asked, _single(part), count, faiss.METRIC_INNER_PRODUCT)
 
 
 def _nearest_by_torch(device, asked, part, count):
-    """The same on a device; on a GPU products of float16, summed in float32."""
+    """The same on a device; on a GPU with products of float16, summed in float32."""
     dtype, options = (torch.float16, {"out_dtype": torch.float32}) if device.type == "cuda" else (torch.float32, {})
     asked, part = (torch.from_numpy(vectors).to(device, dtype) for vectors in (asked, part))
     return tuple(found.cpu().numpy() for found in torch.mm(asked, part.T, **options).topk(count))
 
 
 def _trained(faiss, rule, documents):
-    """The index that negatives.index names, with nothing in it yet."""
+    """The index that negatives.index names, trained and empty."""
     try:
         index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
@@ -324,7 +336,7 @@ def _trained(faiss, rule, documents):
 
 
 def _lists(faiss, index):
-    """The inverted lists of an index that is made of them, as faiss can merge them on the disk; None of another."""
+    """The inverted lists of an index, as faiss can merge them on disk; None for an index without."""
     if isinstance(index, faiss.IndexPreTransform):
         index = faiss.downcast_index(index.index)
     lists = faiss.downcast_InvertedLists(index.invlists) if isinstance(index, faiss.IndexIVF) else None
@@ -332,17 +344,17 @@ def _lists(faiss, index):
 
 
 def _merged(faiss, index, _, folder):
-    """The index with what all parts hold, its lists a file of their own."""
+    """The index with the contents of all parts, its lists in a file of their own."""
     from faiss.contrib.ondisk import merge_ondisk
 
     lists = folder / LISTS
-    lists.unlink(missing_ok=True)  # half of one
+    lists.unlink(missing_ok=True)  # an unfinished one
     merge_ondisk(index, sorted(map(str, folder.glob("part-*.faiss"))), str(lists))
     return index
 
 
 def _mapped(faiss, path):
-    """A written index, of which no more is read than it is asked for."""
+    """A written index, of which only what is used is read."""
     if not (path.parent / LISTS).exists():
         return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
     index = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_IVF_DATA)
@@ -353,26 +365,28 @@ def _mapped(faiss, path):
 
 
 def _filled_whole(faiss, index, documents, _):
-    for _, part in _slices(documents, SLICE // 16):  # beside an index that is large itself
+    for _, part in _slices(documents, SLICE // 16):  # small, since the index itself is large
         index.add(_single(part))
     return index
 
 
 def _slices(documents, numbers=None):
-    """(number of the first one, some documents) until all have been; at most so many numbers at a time (None:
-    SLICE)."""
+    """(number of the first one, some documents) until all have come, at most `numbers` numbers at a time (None:
+    SLICE).
+    """
     count = max(1, (numbers or SLICE) // documents.shape[1])
     for start in range(0, len(documents), count):
-        yield start, np.array(documents[start : start + count])  # off the disk once
+        yield start, np.array(documents[start : start + count])  # read from disk once
 
 
 def _single(vectors):
-    return torch.from_numpy(vectors).float().numpy()  # on all cores
+    return torch.from_numpy(vectors).float().numpy()  # uses all cores
 
 
 def _ready(faiss, index, rule, mesh):
-    """An index as it is searched: on this rank's GPU, or of a single rank on all of them, a part of it on each; where
-    no GPU is there, or takes it, as it is."""
+    """The index as it is searched: on this rank's GPU, or with a single rank split over all GPUs; on the CPU if no
+    GPU is there or none supports it.
+    """
     space = faiss.ParameterSpace()
     if mesh.device.type == "cuda" and getattr(faiss, "get_num_gpus", int)():
         options = faiss.GpuMultipleClonerOptions()
@@ -404,7 +418,7 @@ def _without(groups, corpus, documents):
 
 
 def key(rule: Negatives, shards: str, weights: str, queries: np.ndarray, seed: int) -> str:
-    """A name for what is mined by a rule of shards (their fingerprint) with a model (its digest) for queries."""
+    """A name for what is mined by a rule from shards (their fingerprint) with a model (its digest) for queries."""
     bounds = (rule.count, rule.low, rule.bound) if rule.bounds == "quantile" else ()
     facts = [
         rule.index,
@@ -423,7 +437,7 @@ def key(rule: Negatives, shards: str, weights: str, queries: np.ndarray, seed: i
 
 
 def digest(model: torch.nn.Module, group: Any) -> str:
-    """Of a model's weights; group: the ranks that share a copy."""
+    """The digest of a model's weights. group: the ranks that share a copy."""
     mine = hashlib.blake2b(digest_size=16)
     for name, weight in sorted(model.named_parameters()):
         mine.update(name.encode())

@@ -1,1 +1,1 @@
-"""Ranks and devices: the mesh and its collectives, tensor parallelism, the sharded optimiser, signs of life."""
+"""Ranks and devices: the mesh and its collectives, tensor parallelism, the sharded optimizer, signs of life."""

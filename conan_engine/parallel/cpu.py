@@ -1,4 +1,4 @@
-"""What a CPU needs to be told, or asked."""
+"""Settings and measurements of the CPU: memory, bfloat16."""
 
 from __future__ import annotations
 
@@ -10,30 +10,34 @@ from pathlib import Path
 
 import torch
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # malloc.h
-FLOPS, ROUNDS = 2 * 10**9, 5  # of a measured product, forward and backward
+M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # constants of malloc.h
+FLOPS, ROUNDS = 2 * 10**9, 5  # FLOP of a measured product, forward and backward; and how often it is measured
 
 
 def settle_memory() -> None:
-    """Call it before the first product. glibc then keeps freed memory instead of giving it back to the kernel, which
-    zeroes every page when it is asked for it again: a training step takes 1.06 s instead of 1.50 (2 layers, width 256,
-    14,823 tokens, 2 cores). The process stays as large as it ever was. Does nothing where the C library has no mallopt.
+    """Keep freed memory in the process, and few compiled kernels. Call it before the first matrix product.
 
-    And oneDNN, which torch multiplies bfloat16 with, keeps the code it made for the last 16 shapes instead of 1024: no
-    two steps have as many tokens, and a shape takes up to 2 MB. The demo took 9.2 GB instead of 1.7, in the same time.
+    glibc otherwise gives freed memory back to the kernel, which zeroes every page when it is asked for it again.
+    Keeping it, a training step takes 1.06 s instead of 1.50 (2 layers, width 256, 14,823 tokens, 2 cores). The process
+    stays as large as it ever was. Does nothing where the C library has no mallopt.
+
+    oneDNN, which multiplies bfloat16 for torch, then keeps the code of the last 16 shapes instead of 1024. No two steps
+    have the same number of tokens, and a shape takes up to 2 MB: the demo took 9.2 GB instead of 1.7, in the same time.
     """
-    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's own in front of it, and oneDNN's
+    for cache in ("LRU_CACHE_CAPACITY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY"):  # torch's cache, and oneDNN's behind it
         os.environ.setdefault(cache, "16")
     library = ctypes.CDLL(None)
     if hasattr(library, "mallopt"):
         library.mallopt(M_MMAP_MAX, 0)
         library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
-        library.mallopt(M_ARENA_MAX, 1)  # the backward runs in a thread of its own and shall reuse the forward's memory
+        # the backward pass runs in its own thread and must reuse the memory of the forward pass
+        library.mallopt(M_ARENA_MAX, 1)
 
 
 def multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX). Without them torch computes in float32 all
-    the same, and converts to and fro."""
+    """Whether the CPU has instructions for it (x86: AVX-512 BF16 or AMX). Without them torch converts and computes
+    in float32.
+    """
     try:
         flags = Path("/proc/cpuinfo").read_text().split()
     except OSError:
@@ -42,13 +46,15 @@ def multiplies_bfloat16() -> bool:
 
 
 def bfloat16_rate(width: int, ffn: int) -> float | None:
-    """How many times as fast as in float32 a product of [tokens, width] with [width, 2 ffn] is in bfloat16, with its
-    gradients and conversions; measured for a tenth of a second or so, None without the instructions. One has them and
-    is slower all the same."""
+    """How many times faster than in float32 a matrix product is in bfloat16, with its gradients and conversions.
+
+    The product is [tokens, width] with [width, 2 ffn]. It is measured for about a tenth of a second. Returns None if
+    the CPU lacks the instructions; some CPUs have them and are slower anyway.
+    """
     if not multiplies_bfloat16():
         return None
     tokens = max(64, min(2048, FLOPS // (12 * width * ffn)))
-    chance = torch.Generator().manual_seed(0)  # the run's own random numbers are left alone
+    chance = torch.Generator().manual_seed(0)  # leaves the random numbers of the run alone
     x, weight = (torch.randn(rows, width, generator=chance).requires_grad_() for rows in (tokens, 2 * ffn))
 
     def seconds(bfloat16):
@@ -58,6 +64,6 @@ def bfloat16_rate(width: int, ffn: int) -> float | None:
         out.backward(out.detach())
         return time.perf_counter() - began
 
-    # the first makes the code
+    # the first round compiles
     found = [[seconds(bfloat16) for bfloat16 in (False, True)] for _ in range(ROUNDS + 1)][1:]
     return statistics.median(one for one, _ in found) / statistics.median(other for _, other in found)

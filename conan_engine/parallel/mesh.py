@@ -1,4 +1,4 @@
-"""The ranks of a run: who shares what with whom, and the collectives between them."""
+"""The ranks of a run, the groups that they form, and the collectives within a group."""
 
 from __future__ import annotations
 
@@ -22,14 +22,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# torch 2.13 renamed them
+# torch 2.13 renamed these collectives
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 _reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 class Waiting:
-    """How long a step's work on this rank's device stands still until what ranks send has come. Counts between `begin`
-    and `end`."""
+    """How long the work of this rank's device waits for what other ranks send, between `begin` and `end`."""
 
     def __init__(self) -> None:
         self.spans: list | None = None
@@ -38,10 +37,10 @@ class Waiting:
         self.spans = []
 
     def end(self) -> float:
-        """Milliseconds since begin."""
+        """Milliseconds waited since `begin`."""
         spans, self.spans = self.spans, None
         if spans and not isinstance(spans[-1][1], float):
-            spans[-1][1].synchronize()  # the device may not have come to the last event yet
+            spans[-1][1].synchronize()  # the device may not have reached the last event yet
         return sum(
             1e3 * (end - start) if isinstance(start, float) else start.elapsed_time(end) for start, end in spans or ()
         )
@@ -58,7 +57,7 @@ class Waiting:
 
 
 def _now(device):
-    """A time, or an event that the device will come to."""
+    """A time, or on CUDA an event that the device will reach."""
     if device.type != "cuda":
         return time.perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -70,32 +69,37 @@ waiting = Waiting()
 
 
 class Group:
-    """Ranks that share something: this one is number `rank` of `world`, on `device`. Every collective is the identity
-    when world is 1; what is not said to have a gradient has none. handle: torch's, None for all ranks."""
+    """Ranks that share something; this rank is number `rank` of `world`, on `device`.
+
+    Every collective is the identity if world is 1. A collective passes gradients only if it says so. handle: torch's
+    process group; None means all ranks.
+    """
 
     def __init__(self, device: str | torch.device = "cpu", rank: int = 0, world: int = 1, handle: Any = None) -> None:
         self.device, self.rank, self.world, self._handle = torch.device(device), rank, world, handle
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over ranks, in place."""
+        """Sum over ranks, in place."""
         if self.world > 1:
             with waiting.on(self.device):
                 dist.all_reduce(tensor, group=self._handle)
         return tensor
 
     def max(self, tensor: Tensor) -> Tensor:
-        """The largest over ranks, element by element; in place."""
+        """Maximum over ranks, element by element, in place."""
         if self.world > 1:
             with waiting.on(self.device):
                 dist.all_reduce(tensor, dist.ReduceOp.MAX, group=self._handle)
         return tensor
 
     def counts(self, n: int) -> list[int]:
-        """Every rank's n, in rank order."""
+        """The n of every rank, in rank order."""
         return self.gather(torch.tensor([n], device=self.device)).tolist()
 
     def gather(self, tensor: Tensor, counts: list[int] | None = None) -> Tensor:
-        """Every rank's [n, ...] in rank order: [world * n, ...]; n is the same on all, or `counts` says it."""
+        """Concatenate [n, ...] of all ranks in rank order: [world * n, ...]. counts: the n of each rank; None means
+        equal.
+        """
         if self.world == 1:
             return tensor
         if counts:
@@ -120,18 +124,23 @@ class Group:
         return out
 
     def gather_with_gradient(self, tensor: Tensor, counts: list[int]) -> Tensor:
-        """As `gather`; each rank's rows receive the sum of the gradients that all ranks have for them. The backward is
-        collective too, on ranks that have no rows as well."""
+        """The same as `gather`; each rank's rows receive the sum of all ranks' gradients for them.
+
+        The backward pass is a collective too, also on ranks without rows.
+        """
         return tensor if self.world == 1 else _Gather.apply(tensor, self, counts)
 
     def share(self, count: int) -> slice:
-        """This rank's slice of so many things in a row, which the ranks divide evenly."""
+        """This rank's slice of `count` things in a row, which must divide evenly."""
         each = count // self.world
         return slice(self.rank * each, (self.rank + 1) * each)
 
     def start_reduce_scatter(self, flat: Tensor) -> Any:
-        """Begin to sum `flat` [world * n] over ranks, in place: each has the sum in its `share` alone, the rest is
-        lost. Returns what to `wait` for, None if nothing."""
+        """Start to sum `flat` [world * n] over ranks, in place. Each rank has the sum in its `share`; the rest is
+        lost.
+
+        Returns what to `wait` for, or None.
+        """
         return (
             _reduce_scatter(flat[self.share(len(flat))], flat, group=self._handle, async_op=True)
             if self.world > 1
@@ -139,8 +148,7 @@ class Group:
         )
 
     def start_gather(self, flat: Tensor) -> Any:
-        """Begin to fill `flat` [world * n] with each rank's `share` of it. Returns what to `wait` for, None if
-        nothing."""
+        """Start to fill `flat` [world * n] with the `share` of each rank. Returns what to `wait` for, or None."""
         return (
             _all_gather(flat, flat[self.share(len(flat))], group=self._handle, async_op=True)
             if self.world > 1
@@ -149,12 +157,14 @@ class Group:
 
 
 class Mesh(Group):
-    """All ranks of a run, in rows and columns: `tensor` neighbours share one copy of the model (the group `tensor`),
-    and those of the same place in each copy hold the same part of it and share out the data (the group `data`)."""
+    """All ranks of a run, as a grid.
+
+    `tensor` neighbours share one copy of the model (the group `tensor`). Ranks at the same place of each copy hold the
+    same part of it and share out the data (the group `data`).
+    """
 
     def __init__(self, device: str = "auto", tensor: int = 1, timeout: float = 600) -> None:
-        """timeout: seconds after which a collective gives up waiting, and a rank that gives no sign of life counts as
-        gone."""
+        """timeout: seconds after which a collective gives up, and a rank without a sign of life counts as gone."""
         rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         super().__init__(choose(device, int(os.environ.get("LOCAL_RANK", 0))), rank, world)
         cuda = self.device.type == "cuda"
@@ -170,7 +180,7 @@ class Mesh(Group):
             self._timeout = datetime.timedelta(seconds=timeout)
             if not dist.is_initialized():
                 dist.init_process_group("nccl" if cuda else "gloo", timeout=self._timeout)
-            # for what is not the device's to wait for
+            # for collectives that must not wait for the device
             self._host = dist.new_group(backend="gloo", timeout=self._timeout)
         copies = range(world // tensor)
         self.tensor = self._subgroup([[copy * tensor + place for place in range(tensor)] for copy in copies])
@@ -179,8 +189,9 @@ class Mesh(Group):
             watch.begin(dist.distributed_c10d._get_default_store(), rank, world, timeout)
 
     def _subgroup(self, every):
-        """The Group among `every`, disjoint lists of ranks, that this rank is in. Torch wants all of them made by all
-        ranks."""
+        """The Group of this rank among `every`, disjoint lists of ranks. torch requires that all ranks create all
+        groups.
+        """
         for ranks in every:
             handle = dist.new_group(ranks, timeout=self._timeout) if 1 < len(ranks) < self.world else None
             if self.rank in ranks:
@@ -193,7 +204,7 @@ class Mesh(Group):
             dist.destroy_process_group()
 
     def any(self, here: bool) -> bool:
-        """Whether `here` is true on some rank. Does not wait for the device."""
+        """Whether `here` is true on any rank. Does not wait for the device."""
         if self.world > 1:
             count = torch.tensor(int(here))
             dist.all_reduce(count, group=self._host)
@@ -201,7 +212,7 @@ class Mesh(Group):
         return here
 
     def gather_objects(self, value: Any) -> list:
-        """Every rank's value of any picklable object, a list in rank order. Does not wait for the device."""
+        """The value of every rank, any picklable object, in rank order. Does not wait for the device."""
         values = [value] * self.world
         if self.world > 1:
             dist.all_gather_object(values, value, group=self._host)
@@ -209,8 +220,11 @@ class Mesh(Group):
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
-        """All ranks leave this together, for however many hours some are in it: none waits in a collective meanwhile,
-        which would take a slow rank for a dead one, and all hear signals. `any` is not for use within."""
+        """All ranks leave this context together, even if some are in it for hours.
+
+        No rank waits in a collective meanwhile, which would take a slow rank for a dead one, and all ranks hear
+        signals. Do not use `any` within it.
+        """
         if self.world == 1:
             yield
             return
@@ -235,7 +249,7 @@ class Mesh(Group):
             raise failed[0]
 
     def of_all(self, work: Callable[[], Any]) -> list:
-        """What work() gives on each rank, a list in rank order, however long it takes on some."""
+        """The results of work() on every rank, in rank order, however long it takes on some."""
         with self.together():
             value = work()
         return self.gather_objects(value)
@@ -257,7 +271,7 @@ class _Gather(torch.autograd.Function):
 
 
 def _filled(tensor, rows):
-    """Zeros below, up to so many rows."""
+    """Append rows of zeros up to `rows` rows."""
     return (
         tensor if len(tensor) == rows else torch.cat((tensor, tensor.new_zeros(rows - len(tensor), *tensor.shape[1:])))
     )

@@ -1,5 +1,4 @@
-"""In which precision a run's matrix products are: as set, or what its device multiplies faster at the model's own
-shapes."""
+"""Choose the precision of matrix products: as set, or whichever the device multiplies faster at the model's shapes."""
 
 from __future__ import annotations
 
@@ -11,12 +10,14 @@ if TYPE_CHECKING:
     from conan_engine.config import Config
 
 
-FASTER = 1.05  # times as fast: less is within what a measurement varies by
+FASTER = 1.05  # less than this ratio is within the noise of the measurement
 
 
 def choose(config: Config, mesh: Any, before: str | None = None) -> tuple[str, str]:
-    """("bfloat16" or "float32", why: a line, or "" where it was set). before: what it was in the run's checkpoint,
-    which it stays. Collective."""
+    """Choose: ("bfloat16" or "float32", a line that says why, or "" where it was set). A collective.
+
+    before: the precision in the run's checkpoint, which it keeps.
+    """
     if config.precision != "auto":
         return config.precision, ""
     if before:

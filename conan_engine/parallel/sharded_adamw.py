@@ -1,12 +1,12 @@
-"""AdamW over the data ranks (ZeRO stage 1, arXiv 1910.02054), its traffic hidden behind the computation.
+"""AdamW sharded over the data ranks (ZeRO 1, arXiv 1910.02054), with its communication hidden behind computation.
 
-Parameters live in buckets, in the order of the forward pass. As soon as the backward has finished a bucket, its
-gradients are summed over the ranks while the backward goes on, and each rank receives its share of the sum; each
-updates its share; and the new weights are gathered, the first layers' first, while the next step begins: a module waits
-for its own. A step sends one reduce-scatter and one all-gather of the parameters.
+Parameters live in buckets, in the order of the forward pass. When the backward pass has finished a bucket, its
+gradients are summed over the ranks while the backward pass continues, and each rank receives its share of the sum. Each
+rank updates its share. The new weights are gathered, first layers first, while the next step begins; a module waits for
+its own. A step sends one reduce-scatter and one all-gather of the parameters.
 
-A rank holds, a parameter: the weight (2 bytes in bfloat16), its gradient (4), and of its share the float32 master (4)
-and both moments (8). Where weights are float32 the share of them is the master.
+Per parameter, a rank holds the weight (2 bytes in bfloat16), its gradient (4), and for its share the float32 master
+weight (4) and both moments (8). Where weights are float32, the share of them is the master weight.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ if TYPE_CHECKING:
     from conan_engine.parallel.mesh import Group, Mesh
 
 
-MOMENTS = ("exp_avg", "exp_avg_sq")  # as torch calls them
-BUCKET = 1 << 25  # parameters: 128 MB of gradients, enough for full bandwidth, little enough to begin early
+MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
+BUCKET = 1 << 25  # parameters: 128 MB of gradients, large enough for full bandwidth, small enough to begin early
 
 
 class Bucket:
-    """Parameters one after another in flat buffers, filled up with zeros so that every rank's share has the same
-    size."""
+    """Parameters one after another in flat buffers, padded with zeros so that all ranks' shares have the same size."""
 
     def __init__(self, named: list[tuple[str, nn.Parameter]], group: Group, dtype: torch.dtype) -> None:
-        """named: [(name, parameter)]; the parameters become views of `weights`, in that dtype."""
+        """named: [(name, parameter)]. The parameters become views of `weights`, in this dtype."""
         self.group, self.names, self.parameters = group, *zip(*named)
         self.sizes = [p.numel() for p in self.parameters]
-        self.cut = hasattr(self.parameters[0], "split_by")  # each tensor rank has another part; else all have the same
+        # each tensor rank has its own part of these; of all others, the same
+        self.cut = hasattr(self.parameters[0], "split_by")
         size = -(-sum(self.sizes) // group.world) * group.world
         self.weights = torch.zeros(size, device=group.device)
         self.gradients = torch.zeros_like(self.weights)
@@ -51,19 +51,20 @@ class Bucket:
         self.gradient_of = dict(zip(self.parameters, self.views(self.gradients)))
         if dtype == torch.float32:
             for p, gradient in self.gradient_of.items():
-                p.grad = gradient.view_as(p)  # autograd itself adds to it
+                p.grad = gradient.view_as(p)  # autograd adds to it directly
 
     def views(self, flat: Tensor) -> tuple[Tensor, ...]:
         return flat[: sum(self.sizes)].split(self.sizes)
 
     def lend(self, flat: Tensor) -> None:
-        """The parameters become views of `flat`."""
+        """Make the parameters views of `flat`."""
         for p, weight in zip(self.parameters, self.views(flat)):
             p.data = weight.view_as(p)
 
     def shared(self) -> Iterator[tuple[str, Tensor, int, slice]]:
-        """(name, parameter, start, place) of what is in this rank's share: the parameter's numbers from `start` on are
-        at the slice `place` of the share."""
+        """(name, parameter, start, place) of what lies in this rank's share: `place`, a slice of the share, holds
+        the parameter's numbers from `start` on.
+        """
         end = 0
         for name, p, size in zip(self.names, self.parameters, self.sizes):
             begin, end = end, end + size
@@ -72,13 +73,13 @@ class Bucket:
                 yield name, p, first - begin, slice(first - self.share.start, last - self.share.start)
 
     def publish(self) -> None:
-        """Begin to bring every rank's share of the weights to all."""
+        """Start to gather the new weights of all ranks' shares."""
         if self.weights.dtype != torch.float32:
             self.weights[self.share] = self.master.detach().to(self.weights.dtype)
         self.pending = self.group.start_gather(self.weights)
 
     def wait(self) -> None:
-        """Until what was begun is done."""
+        """Wait for the collective that was started."""
         if self.pending:
             with waiting.on(self.group.device):
                 self.pending.wait()
@@ -86,19 +87,22 @@ class Bucket:
 
 
 class ShardedAdamW:
-    """A step: backwards, `send_next` before the last of them; `reduce_gradients`; `step`; `zero_gradients`."""
+    """The optimizer. A step: backward passes, with `send_next` before the last; `reduce_gradients`; `step`;
+    `zero_gradients`.
+    """
 
     def __init__(
         self, model: torch.nn.Module, mesh: Mesh, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
     ) -> None:
-        """mesh: a mesh.Mesh. dtype: of the weights that compute; float32 or bfloat16. Parameters that require no
-        gradient are left as they are, in that dtype."""
+        """dtype: of the weights that compute, float32 or bfloat16. Parameters that need no gradient get this dtype
+        and stay as they are.
+        """
         self.mesh = mesh
         named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         for p in model.parameters():
             if not p.requires_grad:
                 p.data = p.data.to(dtype)
-        # what tensor ranks have alike comes first: norms, whose gradients are complete last
+        # parameters that all tensor ranks hold come first: norms, whose gradients are complete last
         of_kind = ([one for one in named if hasattr(one[1], "split_by") == cut] for cut in (False, True))
         self.buckets = [Bucket(part, mesh.data, dtype) for kind in of_kind for part in _parts(kind)]
         self.home = {p: bucket for bucket in self.buckets for p in bucket.parameters}
@@ -118,11 +122,11 @@ class ShardedAdamW:
         self.zero_gradients()
 
     def send_next(self) -> None:
-        """The next backward is the step's last: what it completes is sent."""
+        """The next backward pass is the last of the step: send each bucket as it completes."""
         self.sending = True
 
     def _arrived(self, p):
-        """The backward has added to p's gradient."""
+        """The backward pass has added to p's gradient."""
         bucket = self.home[p]
         if p.dtype != torch.float32:
             pointwise.add_(bucket.gradient_of[p], p.grad.flatten())
@@ -134,22 +138,22 @@ class ShardedAdamW:
 
     def _send(self, bucket):
         if not bucket.cut:
-            self.mesh.tensor.sum(bucket.gradients)  # each had those of its own tokens
+            self.mesh.tensor.sum(bucket.gradients)  # each tensor rank had the gradients of its own tokens
         bucket.pending = self.mesh.data.start_reduce_scatter(bucket.gradients)
 
     def reduce_gradients(self) -> float:
-        """Sum the gradients over ranks, of which most is done; returns their global L2 norm, a float."""
+        """Finish the sum of the gradients over ranks. Returns their global L2 norm, a float."""
         while self.unsent:
             self._send(self.unsent.pop())
         squares = torch.zeros((), device=self.mesh.device)
         for bucket in reversed(self.buckets):
             bucket.wait()
-            if bucket.cut or self.mesh.tensor.rank == 0:  # what all have alike counts once
+            if bucket.cut or self.mesh.tensor.rank == 0:  # what all tensor ranks hold counts once
                 squares += bucket.gradients[bucket.share].norm().square()
         return self.mesh.sum(squares).sqrt().item()
 
     def step(self, lr: float, scale: float) -> None:
-        """One update with the gradients times `scale` (clipping)."""
+        """Update the weights with the gradients times `scale` (clipping)."""
         self.adam.param_groups[0]["lr"] = lr
         for bucket in self.buckets:
             bucket.master.grad = bucket.gradients[bucket.share].mul_(scale)
@@ -158,17 +162,18 @@ class ShardedAdamW:
             bucket.publish()
 
     def zero_gradients(self) -> None:
-        """Before the next step."""
+        """Set all gradients to zero, before the next step."""
         for bucket in self.buckets:
             bucket.gradients.zero_()
-        # every rank sends the buckets in this order, whichever is complete first
+        # every rank sends the buckets in this order, whichever completes first
         self.sending = False
         self.unsent = list(self.buckets)
         self.missing = {bucket: set(bucket.parameters) for bucket in self.buckets}
 
     def blend(self, earlier: torch.nn.Module, share: float) -> None:
-        """The weights become `share` (0 to 1) of themselves and the rest of `earlier`'s, a model of the same parts.
-        Collective."""
+        """Set the weights to `share` (0 to 1) of themselves plus the rest of the weights of `earlier`, a model of
+        the same shape. A collective.
+        """
         begun = dict(earlier.named_parameters())
         with torch.no_grad():
             for bucket in self.buckets:
@@ -179,7 +184,7 @@ class ShardedAdamW:
                 bucket.publish()
 
     def close(self) -> None:
-        """The model is as it was made: its weights float32, and nothing follows from its use. Collective."""
+        """Release the model: its weights are float32 again, and using it has no side effects. A collective."""
         for hook in self.hooks:
             hook.remove()
         for bucket in self.buckets:
@@ -190,9 +195,12 @@ class ShardedAdamW:
                 p.grad = None
 
     def held(self) -> Iterator[tuple[str, str, int, Tensor]]:
-        """This rank's part of a checkpoint: ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name; start; the
-        numbers of its slice from there on, float32, as a view), each. What the tensor ranks have alike the first of
-        them gives. The others' parts may be on their way meanwhile."""
+        """This rank's part of a checkpoint, as tuples ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name;
+        start; the numbers from there on, a float32 view).
+
+        Parameters that all tensor ranks hold come from the first of them. The other ranks' parts may still be on their
+        way.
+        """
         for bucket in self.buckets:
             if bucket.cut or self.mesh.tensor.rank == 0:
                 for key in ("weight", *MOMENTS):
@@ -201,8 +209,9 @@ class ShardedAdamW:
                         yield key, name, start, share[place]
 
     def load_state(self, pieces: Any, steps: int) -> None:
-        """The moments, from the pieces.Pieces of what ranks of any mesh held after `steps` updates. The weights are the
-        model's when this is made."""
+        """Load the moments from pieces.Pieces, which ranks of any mesh held after `steps` updates. The weights are
+        those that the model has when the optimizer is made.
+        """
         for bucket in self.buckets:
             state = self.adam.state[bucket.master]
             state["step"].fill_(steps)
@@ -220,7 +229,7 @@ def _wait_for(buckets):
 
 
 def _parts(named):
-    """Consecutive ones together, up to BUCKET parameters."""
+    """Split into consecutive groups of up to BUCKET parameters."""
     part, size = [], 0
     for name, p in named:
         if part and size + p.numel() > BUCKET:

@@ -1,21 +1,21 @@
-"""Tensor parallelism by hand, the whole scheme: N ranks share one copy of the model (Megatron-LM, arXiv 1909.08053),
-and between the halves of a block they share out the tokens too (sequence parallelism, arXiv 2205.05198).
+"""Tensor parallelism by hand: N ranks share one copy of the model (Megatron-LM, arXiv 1909.08053), and between the
+halves of a block they share out the tokens as well (sequence parallelism, arXiv 2205.05198).
 
     this rank's tokens   x [T/N, C] -> norm -> gather ->
     all tokens           [T, C] -> columns -> its heads, or its part of the FFN -> rows -> [T, C] -> scatter ->
     this rank's tokens   + x [T/N, C]
 
 The first matrix of a half is cut by columns, its outputs: each rank computes its own heads, or its own part of the FFN,
-and needs nobody for it. The second is cut by rows, its inputs: what each rank gets is a summand of the result.
-`scatter` adds the summands up and leaves each rank its tokens; `gather` brings the tokens together; each is the other's
-gradient. So a half costs one reduce-scatter and one all-gather each way, as much traffic as one all-reduce, and norms
-and residuals are computed once, not N times.
+without the others. The second is cut by rows, its inputs: each rank's result is a summand. `scatter` adds the summands
+and leaves each rank its tokens; `gather` brings all tokens together; each is the other's gradient. So a half costs one
+reduce-scatter and one all-gather in each direction, the traffic of one all-reduce, and norms and residuals are computed
+once, not N times.
 
-The token table, which is the LM head too, is cut by vocabulary: a rank looks up the tokens that it has, zeros for the
-others, and `scatter` adds up; for the cross entropy the ranks exchange three numbers a token (lm_head.py).
+The token table, which is also the LM head, is cut by vocabulary: a rank looks up the tokens that it has, with zeros for
+the others, and `scatter` adds up. For the cross entropy the ranks exchange three numbers per token (lm_head.py).
 
-A parameter that is cut says so in `.split_by`. One that is not (norms) lies on every rank, which has the gradient of
-its own tokens only: sharded_adamw.py adds those up.
+A parameter that is cut has `.split_by`. One that is not cut (norms) is on every rank, which has the gradient of its own
+tokens only; sharded_adamw.py adds these up.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ if TYPE_CHECKING:
 
 
 class Split(NamedTuple):
-    """How a parameter is cut: along `dim`, of each of its `sections` (sizes, one after another) a rank has 1 / N."""
+    """How a parameter is cut: along `dim`, each rank has 1 / N of each of its `sections` (sizes, one after another)."""
 
     dim: int
     sections: tuple
 
     def cut(self, whole: Tensor, group: Group) -> Tensor:
-        """This rank's part."""
+        """This rank's part of the whole."""
         if group.world == 1:
             return whole
         return torch.cat(
@@ -49,27 +49,27 @@ class Split(NamedTuple):
         )
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
-        """The whole, of every rank's part in rank order."""
+        """The whole from the parts of all ranks, in rank order."""
         each = [part.split([size // len(parts) for size in self.sections], self.dim) for part in parts]
         return torch.cat([piece for section in zip(*each) for piece in section], self.dim)
 
 
 class TensorParallel:
-    """What a model is built of and calls, for the ranks of `group`; with one rank the plain thing."""
+    """What a model is built from, for the ranks of `group`; with one rank, plain layers and identities."""
 
     def __init__(self, group: Group | None = None) -> None:
         self.group = group or Group()
 
     def columns(self, inputs: int, *outputs) -> nn.Linear:
-        """A linear layer without bias to several outputs side by side, of each of which this rank computes 1 / N."""
+        """A linear layer without bias to several outputs side by side; this rank computes 1 / N of each."""
         return self._linear(inputs, sum(outputs) // self.group.world, Split(0, outputs))
 
     def rows(self, inputs: int, outputs: int) -> nn.Linear:
-        """A linear layer without bias whose inputs are what `columns` left on each rank, and its output a summand."""
+        """A linear layer without bias, whose inputs are what `columns` left on each rank; its output is a summand."""
         return self._linear(inputs // self.group.world, outputs, Split(1, (inputs,)))
 
     def table(self, rows: int, width: int) -> nn.Parameter:
-        """A parameter [rows / N, width]: a vector each for this rank's part of the vocabulary."""
+        """A parameter [rows / N, width]: the vectors of this rank's part of the vocabulary."""
         table = nn.Parameter(torch.empty(rows // self.group.world, width))
         table.split_by = Split(0, (rows,))
         return table
@@ -81,7 +81,9 @@ class TensorParallel:
         return linear
 
     def mine(self, total: int) -> slice:
-        """Which of so many tokens are this rank's: a slice. The first ranks have ceil(T / N), the last what is left."""
+        """The slice of this rank's tokens among `total`. The first ranks have ceil(T / N) tokens, the last ones the
+        rest.
+        """
         each = -(-total // self.group.world)
         return slice(min(self.group.rank * each, total), min((self.group.rank + 1) * each, total))
 
@@ -93,8 +95,7 @@ class TensorParallel:
         return self.scatter(F.embedding(tokens, table) * here[:, None])
 
     def gather(self, x: Tensor, total: int) -> Tensor:
-        """[T/N, ...] -> [T, ...], in the dtype in which it will be multiplied; the gradients of all ranks' uses add
-        up."""
+        """[T/N, ...] -> [T, ...], in the dtype of the products. The gradients of all ranks' uses add up."""
         if self.group.world == 1:
             return x
         if torch.is_autocast_enabled(x.device.type):
@@ -106,19 +107,20 @@ class TensorParallel:
         return x if self.group.world == 1 else _Scatter.apply(x, self.group)
 
     def sum(self, x: Tensor) -> Tensor:
-        """Summands of every rank -> their sum on every rank, which all use alike: the gradient is the same on each."""
+        """Summands of every rank -> their sum, on every rank. All use it alike, so the gradient is the same on each."""
         return x if self.group.world == 1 else _Sum.apply(x, self.group)
 
 
 def own(ids: Tensor, size: int, group: Group) -> tuple[Tensor, Tensor]:
-    """Of ids int64 in the vocabulary, of which each rank has `size`: (their places in this rank's part, 0 for those of
-    others; whether they are in it)."""
+    """(index, here) of ids, int64, in a vocabulary of which each rank has `size`: their rows in this rank's part, 0
+    for others; and whether they are in it.
+    """
     place = ids - group.rank * size
     here = (place >= 0) & (place < size)
     return place.where(here, 0), here
 
 
-# T need not be a multiple of N: on the wire, and there alone, the last ranks' tokens are filled up with zeros.
+# T need not be a multiple of N: only while sent, the last ranks' tokens are padded with zeros.
 
 
 def _filled(x, rows):

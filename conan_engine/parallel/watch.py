@@ -1,5 +1,4 @@
-"""Signs of life between the ranks of a run: one whose process stands still or whose machine is gone ends the run in
-minutes, by name."""
+"""Signs of life between ranks: a rank that hangs, or whose machine is gone, ends the run in minutes and is named."""
 
 from __future__ import annotations
 
@@ -16,20 +15,26 @@ from typing import Any
 
 PACKAGE = str(Path(__file__).parent.parent)
 KEEPER = "the process that keeps the ranks' store: rank 0, or the first launcher"
-_watch = None  # this process's
+_watch = None  # the watch of this process
 
 
 def begin(store: Any, rank: int, world: int, timeout: float) -> None:
-    """From now on this rank tells the others through the store, every few seconds, that it lives and where it is; and
-    looks whether the next one does. After 0.8 * timeout seconds without a sign it says so and ends this process: the
-    launcher then ends the others."""
+    """Start to tell the other ranks through the store, every few seconds, that this rank lives and where it is, and
+    to check the next rank.
+
+    After 0.8 * timeout seconds without a sign of it, print a line and end this process; the launcher then ends the
+    others.
+    """
     global _watch
     _watch = _Watch(store.clone(), rank, world, timeout)
 
 
 def end() -> None:
-    """Before this process leaves the others for good reason. A thread that is in the store's code while Python ends
-    aborts the process, so this waits for what is there; not for long, since it may wait for a process that is gone."""
+    """Stop, before this process leaves for good reason.
+
+    A thread inside the store's code while Python exits would abort the process, so this waits for the thread; not for
+    long, since the store may belong to a process that is gone.
+    """
     if _watch:
         _watch.ended.set()
         for thread in _watch.threads:
@@ -37,17 +42,17 @@ def end() -> None:
 
 
 def another_ended(error: BaseException) -> bool:
-    """Whether this is what a rank meets whose peer has ended, for a reason that the peer has said."""
+    """Whether this is the error that a rank gets when a peer has ended, which the peer has reported itself."""
     return isinstance(error, RuntimeError) and re.search(r"Connection (closed|reset) by peer", str(error)) is not None
 
 
 def timed_out(error: BaseException) -> bool:
-    """Whether a collective gave up waiting."""
+    """Whether this is the error of a collective that gave up waiting."""
     return isinstance(error, RuntimeError) and re.search(r"[Tt]imed out", str(error)) is not None
 
 
 def waited_for() -> str:
-    """Who kept a collective waiting, in words: the ranks that are not in one."""
+    """Which ranks a collective waited for, in words: those that are not in one."""
     return _watch.waited_for() if _watch else "another rank"
 
 
@@ -75,12 +80,12 @@ class _Watch:
         self.store.set(f"alive/{self.rank}", json.dumps(sign))
 
     def _read(self, rank):
-        """The rank's last sign, or {}."""
+        """The last sign of a rank, or {}."""
         key = f"alive/{rank}"
         return json.loads(self.store.get(key)) if self.store.check([key]) else {}
 
     def _exchange(self):
-        """Tell and read, which ends for ever where the store's own process is gone or stands still."""
+        """Tell and read. It never returns if the process of the store is gone or hangs."""
         with contextlib.suppress(RuntimeError):
             while not self.ended.wait(self.pause):
                 self._tell()
@@ -110,7 +115,7 @@ class _Watch:
                 for rank in range(self.world):
                     signs[rank] = self._read(rank)
 
-        time.sleep(2 * self.pause)  # what the others tell is by then of after the end
+        time.sleep(2 * self.pause)  # by then, the others' signs are from after the end
         reading = threading.Thread(target=read, daemon=True)
         reading.start()
         reading.join(max(2.0, self.pause))
@@ -129,8 +134,7 @@ def _named(rank, sign):
 
 
 def _place(thread):
-    """(file and line in which that thread is, of this package if it is in one of its functions; whether it is in a
-    collective)."""
+    """(file and line at which a thread is, within this package if possible; whether it is in a collective)."""
     frame = innermost = sys._current_frames().get(thread)
     while frame and not frame.f_code.co_filename.startswith(PACKAGE):
         frame = frame.f_back

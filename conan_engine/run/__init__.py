@@ -1,1 +1,1 @@
-"""A run on the disk: checkpoints written and read, resumed, locked, logged, stopped in order."""
+"""A run on disk: checkpoints written and read, resumed, locked, logged, stopped in order."""

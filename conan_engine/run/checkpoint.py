@@ -1,4 +1,4 @@
-"""Reading checkpoints (saving.py writes them): a damaged one is passed over for the one before."""
+"""Read checkpoints (saving.py writes them). If one is damaged, the one before it is used."""
 
 from __future__ import annotations
 
@@ -34,9 +34,11 @@ if TYPE_CHECKING:
 def newest(
     run: str | Path, stages: Sequence[str] = STAGES, mesh: Mesh | None = None
 ) -> tuple[Path, dict[str, Any]] | None:
-    """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Says which it passes
-    over. `run` may be one checkpoint's folder: that one. mesh: the ranks that ask for it together; each reads some of
-    the files."""
+    """The newest whole checkpoint of a run among `stages`: (folder, its state.json), or None. Prints which it passes
+    over.
+
+    run: a run's folder, or one checkpoint's. mesh: the ranks that call this together; each checks some of the files.
+    """
     if Path(run, "state.json").exists():
         damage = _damage(Path(run), mesh)
         if damage:
@@ -44,7 +46,7 @@ def newest(
         return Path(run), json.loads(Path(run, "state.json").read_text())
     for stage in reversed(STAGES):
         there = of_stage(run, stage) if stage in stages else []
-        # machines may see a shared folder differently for a while
+        # machines may see different contents of a shared folder for a while
         for folder in mesh.gather_objects(there)[0] if mesh else there:
             damage = _damage(folder, mesh)
             if damage is None:
@@ -61,8 +63,10 @@ def start_from(
     mesh: Mesh | None = None,
     layers: list[int] | None = None,
 ) -> None:
-    """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or the newest of a run.
-    layers: as config.chosen_layers gives them. Raises UserError for what is none of these or does not fit."""
+    """Copy the weights of init_from into `model`: a transformers folder's, a GGUF file's, or a run's newest.
+
+    layers: as config.chosen_layers gives them. Raises UserError for anything else, and for a model that does not fit.
+    """
     if gguf_file.is_gguf(start) or pretrained.is_transformers(start):
         llama.load_weights(start, model, layers)
         return
@@ -76,14 +80,14 @@ def start_from(
 
 
 def base_of(start: str | Path, mesh: Mesh | None = None) -> dict[str, str]:
-    """What identifies the weights of init_from, under which adapters alone are saved: {"folder", "digest"}."""
+    """What identifies the weights of init_from, beside which adapters are saved: {"folder", "digest"}."""
     if gguf_file.is_gguf(start):
         folder, files = Path(start), [Path(start)]
     elif pretrained.is_transformers(start):
         folder, files = Path(start), sorted(Path(start).glob("*.safetensors"))
     else:
         folder = newest(start, mesh=mesh)[0]
-        files = [folder / "state.json"]  # has the digests of the others
+        files = [folder / "state.json"]  # it has the digests of the other files
 
     def digests():
         return "".join(map(digest, files)) if mesh is None or mesh.rank == 0 else None
@@ -99,8 +103,10 @@ def load_base(
     mesh: Mesh | None = None,
     layers: list[int] | None = None,
 ) -> None:
-    """Copy the weights under a checkpoint's adapters into `model`. layers: of the checkpoint, as config.chosen_layers
-    gives them. Raises UserError if they are not what they were."""
+    """Copy the weights that a checkpoint's adapters belong to into `model`. Raises UserError if they have changed.
+
+    layers: those of the checkpoint, as config.chosen_layers gives them.
+    """
     base = state["base"]
     if not Path(base["folder"]).exists() or base_of(base["folder"], mesh) != base:
         raise UserError(
@@ -118,9 +124,11 @@ def load_weights(
     mesh: Mesh | None = None,
     layers: list[int] | None = None,
 ) -> None:
-    """Copy a checkpoint's weights into `model`, in place: into a plain one all of them, adapters merged; into one with
-    adapters, these. layers: as config.chosen_layers gives them. Raises UserError for another shape or another
-    tokenizer."""
+    """Copy a checkpoint's weights into `model`, in place.
+
+    A plain model gets all weights, with adapters merged; a model with adapters gets these. layers: as
+    config.chosen_layers gives them. Raises UserError for another shape or another tokenizer.
+    """
     config = from_dict(state["config"], f"{folder}/state.json")
     trained = dataclasses.asdict(config.model)
     if layers is not None:
@@ -157,8 +165,9 @@ def load_weights(
 
 
 def load_training(folder: Path, state: dict[str, Any], optimizer: ShardedAdamW, stage: Any, mesh: Mesh) -> None:
-    """Bring optimiser, stage and RNGs to where they were saved. The model's weights are loaded apart, before the
-    optimiser is made."""
+    """Restore optimizer, stage and random number generators. The weights are loaded apart, before the optimizer is
+    made.
+    """
     optimizer.load_state(_pieces(folder, state, "optimizer"), state["counters"]["updates"])
     stage.load_state({name: tensor.numpy() for name, tensor in load_file(folder / "stage.safetensors").items()})
     rng = state["rngs"][mesh.data.rank % len(state["rngs"])]
@@ -172,8 +181,10 @@ def load_training(folder: Path, state: dict[str, Any], optimizer: ShardedAdamW, 
 
 
 def load_model(run: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, AnyTokenizer, int, list[int]]:
-    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint, or of the one
-    whose folder `run` is. Raises UserError where there is none."""
+    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint.
+
+    run: a run's folder, or one checkpoint's. Raises UserError if there is none.
+    """
     home = Path(run).parent.parent if Path(run, "state.json").exists() else Path(run)
     tokenizer_path = Tokenizer.of(home)
     if tokenizer_path is None:
@@ -198,7 +209,7 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> tuple[Tra
 
 
 def of_stage(run: str | Path, stage: str) -> list[Path]:
-    """A stage's finished checkpoint folders, newest first."""
+    """The folders of a stage's finished checkpoints, newest first."""
     return sorted(Path(run, "checkpoints").glob(f"{stage}-*"), reverse=True)
 
 
@@ -214,7 +225,7 @@ def _damage(folder, mesh):
 
 
 def _damage_of(folder, rank=0, world=1):
-    """As `_damage`, of the files that are this rank's to read."""
+    """The same as `_damage`, for the files that this rank checks."""
     try:
         digests = json.loads((folder / "state.json").read_text())["digests"]
         for name in sorted(digests)[rank::world]:
@@ -225,13 +236,13 @@ def _damage_of(folder, rank=0, world=1):
 
 
 def digest(path: str | Path) -> str:
-    """Of a file's bytes, a string."""
+    """The digest of a file's bytes."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
 
 
 def sync(path: str | Path) -> None:
-    """To the disk: without it a power cut could leave a renamed folder of empty files."""
+    """Flush a file or folder to disk: after a power cut, a renamed folder could otherwise hold empty files."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

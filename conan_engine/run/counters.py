@@ -1,4 +1,4 @@
-"""What a stage's steps have come to so far."""
+"""Counts of a stage's steps: updates, and steps that were skipped."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ if TYPE_CHECKING:
 
 
 class Counters(dict):
-    """As a checkpoint keeps them. updates: steps that changed the weights; skipped: steps whose loss or gradient was
-    not finite; skipped_in_a_row: how many of these came last. Validation keeps its best row here, too."""
+    """The counts as a checkpoint keeps them.
+
+    updates: steps that changed the weights. skipped: steps whose loss or gradient was not finite. skipped_in_a_row: how
+    many of these came last. Validation keeps its best row here too.
+    """
 
     def __init__(self, kept: dict[str, Any] | None = None) -> None:
         super().__init__({"updates": 0, "skipped": 0, **(kept or {}), "skipped_in_a_row": 0})
 
     def count(self, loss: float, gradient_norm: float) -> bool:
-        """Count a step; whether it is to change the weights."""
+        """Count a step. Returns whether it may change the weights."""
         finite = math.isfinite(loss) and math.isfinite(gradient_norm)
         self["updates"] += finite
         self["skipped"] += not finite
@@ -26,7 +29,7 @@ class Counters(dict):
 
 
 def skipped(config: Config, name: str, step: int, counters: dict[str, Any]) -> str:
-    """What is said where the last steps of the stage `name`, up to `step`, were skipped."""
+    """The error of a run whose last steps of the stage `name`, up to `step`, were skipped."""
     settings = getattr(config, name)
     again = f", and delete {config.out_dir}/checkpoints/{name}-* to train the stage again"
     return (

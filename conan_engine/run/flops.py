@@ -1,4 +1,4 @@
-"""How fast a step computes, beside what its device can do."""
+"""The FLOP of a step, and their share of what the device can do."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-# Dense bfloat16 products, TFLOP/s, as their maker says; by a word of the device's name, the first that fits.
+# Peak of dense bfloat16 products in TFLOP/s, by the vendor; keyed by a word of the device's name, first match.
 PEAKS = {
     "B200": 2250, "B100": 1750, "H100 PCIe": 756, "H100 NVL": 835, "H20": 148, "H200": 989, "H100": 989, "H800": 989,
     "GH200": 989, "A100": 312, "A800": 312, "A30": 165, "A40": 150, "A10G": 70, "A10": 125, "L40S": 362, "L40": 181,
@@ -16,16 +16,18 @@ PEAKS = {
 
 
 def peak(device: torch.device) -> int | None:
-    """TFLOP/s of a torch.device, or None where nobody has told."""
+    """The peak of a torch.device in TFLOP/s, or None if it is not known."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     return next((peak for part, peak in PEAKS.items() if re.search(rf"\b{part}\b", name)), None)
 
 
 class Work:
-    """The FLOP of a stage's steps: of a token 2 for each weight of the blocks forward, 2 to go back through it and 2
-    for its gradient, if it is trained; of one whose successor is learnt, 6 for each weight of the LM head; of a pair of
-    tokens that see each other, 12 D in each head of each layer. What is computed twice (gradient caching, recompute)
-    counts once."""
+    """The FLOP of a stage's steps.
+
+    Per token and weight of the blocks: 2 forward, 2 for the gradient of the input, and 2 for the weight's gradient if
+    it is trained. Per learned token and weight of the LM head: 6. Per pair of tokens that attend to each other: 12 D in
+    each head of each layer. What is computed twice (gradient caching, recompute) counts once.
+    """
 
     def __init__(self, model: Any, mesh: Any) -> None:
         config, shared = model.config, model.tensor.group.world
@@ -36,11 +38,11 @@ class Work:
         self.devices, self.peak = mesh.world, peak(mesh.device) if model.in_bfloat16() else None
 
     def flop(self, sizes: dict[str, Any]) -> int:
-        """sizes: what stages.sizes says of a step."""
+        """The FLOP of a step. sizes: what stages.sizes counted."""
         return self.of_token * sizes["tokens"] + self.of_learnt * sizes["learnt"] + self.of_pair * sizes["pairs"]
 
     def rate(self, sizes: dict[str, Any], seconds: float) -> dict[str, float]:
-        """{"tflops": TFLOP/s of a device, "mfu": their share of its peak}; {} where that is not known."""
+        """{"tflops": TFLOP/s of a device, "mfu": their share of its peak}; {} if the peak is not known."""
         if not self.peak:
             return {}
         tflops = self.flop(sizes) / seconds / self.devices / 1e12

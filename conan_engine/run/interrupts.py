@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1, by which schedulers and spot machines say that the end is near, with seconds to spare."""
+"""SIGTERM and SIGUSR1: schedulers and spot machines send them before they end a process."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupts:
-    """From its making on, either signal raises errors.Stopped: what a run prepares is kept as far as it got. Within
-    `later` it is only noted in `asked`, the signal's name, for the caller to end when nothing is half done.
+    """Once made, either signal raises errors.Stopped; what the run has prepared is kept.
 
-    doing: what the person is told was going on. Rank 0 alone says anything.
+    Within `later`, the signal's name is only noted in `asked`, and the caller stops when nothing is half done. doing:
+    what the message says was going on. Only rank 0 prints.
     """
 
     def __init__(self) -> None:
@@ -31,7 +31,7 @@ class Interrupts:
         try:
             yield
         except RuntimeError as error:
-            if self.asked and watch.another_ended(error):  # it had the same signal, and had not come this far
+            if self.asked and watch.another_ended(error):  # the other rank had the same signal and stopped first
                 self._stop()
             raise
         finally:
@@ -40,15 +40,15 @@ class Interrupts:
             self._stop()
 
     def stop(self, standing: str) -> None:
-        """Raise Stopped; standing: where the run stands."""
-        self.ignore()  # a launcher and a scheduler may both send one
+        """Raise Stopped. standing: where the run stands."""
+        self.ignore()  # a launcher and a scheduler may both send a signal
         told = f"stopped by {self.asked or 'a signal to another rank'}"
         raise Stopped(
             f"{told} {standing}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else ""
         )
 
     def ignore(self) -> None:
-        """From now on: there is nothing left to stop."""
+        """Ignore both signals from now on: nothing is left to stop."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 

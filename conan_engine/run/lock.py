@@ -1,4 +1,4 @@
-"""One run a folder: a lock that dies with its process."""
+"""One process per run folder: a lock that ends with its process."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ from conan_engine.errors import UserError
 
 
 def hold(run: str | Path) -> IO[str] | None:
-    """Lock a run's folder, made if it is missing, for as long as the file that this gives stays open, at most until
-    this process ends, however it does. Raises UserError where another process holds it, naming that one, or where
-    nothing can be written."""
+    """Lock a run's folder, which is created if it is missing, until the returned file is closed or this process
+    ends.
+
+    Raises UserError if another process holds the lock, naming it, and if the folder cannot be written.
+    """
     path = Path(run, ".lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -27,9 +29,9 @@ def hold(run: str | Path) -> IO[str] | None:
         file.seek(0)
         who = file.read().strip() or "another process"
         raise UserError(
-            f"{run}: {who} is training in this folder; wait for its end, stop it, or choose another out_dir"
+            f"{run}: {who} is training in this folder; wait until it ends, stop it, or choose another out_dir"
         ) from None
-    except OSError as error:  # a file system without locks
+    except OSError as error:  # the file system has no locks
         print(f"{run}: cannot be locked ({error.strerror}); see to it that nothing else trains in it", flush=True)
     file.truncate(0)
     print(f"process {os.getpid()} on host {socket.gethostname()}", file=file, flush=True)

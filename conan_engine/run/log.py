@@ -1,4 +1,4 @@
-"""What a person watches: metrics.jsonl, one progress bar a stage, loss.png, and what follow.py shows elsewhere."""
+"""What a person watches: metrics.jsonl, a progress bar per stage, loss.png, and the loggers."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from tqdm import tqdm
 from conan_engine.config import METRICS, Config
 from conan_engine.run.loggers import Followers
 
-VALIDATED = [f"validation/{metric}" for metric in METRICS]  # what of it the person is shown, the loss first
+VALIDATED = [f"validation/{metric}" for metric in METRICS]  # what the progress line shows of validation, the loss first
 
 
 class Log:
-    """Rank 0 writes; on the others every method does nothing."""
+    """The log of a run. Rank 0 writes; on other ranks every method does nothing."""
 
     def __init__(self, run: str | Path, first: bool) -> None:
         self.path, self.active, self.followers = Path(run, "metrics.jsonl"), first, None
 
     def resume(self, stages_before: list[str], stage: str, step: int) -> None:
-        """Forget the lines that a killed run wrote after its last checkpoint: those steps are done again."""
+        """Remove the rows that a killed run wrote after its last checkpoint; those steps run again."""
         if not self.active:
             return
         kept = []
@@ -33,7 +33,7 @@ class Log:
                 try:
                     row = json.loads(line)
                 except ValueError:
-                    continue  # the line that the kill cut in two
+                    continue  # a line that the kill cut off
                 if row["stage"] in stages_before or (row["stage"] == stage and row["step"] < step):
                     kept.append(line + "\n")
         partial = self.path.with_suffix(".partial")
@@ -42,22 +42,22 @@ class Log:
         self.file = open(self.path, "a", buffering=1)
 
     def follow(self, names: list[str]) -> None:
-        """Show it elsewhere from now on, by these names; config.json is written."""
+        """Start a process for each of these loggers. config.json must exist."""
         if self.active:
             self.followers = Followers(self.path.parent, names, names == Config().log_to, self.say)
 
     @contextlib.contextmanager
     def stage(self, name: str, steps: int, done: int) -> Iterator[None]:
-        """A bar for one stage."""
+        """Show a progress bar for one stage."""
         self.name = name
         self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, disable=not self.active)
         try:
             yield
         finally:
-            self.bar.close()  # an error's line then stands on a line of its own
+            self.bar.close()  # so that an error gets a line of its own
 
     def step(self, step: int, row: dict[str, Any], best: bool = False) -> None:
-        """row: name -> number or string, for one step. best: whether its validation is."""
+        """Write the row of a step, name -> number or text. best: whether its validation is the best so far."""
         if not self.active:
             return
         self.file.write(json.dumps({"stage": self.name, "step": step, **row}) + "\n")
@@ -71,19 +71,19 @@ class Log:
             self.followers.look()
 
     def say(self, text: str) -> None:
-        """One line to the person, without tearing the bar."""
+        """Print a line without breaking the progress bar."""
         if self.active:
             tqdm.write(text)
 
     def close(self) -> None:
-        """All is written."""
+        """Close the files and wait for the loggers."""
         if self.active:
             self.file.close()
             if self.followers:
                 self.followers.close()
 
     def draw(self) -> None:
-        """loss.png: every stage's loss by step, one panel a stage, and what validation found."""
+        """Draw loss.png: the loss of every stage by step, a panel per stage, with validation."""
         if not self.active:
             return
         import matplotlib

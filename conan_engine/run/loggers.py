@@ -1,5 +1,7 @@
-"""A run shown elsewhere: each logger as a process of its own that reads what train.py writes. The command is
-conan_engine/follow.py."""
+"""Show a run in TensorBoard, wandb, MLflow or trackio.
+
+Each logger is a process of its own (conan_engine/follow.py) that reads what train.py writes.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,15 @@ from typing import Any
 
 from conan_engine.config import LOGGERS as NAMES
 
-PROJECT = "conan-engine"  # where the environment names none
-PAUSE = 0.5  # seconds between looks at the file
+PROJECT = "conan-engine"  # if the environment names no project
+PAUSE = 0.5  # seconds between two reads of the file
 PATIENCE = 30  # seconds that a finished run waits for its loggers
 
 
 class TensorBoard:
-    """Each logger: `where` is what a person is told; log(step, numbers); settings are {dotted key: value};
-    close(picture: a path, or None)."""
+    """A logger. `where` tells a person where to look; log(step, numbers); settings are {dotted key: value};
+    close(picture: a path, or None).
+    """
 
     def __init__(self, run: Path, state: dict[str, Any], settings: dict[str, Any]) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -88,7 +91,7 @@ class MLflow:
             mlflow.log_params({self._key(key): str(value)[:500] for key, value in settings.items()})
 
     def _key(self, key):
-        return re.sub(r"[^\w\-. :/]", "_", key)  # other signs are not taken
+        return re.sub(r"[^\w\-. :/]", "_", key)  # MLflow refuses other characters
 
     def log(self, step: int, numbers: dict[str, float]) -> None:
         self.mlflow.log_metrics({self._key(key): value for key, value in numbers.items()}, step=step, synchronous=True)
@@ -104,7 +107,7 @@ class Trackio:
         import trackio
 
         self.trackio = trackio
-        # a name is all that tells runs apart
+        # trackio tells runs apart by their name alone
         project, name = os.environ.get("TRACKIO_PROJECT", PROJECT), f"{run.name}-{state['id']}"
         self.run = trackio.init(project=project, name=name, config=settings, resume="allow", embed=False)
         self.where = f"trackio show --project {project}"
@@ -122,7 +125,7 @@ LOGGERS: dict[str, Any] = dict(zip(NAMES, (TensorBoard, WandB, MLflow, Trackio))
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of nested settings; what is neither number nor text as JSON."""
+    """Flatten nested settings: {dotted key: value}; a value that is neither number nor text becomes JSON."""
     found = {}
     for key, value in tree.items():
         if isinstance(value, dict) and value:
@@ -133,8 +136,9 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def send(run: Path, name: str, ended: Callable[[], bool]) -> None:
-    """Send what is in a run's folder and what comes, until ended() and everything is. Waits for another that is at
-    it."""
+    """Send a run's rows to a logger, and each new row, until ended() is true and all are sent. Waits for another
+    process that sends to the same logger.
+    """
     folder = run / "loggers"
     folder.mkdir(exist_ok=True)
     path = folder / f"{name}.json"
@@ -144,7 +148,7 @@ def send(run: Path, name: str, ended: Callable[[], bool]) -> None:
             json.loads(path.read_text()) if path.exists() else {"id": secrets.token_hex(4), "sent": -1}
         )
         config = json.loads((run / "config.json").read_text())
-        before, total = {}, 0  # steps of the stages that come first
+        before, total = {}, 0  # the steps of the stages before it
         for stage in config["stages"]:
             before[stage], total = total, total + config[stage]["steps"]
         logger = LOGGERS[name](run, state, flat(config))
@@ -168,11 +172,11 @@ def send(run: Path, name: str, ended: Callable[[], bool]) -> None:
 
 
 def _rows(path, ended):
-    """Those of a file of JSON lines that is still written to, until ended()."""
+    """The rows of a JSON Lines file that is still being written, until ended()."""
     with open(path, encoding="utf-8") as file:
         last, rest = False, ""
         while not last:
-            last = ended()  # before reading: what was written by then is read
+            last = ended()  # ask before reading, so that everything written by then is read
             *lines, rest = (rest + file.read()).split("\n")
             yield from map(json.loads, lines)
             time.sleep(0 if last else PAUSE)
@@ -185,7 +189,7 @@ def _keep(path, state):
 
 
 class Followers:
-    """The commands that run beside a training run, one for each of config.log_to; say(line) tells the person."""
+    """The logger processes of a run, one for each of config.log_to. say(line) prints."""
 
     def __init__(self, run: str | Path, names: list[str], default: bool, say: Callable[[str], None]) -> None:
         self.run, self.say, self.processes, self.looked = Path(run), say, {}, 0.0
@@ -194,8 +198,8 @@ class Followers:
                 (self.run / "loggers").mkdir(exist_ok=True)
                 with open(self.run / "loggers" / f"{name}.log", "ab") as log:
                     command = [sys.executable, "-m", "conan_engine.follow", str(self.run), name, "--beside"]
-                    # a session of its own: Ctrl-C and a launcher's signals are for the run, whose end this one sees by
-                    # its closed pipe
+                    # in its own session: Ctrl-C and the launcher's signals are for the run; this process ends when its
+                    # pipe closes
                     self.processes[name] = subprocess.Popen(
                         command, stdin=subprocess.PIPE, stdout=log, stderr=log, start_new_session=True
                     )
@@ -204,7 +208,7 @@ class Followers:
         self.told = set()
 
     def look(self) -> None:
-        """Now and then: tell where the run is to be seen, and which logger has ended before it."""
+        """Call now and then: print where the run can be seen, and which logger has ended early."""
         if time.monotonic() - self.looked < 1:
             return
         self.looked = time.monotonic()
@@ -236,7 +240,7 @@ class Followers:
         )
 
     def close(self) -> None:
-        """Give them a while to send the rest."""
+        """Give the loggers some time to send the rest."""
         for process in self.processes.values():
             process.stdin.close()
         until = time.monotonic() + PATIENCE

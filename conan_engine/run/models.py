@@ -1,4 +1,4 @@
-"""The model with which a run goes on, or starts: from its checkpoint, from init_from, or from nothing."""
+"""Make the model of a run: from its checkpoint, from init_from, or from random weights."""
 
 from __future__ import annotations
 
@@ -27,9 +27,11 @@ def make(
     first: list[str],
     products: str | None = None,
 ) -> tuple[Transformer, dict[str, str] | None]:
-    """The model that goes on from the checkpoint `found` (or starts: None) with the stages whose first one is in the
-    list `first`; and what the weights belong to that are trained and saved alone, None where all are. products: the
-    precision of these, None as the config says."""
+    """Make the model that continues from the checkpoint `found`, or starts if it is None.
+
+    first: a list that holds the first stage to train. products: the precision, or None for the config's. Returns
+    (model, what identifies the frozen weights that trained adapters belong to, or None if all weights are trained).
+    """
     vocab_size = config.model.vocab_size or tokenizer.vocab_size
     if vocab_size % config.tensor_parallel:
         raise UserError(
@@ -45,7 +47,7 @@ def make(
         mesh.device
     )
     if first not in (["pretrain"], ["sft"]):
-        model.lm_head = None  # the checkpoint may do without already
+        model.lm_head = None  # the checkpoint may have none any more
     base, layers = None, chosen_layers(config.init_layers)
     if config.lora.rank:
         if found:
@@ -67,7 +69,7 @@ def make(
 def before(
     name: str, config: Config, tokenizer: AnyTokenizer, shards: dict[tuple[str, str], Shards], mesh: Mesh
 ) -> Transformer:
-    """The model as the stage `name` began with it."""
+    """The model with the weights that the stage `name` began with."""
     earlier = config.stages[: config.stages.index(name)][-1:]
     found = checkpoint.newest(config.out_dir, earlier, mesh)
     if earlier and not found:

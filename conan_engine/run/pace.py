@@ -1,4 +1,4 @@
-"""How fast a stage's steps are: seconds, what of them was waiting, tokens/s, and the share of the device's peak."""
+"""The speed of each step: seconds, how much of them was waiting, tokens/s, and the share of the device's peak."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class Pace:
-    """Of one step after another: `begin`, `drawn` as soon as its batch is there, `end`."""
+    """Measures one step after another: `begin`, `drawn` when its batch is there, `end`."""
 
     def __init__(self, model: Transformer, mesh: Mesh) -> None:
         self.work, self.several = Work(model, mesh), mesh.world > 1
@@ -26,8 +26,10 @@ class Pace:
         self.waited = time.perf_counter() - self.began
 
     def end(self, sizes: dict[str, Any]) -> dict[str, float]:
-        """The step's numbers for metrics.jsonl; sizes: what stages.sizes says of the step. sent_ms (several ranks) is
-        how long this rank's device stood still for what others send."""
+        """The numbers of a step for metrics.jsonl. sizes: what stages.sizes counted.
+
+        sent_ms, with several ranks: how long this rank's device waited for what others send.
+        """
         seconds = time.perf_counter() - self.began
         row = {"seconds": seconds, "waited": self.waited, "tokens_per_s": sizes["tokens"] / seconds}
         return row | self.work.rate(sizes, seconds) | ({"sent_ms": waiting.end()} if self.several else {})

@@ -1,10 +1,10 @@
-"""The tensors of a checkpoint as its ranks left them, each a part in a file of its own, and as any other mesh of ranks
-needs them.
+"""The tensors of a checkpoint as its ranks wrote them, each its part in its own file, read by any other mesh of
+ranks.
 
-A file of rank r holds, of each parameter, the numbers in r's share of the optimiser: consecutive ones of the
-parameter's slice on r's place in its tensor group. In the file's header stand `tensor`, that place and the size of the
-group, and `starts`, each tensor's first number in the slice. A file without them (checkpoints before tensor
-parallelism) holds whole tensors.
+The file of rank r holds, for each parameter, the numbers in r's share of the optimizer: consecutive numbers of the
+slice that r's place in its tensor group has. The header holds `tensor`, that place and the size of the group, and
+`starts`, the position of each tensor's first number in the slice. A file without them (from before tensor parallelism)
+holds whole tensors.
 """
 
 from __future__ import annotations
@@ -23,25 +23,27 @@ if TYPE_CHECKING:
 
 
 def write(path: Path, tensors: dict[str, Tensor], starts: dict[str, int], group: Any) -> None:
-    """tensors: {name: float32 [n]}, in host memory; starts: {name: int}; group: the tensor ranks."""
+    """Write a file. tensors: {name: float32 [n]} in host memory; starts: {name: int}; group: the tensor ranks."""
     save_file(tensors, path, {"tensor": json.dumps([group.rank, group.world]), "starts": json.dumps(starts)})
 
 
 class Pieces:
-    """All of a checkpoint's files of one sort. Nothing is read before it is asked for."""
+    """All files of one kind in a checkpoint. Nothing is read before it is needed."""
 
     def __init__(self, paths: Iterable[Path]) -> None:
         self._of = {}  # name -> [(file, first number, place, tensor ranks)]
         for path in paths:
-            file = safe_open(path, "pt")  # mapped: copying a few numbers reads these alone
+            file = safe_open(path, "pt")  # mapped: copying a few numbers reads only those
             about = file.metadata() or {}
             place, starts = json.loads(about.get("tensor", "[0, 1]")), json.loads(about.get("starts", "{}"))
             for name in file.keys():
                 self._of.setdefault(name, []).append((file, starts.get(name, 0), *place))
 
     def read_into(self, out: Tensor, name: str, p: Tensor, group: Any, start: int = 0) -> None:
-        """Fill `out` [n], on any device, with the numbers of `name` that belong to parameter `p`, from its number
-        `start` on; group: the tensor ranks. Raises KeyError if the files lack some of them."""
+        """Fill `out` [n], on any device, with the numbers of parameter `p` from its number `start` on.
+
+        name: the parameter's; group: the tensor ranks. Raises KeyError if the files lack some of the numbers.
+        """
         split, missing = getattr(p, "split_by", None), len(out)
         if split:
             shape = [size * (group.world if dim == split.dim else 1) for dim, size in enumerate(p.shape)]
@@ -61,8 +63,9 @@ class Pieces:
 
 
 def _runs(shape, split, rank, world):
-    """The slice that `split` gives a rank, as runs of consecutive numbers of the whole: (place in the slice, place in
-    the whole, length), int64 [runs] each."""
+    """The slice that `split` gives a rank, as runs of consecutive numbers of the whole: int64 [runs] each of (place
+    in the slice, place in the whole, length).
+    """
     inner, outer = int(np.prod(shape[split.dim + 1 :])), int(np.prod(shape[: split.dim]))
     sections = np.tile(np.array(split.sections) * inner, outer)
     each = sections // world
@@ -70,8 +73,7 @@ def _runs(shape, split, rank, world):
 
 
 def _clipped(runs, first, count):
-    """What of the runs is among the `count` numbers of the slice from `first` on; places in the slice then count from
-    there."""
+    """The part of the runs within the `count` numbers of the slice from `first` on, from which places then count."""
     place, whole, length = runs
     low, high = np.maximum(place, first), np.minimum(place + length, first + count)
     kept = low < high
@@ -79,7 +81,7 @@ def _clipped(runs, first, count):
 
 
 def _common(one, other):
-    """(place in one slice, place in the other, length) of the numbers that both runs hold; both are sorted."""
+    """(place in one slice, place in the other, length) of the numbers that both lists of runs hold; both are sorted."""
     i, j, found = 0, 0, []
     ones, others = one.T.tolist(), other.T.tolist()
     while i < len(ones) and j < len(others):

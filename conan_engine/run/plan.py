@@ -1,4 +1,4 @@
-"""What a run will need, said before anything is allocated."""
+"""Report what a run needs before anything is allocated."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def report(config: Config, mesh: Mesh) -> None:
-    """Say how large the model is and what a device needs, before anything is allocated."""
+    """Print the size of the model and the memory that a device needs. Raises UserError if the device has too little."""
     vocab, ranks = config.model.vocab_size or config.tokenizer.vocab_size, mesh.data.world
     adapters = lora.count(config.model, config.lora) if config.lora.rank else None
 
@@ -43,7 +43,7 @@ def report(config: Config, mesh: Mesh) -> None:
     if mesh.device.type == "cuda":
         has = torch.cuda.mem_get_info()[1]
     else:
-        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # shared by the ranks of this machine
+        has = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # the ranks of this machine share it
     if mesh.rank == 0:
         print(
             f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters"

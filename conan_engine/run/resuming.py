@@ -1,5 +1,4 @@
-"""What differs between a run's settings and data now and those of its checkpoint, and whether it may go on with
-them."""
+"""Compare the settings and data of a run with those of its checkpoint, and decide whether it may continue."""
 
 from __future__ import annotations
 
@@ -15,7 +14,7 @@ if TYPE_CHECKING:
     from conan_engine.config import Config
 
 
-# What a stage's batches and pools follow from: it cannot change while the stage is under way.
+# Settings that decide a stage's batches and pools: they cannot change while the stage is under way.
 FIXED = (
     "data",
     "sts",
@@ -35,18 +34,19 @@ FIXED_POOLS = ("supervised.steps", "negatives.count", "negatives.pool")
 
 
 def standing(found: tuple[Path, dict[str, Any]] | None, config: Config) -> tuple[str, int, list[str]]:
-    """(the stage in which the checkpoint `found` stands, its steps that are done; the stages that are to do, that one
-    too if it is not at its end)."""
+    """(stage of the checkpoint `found`, its finished steps, stages still to train, including that one if it is not
+    finished).
+    """
     stage, step = (found[1]["stage"], found[1]["step"]) if found else (config.stages[0], 0)
     rest = config.stages[config.stages.index(stage) :]
     return stage, step, rest[step >= getattr(config, stage).steps :]
 
 
 def differences(folder: str | Path, state: dict[str, Any], config: Config, under_way: str | None) -> str:
-    """The settings that differ from those of the checkpoint `state` in `folder`, as words: "weak.lr = 0.5, was 0.0001",
-    ...
+    """The settings that differ from those of the checkpoint `state` in `folder`, as words: "weak.lr = 0.5, was
+    0.0001".
 
-    under_way: the stage that goes on from within, or None. Raises UserError, naming each, for what cannot change within
+    under_way: the stage that continues from within, or None. Raises UserError for settings that cannot change within
     it.
     """
     was, now = (
@@ -81,10 +81,9 @@ def differences(folder: str | Path, state: dict[str, Any], config: Config, under
 def check_data(
     folder: str | Path, state: dict[str, Any], fingerprints: dict[str, dict[str, str]], under_way: str
 ) -> None:
-    """Raise UserError, naming the source, if the stage that goes on from within had other records when `folder` was
-    saved.
+    """Raise UserError if the stage that continues from within had other records when `folder` was saved.
 
-    fingerprints: as checkpoint.save takes them; the same settings may name a file that has become another.
+    fingerprints: {use: {source: fingerprint of its shards}}; the same settings may name a file that has changed.
     """
     for use in (under_way, *{"weak": ("texts",), "supervised": ("sts",)}.get(under_way, ())):
         for source, before in state.get("data", {}).get(use, {}).items():
@@ -97,7 +96,7 @@ def check_data(
 
 
 def _leaves(tree, prefix=""):
-    """(dotted key, value) of each setting. A source's value is its weight, or what it says beside that too."""
+    """(dotted key, value) of each setting. The value of a source is its weight, or its table."""
     for key, value in tree.items():
         if isinstance(value, dict) and prefix and key in TABLES:
             for source, about in value.items():

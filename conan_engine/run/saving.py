@@ -1,5 +1,8 @@
-"""Checkpoints written while training goes on: every rank copies its part to host memory, which training waits for, and
-a thread writes the copy. Nothing is gathered but a few numbers."""
+"""Write checkpoints while training continues.
+
+Every rank copies its part to host memory, which training waits for, and a thread writes the copy. Only a few numbers
+are gathered.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +31,13 @@ if TYPE_CHECKING:
 
 
 class Saver:
-    """Writes RUN/checkpoints/<stage>-<step>, complete or not at all, one at a time: `start` it, `poll` it every step
-    until it is there, `finish` it where nothing else is to be done. All are collective, and raise UserError on every
-    rank if one cannot write.
+    """Writes RUN/checkpoints/<stage>-<step>, one at a time, complete or not at all.
 
-    A checkpoint is the files of every rank; then state.json, with a digest of each; then its name: until that it is a
-    folder .<stage>-<step>.partial. The folder is one that all machines share.
+    `start` one, `poll` it every step until it is written, `finish` it when nothing else is left to do. All are
+    collectives, and raise UserError on every rank if one cannot write.
+
+    A checkpoint is the files of every rank, then state.json with a digest of each, then its name: until then it is a
+    folder .<stage>-<step>.partial. All machines share the folder.
     """
 
     def __init__(
@@ -46,9 +50,10 @@ class Saver:
         began: float | None = None,
         precision: str | None = None,
     ) -> None:
-        """data: {use: {source: fingerprint of its shards}}, for whoever goes on from it, as the settings are; base:
-        checkpoint.base_of what the adapters belong to, where only these are trained; began: when training did
-        (time.perf_counter), None: now; precision: that of its products, where the config leaves it open."""
+        """data: {use: {source: fingerprint of its shards}}. base: checkpoint.base_of the frozen weights, if adapters
+        are trained. began: when training began (time.perf_counter), None means now. precision: of the products,
+        if the config leaves it open.
+        """
         self.config, self.mesh, self.folder = config, mesh, Path(config.out_dir, "checkpoints")
         self.always = {
             "tokenizer": tokenizer.hash,
@@ -60,7 +65,7 @@ class Saver:
         self.thread, self.work, self.state = ThreadPoolExecutor(1), None, None
         self.began = time.perf_counter() if began is None else began
         if mesh.rank == 0:
-            for left in self.folder.glob(".*.partial"):  # by a kill
+            for left in self.folder.glob(".*.partial"):  # left by a kill
                 shutil.rmtree(left)
 
     def start(
@@ -71,12 +76,15 @@ class Saver:
         stage_state: dict[str, np.ndarray],
         counters: dict[str, Any],
     ) -> None:
-        """Save the weights that are trained, both AdamW moments, the stage's own state (negative pools), every rank's
-        RNGs, the step (all there is to the data's position and the schedules) and `counters`, as they are now. Waits
-        for the save before, then for the copy. Raises UserError, and leaves the checkpoint before, where some of them
-        are no finite numbers."""
+        """Save the trained weights, both moments of AdamW, the stage's state (negative pools), every rank's random
+        state, the step and `counters`, as they are now.
+
+        The step is all that the position in the data and the schedules depend on. Waits for the checkpoint before, then
+        for the copy. Raises UserError, and keeps the checkpoint before, if some numbers are not finite.
+        """
         self.finish()
-        files, finite = {"model": ({}, {}), "optimizer": ({}, {})}, []  # name -> numbers; name -> the first one's place
+        # ({name: numbers}, {name: place of the first one})
+        files, finite = {"model": ({}, {}), "optimizer": ({}, {})}, []
         for key, name, first, values in optimizer.held():
             tensors, starts = files["model" if key == "weight" else "optimizer"]
             name = name if key == "weight" else f"{key}.{name}"
@@ -96,7 +104,7 @@ class Saver:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         every = self.mesh.gather_objects((self.mesh.tensor.rank, _rng_state()))
-        rngs = [rng for place, rng in every if place == 0]  # tensor ranks draw the same numbers
+        rngs = [rng for place, rng in every if place == 0]  # all tensor ranks draw the same numbers
         state = {
             "stage": stage,
             "step": step,
@@ -105,17 +113,17 @@ class Saver:
             **self.always,
             "rngs": rngs,
         }
-        self.state = json.loads(json.dumps(state))  # a copy: what follows changes it
+        self.state = json.loads(json.dumps(state))  # a copy, since training changes the original
         self.name = f"{stage}-{step:08d}"
         self.work = self.thread.submit(self._write, files, stage_state)
 
     def poll(self) -> None:
-        """Go on with what is ready on all ranks."""
+        """Continue with what is ready on all ranks."""
         if self.work and not self.mesh.any(not self.work.done()):
             self._advance()
 
     def finish(self) -> None:
-        """Until nothing is being written any more."""
+        """Wait until nothing is being written."""
         while self.work:
             self.poll()
             time.sleep(0.01)
@@ -124,7 +132,7 @@ class Saver:
         self.thread.shutdown()
 
     def _advance(self):
-        """Every rank's files are there, or in the end the whole; or somewhere they are not."""
+        """One step further: all ranks' files are written, or the checkpoint is complete, or a rank has failed."""
         error = self.work.exception()
         if error and not isinstance(error, (OSError, SafetensorError, UserError)):
             raise error
@@ -148,7 +156,7 @@ class Saver:
         return self.folder / f".{self.name}.partial"
 
     def _write(self, files, stage_state):
-        """This rank's files, down on the disk; {name: digest}."""
+        """Write this rank's files to disk; {name: digest}."""
         partial, digests = self._partial(), {}
         partial.mkdir(parents=True, exist_ok=True)
         for name, (tensors, starts) in files.items():
@@ -163,7 +171,7 @@ class Saver:
         return digests
 
     def _complete(self, state):
-        """Rank 0: the index, the name, and away with what is older than the newest `keep`."""
+        """On rank 0: write the index, rename the folder, and remove checkpoints older than the newest `keep`."""
         partial, final = self._partial(), self.folder / self.name
         for name in state["digests"]:
             if not (partial / name).exists():
@@ -184,7 +192,7 @@ class Saver:
 
 
 def _copied(values):
-    """In host memory; of a GPU's, when that has come to it."""
+    """A copy in host memory, taken when the GPU has reached this point."""
     return torch.empty_like(values, device="cpu", pin_memory=values.is_cuda).copy_(values, non_blocking=True)
 
 

@@ -1,5 +1,4 @@
-"""The settings of a run: read from a TOML file and the command line, checked, listed for --help. conan_engine/config.py
-declares them."""
+"""Settings: read from a TOML file and the command line, checked, and listed for --help. config.py declares them."""
 
 from conan_engine.settings.reading import from_dict, load
 

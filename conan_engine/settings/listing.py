@@ -1,4 +1,4 @@
-"""Every setting by section: its default, type, range and meaning, as config.py declares them."""
+"""List every setting by section, with its default, type, range and meaning, as config.py declares it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Setting:
 
     key: str
     kind: str  # the type, with the interval of a number: "whole number in [1, 1000]"
-    default: str  # as one types it; where stages differ: "0.0001 (sft: 2e-05)"
+    default: str  # as one types it; if stages differ: "0.0001 (sft: 2e-05)"
     meaning: str
 
 
@@ -33,7 +33,7 @@ class Section:
 
 
 def sections() -> list[Section]:
-    """All settings, section by section. What the four stages share stands once, in a section named STAGE."""
+    """All settings, section by section. What the four stages share is listed once, in the section STAGE."""
     config = Config()
     found = [Section("", _about(Config), _settings_of(config, ""))]
     for name, node in vars(config).items():
@@ -78,8 +78,8 @@ def _settings_of(node: Any, prefix: str) -> list[Setting]:
 
 
 def _comments(kind: type) -> dict[str, str]:
-    """Of each setting of a class, the comment above or beside it in config.py."""
-    # a base class first: the last word counts
+    """The comment above or beside each setting of a class in config.py."""
+    # base classes come first, so that a subclass overrides their comments
     lines = "".join(inspect.getsource(of) for of in kind.__mro__[-2::-1])
     return {
         key: " ".join(re.findall(r"# (.*)", above + beside))
@@ -106,7 +106,7 @@ def _typed(value: Any) -> str:
 
 
 def range_of(kind: type, key: str) -> str | None:
-    """The interval of a number of one of these classes, where it was first declared; None of another setting."""
+    """The interval of a number, from the class that declares it first; None for any other setting."""
     declared = (
         base.__dict__["__dataclass_fields__"].get(key)
         for base in kind.__mro__
@@ -116,7 +116,7 @@ def range_of(kind: type, key: str) -> str | None:
 
 
 def ranges(node: Any, prefix: str = "") -> Iterator[tuple[str, float, str]]:
-    """(dotted key, value, interval) of each number that has one."""
+    """(dotted key, value, interval) of each number that has an interval."""
     for key, value in vars(node).items():
         if dataclasses.is_dataclass(value):
             yield from ranges(value, f"{prefix}{key}.")
@@ -125,7 +125,7 @@ def ranges(node: Any, prefix: str = "") -> Iterator[tuple[str, float, str]]:
 
 
 def as_help() -> Iterator[str]:
-    """The lines of --help, at most 80 columns where no word is longer."""
+    """The lines of --help, at most 80 columns wide."""
     for section in sections():
         yield ""
         about = f"[{section.name}] {section.about}" if section.name else section.about

@@ -1,4 +1,4 @@
-"""A TOML file and `--section.key=value` arguments to a Config."""
+"""Read a config: a TOML file and `--section.key=value` arguments become a Config."""
 
 from __future__ import annotations
 
@@ -19,11 +19,19 @@ from conan_engine.settings import rules
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
-    """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`; [model] is that of
+    """Read `path` (TOML) over the defaults, then each `--section.key=value` of `overrides`. [model] is that of
     init_from.
 
-    Returns a Config. Raises UserError for a missing or broken file, an unknown key (naming the nearest one), a value of
-    the wrong type or out of range.
+    Args:
+        path: a TOML file.
+        overrides: settings as one types them, "--section.key=value".
+
+    Returns:
+        The checked Config.
+
+    Raises:
+        UserError: for a missing or broken file, an unknown key (with the nearest known one), and a value of the wrong
+            type or out of range.
     """
     config = Config()
     try:
@@ -47,7 +55,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
 
 
 def _named(tree, prefix=""):
-    """The dotted keys of a tree, those of its sections included."""
+    """The dotted keys of a tree, including those within its sections."""
     for key, value in tree.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
@@ -55,17 +63,19 @@ def _named(tree, prefix=""):
 
 
 def _of_setting(argument):
-    """--section.key=value -> ([section, key], value)."""
+    """Split --section.key=value into ([section, key], value)."""
     key, equals, value = argument.removeprefix("--").partition("=")
     if not argument.startswith("--") or not equals:
         raise UserError(f"argument {argument!r}: expected --section.key=value")
     parsed = _toml(value)
-    return key.split("."), value if parsed is None else parsed  # a bare word is a string
+    return key.split("."), value if parsed is None else parsed  # a bare word counts as a string
 
 
 def _of_source(argument):
-    """--weak.data.PATH=WEIGHT or ={ a table } -> (["weak", "data", PATH], value), whatever dots and equals signs the
-    path has: it ends at the first equals sign behind which a weight or a table stands. None for other settings."""
+    """Split --weak.data.PATH=WEIGHT, or ={ a table }, into (["weak", "data", PATH], value); None for other settings.
+
+    PATH may contain dots and equals signs: it ends at the first equals sign that a weight or a table follows.
+    """
     for section in (f"{part}.{key}" for part in (*STAGES, "validation") for key in TABLES):
         prefix = f"--{section}."
         if argument.startswith(prefix):
@@ -79,7 +89,7 @@ def _of_source(argument):
 
 
 def _toml(text):
-    """A value as TOML has it, or None."""
+    """Parse a value as TOML; None if it is not TOML."""
     try:
         return tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
@@ -87,7 +97,15 @@ def _toml(text):
 
 
 def from_dict(tree: dict[str, Any], where: str) -> Config:
-    """The Config that `dataclasses.asdict` of a saved run gave. Raises UserError as `load` does."""
+    """The Config of a dict, such as the config.json of a run (`dataclasses.asdict`).
+
+    Args:
+        tree: the settings as nested dicts.
+        where: named in errors, such as the path of the file.
+
+    Raises:
+        UserError: as `load` does.
+    """
     config = Config()
     _assign(config, tree, "", where)
     rules.check(config, where)
@@ -95,7 +113,7 @@ def from_dict(tree: dict[str, Any], where: str) -> Config:
 
 
 def _assign(node, tree, prefix, where, one_source=False):
-    """one_source: a table of sources in the tree names one, and the others stay."""
+    """Set the keys of a tree on a config. one_source: a table in the tree adds to the sources that are there."""
     hints = typing.get_type_hints(type(node))
     for key, value in tree.items():
         name = f"{prefix}{key}"
@@ -125,7 +143,7 @@ def _assign(node, tree, prefix, where, one_source=False):
 
 
 def _has_type(value, form):
-    """form: a type, or list[a type]."""
+    """Whether a value has a type. form: a type, or list[a type]."""
     if isinstance(form, types.GenericAlias):
         return isinstance(value, list) and all(type(v) is form.__args__[0] for v in value)
     return type(value) is form
@@ -136,9 +154,9 @@ def _type_name(form):
 
 
 def _source(about, where):
-    """A Source from a weight or a table; keys of the table that are none of Source's name columns."""
+    """A Source from a weight or a table. Keys of the table that are no setting of a source name columns."""
     about = dict(about) if isinstance(about, dict) else {"weight": about}
-    columns = dict(about.pop("columns", {}))  # as a saved run has them
+    columns = dict(about.pop("columns", {}))  # the form of a saved run
     columns |= {key: about.pop(key) for key in list(about) if key in COLUMNS}
     weight = about.pop("weight", 1.0)
     if type(weight) not in (int, float) or not 0 <= weight < float("inf"):

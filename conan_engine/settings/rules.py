@@ -1,4 +1,4 @@
-"""What the values of settings must be, beyond their types: intervals, and what one setting asks of another."""
+"""Check the values of settings: the interval of each number, and rules between settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def check_layers(config: Config, where: str) -> None:
 
 
 def check(config: Config, where: str) -> None:
-    """The rules that a type does not say."""
+    """Check everything that the types of the settings do not say. Raises UserError. where: named in errors."""
 
     def require(holds, key, value, expected):
         if not holds:
@@ -203,7 +203,7 @@ def check(config: Config, where: str) -> None:
 
 
 def _check_negatives(require, key, about, negatives):
-    """negatives: the settings that count where a source's queries have hard negatives; else None."""
+    """Check the hard negatives of a source. negatives: the settings that apply to it, or None if it has none."""
     own, hard = about.in_batch_negatives, about.hard_negatives
     if negatives is None:
         require(own, f"{key}.in_batch_negatives", own, "true: only the supervised stage's data has other negatives")
