@@ -1,4 +1,4 @@
-"""What the kernels need of a machine, and the tiles that each GPU architecture gets."""
+"""What the kernels need of a GPU, and the tile sizes for each GPU architecture."""
 
 from __future__ import annotations
 
@@ -8,37 +8,39 @@ from typing import Any
 
 import torch
 
-OLDEST_GPU = 80  # compute capability times ten: bf16 on tensor cores, asynchronous copies
+OLDEST_GPU = 80  # compute capability times ten; it has bf16 on tensor cores and asynchronous copies
 OLDEST_TRITON = (3, 6)
 
-# By the architecture from which on a row holds, and the largest head dim for which it does; (BM, BN, num_warps,
-# num_stages) each, then, where it helps, maxnreg, with which ptxas spills none to fit one more program on a processor,
-# and options of ptxas. What is largest is taken of the sizes that spill no register, in any Triton of `make matrix`,
-# and fit a program's shared memory; for 90 what was fastest on an H200 (benchmarks/README.md).
-ATTENTION = {  # forward, dq, dk_dv: BM are rows, BN columns. dq's BM is dk_dv's BN, for they share a plan
-    # 163 KB of shared memory; `mma`: a warp owns 16 rows (columns in dk_dv), more than 4 would repeat each other's 64
+# Keyed by the first architecture that a row is for, then by the largest head dim that it is for: (BM, BN, num_warps,
+# num_stages), with maxnreg where that lets ptxas fit one more program on a processor without spills, and options of
+# ptxas. Chosen is the largest tile that spills no register, with any Triton of `make matrix`, and fits the shared
+# memory of a program; for 90 the fastest on an H200 (docs/performance.md).
+ATTENTION = {  # forward, dq, dk_dv: BM rows, BN columns; BM of dq is BN of dk_dv, since they share a plan
+    # 163 KB of shared memory; `mma`: a warp owns 16 rows (columns in dk_dv), so more than 4 warps would compute the
+    # same 64 rows twice
     80: {
         96: ((128, 32, 8, 2), (64, 32, 4, 2, 255), (32, 64, 4, 3, 255)),
         128: ((128, 32, 8, 2), (64, 16, 4, 3, 255), (32, 64, 4, 3, 255)),
     },
-    # 99 KB; the same instructions
+    # 99 KB of shared memory; the same instructions
     86: {
         80: ((128, 32, 8, 2), (64, 32, 4, 2, 255), (32, 64, 4, 2, 255)),
         112: ((128, 16, 8, 3), (64, 16, 4, 3, 255), (16, 64, 4, 2, 255)),
         128: ((128, 32, 8, 2), (64, 16, 4, 3, 255), (16, 64, 4, 2, 255)),
     },
-    # 227 KB; `wgmma`: a group of 4 warps owns 64 rows (dk_dv on an H200: 1.2 times as fast as with 32 rows)
+    # 227 KB of shared memory; `wgmma`: a group of 4 warps owns 64 rows (dk_dv on an H200: 1.2 times as fast as with 32
+    # rows)
     90: {128: ((128, 64, 8, 3), (128, 64, 8, 3, 255), (64, 128, 8, 3, 255))},
-    # 227 KB, and sums in tensor memory
+    # 227 KB of shared memory, and sums in tensor memory
     100: {
         64: ((128, 64, 8, 3, 255), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
         80: ((128, 64, 8, 3), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
         96: ((128, 32, 8, 3), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
-        # of a dq with BN = 64 Triton 3.6 makes a trap
+        # Triton 3.6 compiles a dq with BN = 64 to a trap
         112: ((128, 64, 8, 3), (128, 32, 8, 3, 255), (32, 128, 8, 3, 255)),
         128: ((128, 64, 8, 3), (128, 64, 8, 3, 255), (32, 128, 8, 3, 255)),
     },
-    # 99 KB; `mma` again, by a ptxas that keeps more in registers
+    # 99 KB of shared memory; `mma` again, by a ptxas that keeps more in registers
     120: {
         64: ((128, 32, 8, 2), (64, 16, 4, 2, 255), (16, 64, 4, 2, 255)),
         80: ((128, 16, 8, 2), (64, 16, 4, 2, 255), (16, 64, 4, 2, 255)),
@@ -47,28 +49,30 @@ ATTENTION = {  # forward, dq, dk_dv: BM are rows, BN columns. dq's BM is dk_dv's
     },
 }
 LAUNCH = ("BM", "BN", "num_warps", "num_stages", "maxnreg", "ptx_options")
-# head dims that attention fills up with zeros, where that is faster (H200: 1.1 to 1.3 times)
+# head dims that attention pads with zeros, where that is faster (H200: 1.1 to 1.3 times)
 PADDED = {80: {}, 90: {112: 128}, 100: {}}
-# InfoNCE's forward_tile, weight_tile: (BM, BN, PIECES), PIECES of a tile are an fp32 temporary one at a time
+# forward_tile and weight_tile of InfoNCE: (BM, BN, PIECES); PIECES of a tile are fp32 temporaries, one at a time
 SIMILARITIES = {
     80: ((128, 128, 4), (128, 64, 2)),
     90: ((128, 256, 8), (128, 128, 4)),
     100: ((128, 64, 4), (128, 32, 1)),
     120: ((128, 128, 4), (128, 64, 2)),
 }
-# the same for batches with queries of several positives, and for both ways, which take more registers
+# the same with several positives per query, and for both directions, which need more registers
 SIMILARITIES_OF_MORE = {
     80: ((128, 64, 4), (128, 64, 4)),
     90: ((128, 128, 4), (128, 64, 4)),
     100: ((128, 64, 4), (128, 32, 1)),
     120: ((128, 64, 4), (128, 64, 4)),
 }
-PRODUCT = {80: 128, 90: 256, 120: 128}  # BN of InfoNCE's add_product
+PRODUCT = {80: 128, 90: 256, 120: 128}  # BN of add_product of InfoNCE
 
 
 def architecture(device: torch.device) -> int:
-    """The GPU's compute capability times ten, Hopper's 90 for Triton's interpreter on a CPU. Raises RuntimeError where
-    the kernels do not run: a GPU below 80, or a Triton below 3.6."""
+    """The GPU's compute capability times ten; 90 (Hopper) for Triton's interpreter on a CPU.
+
+    Raises RuntimeError if the kernels do not run: a GPU below 80, or a Triton below 3.6.
+    """
     if device.type != "cuda":
         return 90
     return _supported(device.index if device.index is not None else torch.cuda.current_device())
@@ -83,14 +87,14 @@ def _supported(index):
 
 def _triton_version():
     try:
-        import triton  # here, because a CPU machine may have none
+        import triton  # imported here, since a CPU machine may lack it
     except ImportError:
         return "none"
     return triton.__version__
 
 
 def check(arch: int, name: str, triton_version: str) -> None:
-    """Raises RuntimeError, in one line, unless the kernels run on that architecture with that Triton."""
+    """Raise RuntimeError, in one line, unless the kernels run on this architecture with this Triton."""
     if arch < OLDEST_GPU:
         raise RuntimeError(
             f"{name} has compute capability {arch // 10}.{arch % 10}, and the kernels need 8.0 or higher: "
@@ -109,17 +113,17 @@ def _from(table, arch):
 
 
 def attention_tiles(dtype: torch.dtype, D: int, arch: int) -> list[dict[str, int]]:
-    """(forward, dq, dk_dv): launch options for a dtype, a head dim and an architecture."""
+    """Launch options (forward, dq, dk_dv) for a dtype, a head dim and an architecture."""
     by_dim = _from(ATTENTION, arch)
     sizes = by_dim[min(widest for widest in by_dim if D <= widest)]
-    if dtype == torch.float32:  # no tensor cores at its full precision: small tiles serve exactness, not speed
+    if dtype == torch.float32:  # tensor cores lack its full precision: small tiles are for exactness, not speed
         sizes = (32, 32, 8, 1, 255), (32, 16, 8, 2, 255), (16, 32, 8, 2, 255)
         return [{"W": D} | dict(zip(LAUNCH, size)) for size in sizes]
     return [{"W": _from(PADDED, arch).get(D, D)} | dict(zip(LAUNCH, size)) for size in sizes]
 
 
 def similarity_tiles(dtype: torch.dtype, arch: int, more: bool = False) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(forward_tile, weight_tile): InfoNCE's launch options; `more`: with known_ids, or both ways."""
+    """Launch options of InfoNCE (forward_tile, weight_tile). more: with known_ids, or for both directions."""
     if dtype == torch.float32:  # three tf32 products, as exact as fp32 to its last bits
         small = {"PRECISION": "tf32x3", "BM": 64, "BN": 64, "BE": 32, "PIECES": 8, "num_warps": 4, "num_stages": 3}
         return small, small
@@ -130,8 +134,9 @@ def similarity_tiles(dtype: torch.dtype, arch: int, more: bool = False) -> tuple
 
 
 def product_options(dtype: torch.dtype, arch: int) -> tuple[torch.dtype, dict[str, Any]]:
-    """InfoNCE's dtype of W and launch options of add_product: bf16 for bf16. fp16 cannot hold W's small values:
-    fp32."""
+    """The dtype of W and the launch options of add_product of InfoNCE: bf16 for bf16; fp32 for fp16, which cannot
+    hold small values of W.
+    """
     if dtype == torch.bfloat16:
         columns = _from(PRODUCT, arch)
         return torch.bfloat16, {
@@ -143,7 +148,7 @@ def product_options(dtype: torch.dtype, arch: int) -> tuple[torch.dtype, dict[st
             "num_warps": 8,
             "num_stages": 3,
         }
-    precision = "tf32x3" if dtype == torch.float32 else "tf32"  # tf32 has the significant bits of fp16
+    precision = "tf32x3" if dtype == torch.float32 else "tf32"  # tf32 has as many significant bits as fp16
     return torch.float32, {
         "PRECISION": precision,
         "BM": 64,

@@ -1,1 +1,1 @@
-"""Text on its way to the model: sources, tokenizer, shards. Knows nothing of the model."""
+"""Text on its way to the model: sources, tokenizer, token shards, batches. It knows nothing of the model."""

@@ -1,5 +1,4 @@
-"""From the sources that a config names to token shards on disk: the tokenizer trained, each source written once, unit
-by unit, by as many processes as there are."""
+"""Build the tokenizer and the token shards of a config's sources, each source once, unit by unit, on all cores."""
 
 from __future__ import annotations
 
@@ -34,14 +33,12 @@ if TYPE_CHECKING:
 
 
 GOLDEN = (5**0.5 - 1) / 2
-# Of a source, the tokenizer is trained on what stands at the heads of at most so many units, so many bytes of files
-# each.
+# The tokenizer is trained on the first so many bytes of the files of at most so many units of a source.
 HEADS, HEAD = 64, 8 * 2**20
 
 
 def built_in(source: str, use: str) -> str | None:
-    """The kind of records that a built-in source gives a use, or None for a path. Raises UserError where it gives
-    none."""
+    """The kind of records that a built-in source gives a use, or None for a path. Raises UserError if it gives none."""
     kinds = [kind for name, kind in installed.READERS if name == source]
     for kind in TAKES[use] if kinds else ():
         if kind in kinds:
@@ -52,8 +49,7 @@ def built_in(source: str, use: str) -> str | None:
 
 
 def fits(source: str, about: Source, uses: Iterable[str], skip: bool = False) -> tuple[list[str], list[str]]:
-    """(those of `uses` that take a source's kind of records, its kinds). `skip`: without the records that cannot be
-    used."""
+    """(the `uses` that accept a source's kinds of records, these kinds). skip: leave out bad records."""
     kinds = [kind for name, kind in installed.READERS if name == source]
     if not kinds:
         kind, _ = next(files.read(source, about.columns, _nothing if skip else None))
@@ -62,14 +58,13 @@ def fits(source: str, about: Source, uses: Iterable[str], skip: bool = False) ->
 
 
 def _nothing(*_):
-    """What is left out is said later."""
+    """Ignore a bad record; it is reported later."""
 
 
 def read(source: str, use: str, about: Source | None = None) -> tuple[str, Iterable[Any]]:
-    """The records of a source (a built-in name or a path) for a use (a key of TAKES), as dicts of one kind.
+    """The records of a source (a built-in name or a path) for a use (a key of TAKES): (kind, iterator of dicts).
 
-    about: the config's Source. Returns (kind, iterator). Raises UserError if the source is unknown or its records do
-    not fit the use.
+    about: the config's Source. Raises UserError if the source is unknown or its records do not fit the use.
     """
     kind = built_in(source, use)
     if kind:
@@ -82,8 +77,7 @@ def read(source: str, use: str, about: Source | None = None) -> tuple[str, Itera
 
 
 def texts(source: str, use: str, about: Source | None = None, skip: bool = False) -> Iterator[str]:
-    """Every text of a source for the tokenizer, or of the heads of some units where there are many; `skip`: without the
-    records that cannot be used."""
+    """Every text of a source for the tokenizer; with many units, the beginning of some. skip: leave out bad records."""
     for record in _to_learn_from(source, use, about, skip):
         for value in record.values():
             if isinstance(value, str):
@@ -118,10 +112,13 @@ def _to_learn_from(source, use, about, skip):
 def make_tokenizer(
     settings: TokenizerSettings, sources: list[tuple], run: str | Path, skip: bool = False
 ) -> AnyTokenizer:
-    """Take `settings.path`, or the tokenizer that stands in the folder `run`, or train one on `sources` (a list of
-    (source, use, Source)), `skip`: without the records that cannot be used; in the end it stands there."""
+    """Load `settings.path`, or the tokenizer in the folder `run`, or train one on `sources`; then keep it in that
+    folder.
+
+    sources: a list of (source, use, Source). skip: leave out bad records.
+    """
     path = Tokenizer.of(run)
-    if settings.path:  # a run carries its tokenizer with it
+    if settings.path:  # a run keeps a copy of its tokenizer
         tokenizer = Tokenizer.load(settings.path)
         if path is None or Tokenizer.load(path).hash != tokenizer.hash:
             Path(run).mkdir(parents=True, exist_ok=True)
@@ -131,15 +128,15 @@ def make_tokenizer(
         return tokenizer
     path = path or Path(run, Tokenizer.FILE)
     if not path.exists():
-        # one that several uses share is read for one
+        # a source with several uses is read for one of them
         sources = {source: (source, *how, skip) for source, *how in sources}.values()
         total = sum(len(text) for source in sources for text in texts(*source))
         if total == 0:
             raise UserError(f"the sources {', '.join(s for s, *_ in sources)} hold no text to train a tokenizer on")
         share = settings.train_bytes / total
         everything = (text for source in sources for text in texts(*source))
-        # steps of the golden ratio: evenly from all of them, and from each field of a record (every third text would be
-        # one field's)
+        # steps of the golden ratio sample all texts evenly, and all fields of a record (every third text would always
+        # be the same field)
         train((text for i, text in enumerate(everything) if i * GOLDEN % 1 < share), path, settings.vocab_size)
     return Tokenizer.load(path)
 
@@ -147,12 +144,11 @@ def make_tokenizer(
 def make_job(
     source: str, use: str, stage: Any, tokenizer: AnyTokenizer, folder: str | Path, max_bad_share: float | None = None
 ) -> Job:
-    """The units.Job of a source for a use, its shards in a folder of their own under `folder`, and the teacher's scores
-    in another."""
+    """The units.Job of a source for a use. Its shards get a folder under `folder`, and the teacher's scores another."""
     about = getattr(stage, use if use in TABLES else "data").get(source) or Source()
     kind = built_in(source, use)
     reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
-    # a new folder for anything that would change what is written in it
+    # anything that would change the contents gives another folder
     teacher = stage.teacher if use == "weak" else ""
     facts = [source, use, about.columns, teacher, paths.UNIT, paths.MOST_UNITS, paths.MOST_STRIPES]
     if not kind:
@@ -174,13 +170,18 @@ def make_shards(
     part: tuple[int, int] = (1, 1),
     elsewhere: Callable | None = None,
 ) -> dict[Path, Shards]:
-    """The shards of units.Jobs, written unless they stand there already: {a job's folder: Shards}, of those that are
-    whole.
+    """Write the shards of units.Jobs that are not there yet: {a job's folder: Shards} of those that are complete.
 
-    processes: so many, 0 for one a core. part: (i, k), to do the i-th of k parts of all work; the others are for other
-    starts. elsewhere(function, items, look, gpu): does them in place of processes here, as Pool.unordered does, with a
-    GPU each where there are. What a start that was stopped has finished is kept. A unit that fails is said at once, the
-    others are finished, and then UserError is raised.
+    Args:
+        jobs: what to write.
+        tokenizer: that encodes the texts.
+        processes: how many; 0 means one per core.
+        part: (i, k), to do the i-th of k parts of all work; other starts do the others.
+        elsewhere: elsewhere(function, items, look, gpu) does the work in place of processes here, as Pool.unordered
+            does, with a GPU each if there are any.
+
+    A stopped start keeps what it has finished. A unit that fails is reported at once; the others are finished, and then
+    UserError is raised.
     """
     jobs = list({job.folder: job for job in jobs}.values())
     planned, counts, todo = [], {}, []
@@ -210,8 +211,9 @@ def make_shards(
 
 
 def _work(function, given, todo, processes, elsewhere):
-    """function(given, job, number, pieces, report), units.make or units.score, for these units, whatever fails among
-    them; then raise what failed first, in their order."""
+    """Call function(given, job, number, pieces, report), units.make or units.score, for these units; then raise the
+    first failure, in their order.
+    """
     failed, stopped = {}, False
     with Progress(todo, "scoring pairs" if function is units.score else "preparing data") as progress:
         items = [(i, *task) for i, task in enumerate(todo)]
@@ -254,12 +256,12 @@ def _on_processes(function, given, items, processes, progress):
 
 
 def _set_up(function, given, progress, processes):
-    global _shared  # of one of the processes
+    global _shared  # of one process
     if function is units.score:
         given = teachers.own_device(progress, processes)
     else:
         given.threads = 1
-        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # as much to that library
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the same for that library
     _shared = function, given, progress
 
 
@@ -268,7 +270,7 @@ def _attempt_here(item):
 
 
 def _attempt(function, given, progress, item, look=lambda: None):
-    """Work on a unit; returns None, or what is wrong with it and whether that ends all work."""
+    """Work on a unit. Returns None, or (what is wrong with it, whether that ends all work)."""
     slot, job, number, pieces = item
     handle = os.open(progress, os.O_WRONLY)
 
@@ -285,8 +287,7 @@ def _attempt(function, given, progress, item, look=lambda: None):
 
 
 class Progress:
-    """A bar over the bytes of all units: each has two numbers in a file, what it has read and the tokens that it
-    gave."""
+    """A bar over the bytes of all units. A file holds two numbers per unit: bytes read, tokens written."""
 
     def __init__(self, todo: list[tuple], doing: str) -> None:
         self.doing = doing
@@ -318,7 +319,7 @@ class Progress:
 
 
 def _list_rejected(jobs):
-    """What is left out of all of them, in one file beside their folders."""
+    """Write the bad records of all jobs into one file beside their folders."""
     path = jobs[0].folder.parent / NAME if jobs else None
     listed = [file for job in jobs for file in units.rejected(job)]
     if listed:

@@ -1,5 +1,4 @@
-"""Conversations to token ids: by the chat template that a tokenizer brings, or their turns joined as instruction and
-input are."""
+"""Conversations to token ids, by the tokenizer's chat template, or joined as instruction and input are."""
 
 from __future__ import annotations
 
@@ -17,14 +16,17 @@ from conan_engine.errors import UserError
 
 
 def turns(tokenizer: Any, conversations: Iterable[list[dict]]) -> Iterator[list[tuple[list[int], bool]]]:
-    """Of each conversation (messages as chats.turns gives them) its turns, [(question, answer), ...] of token ids: what
-    is to be learnt, behind all that stands before it. Raises UserError for a template that cannot be read, or leaves
-    out what it should learn."""
+    """The turns of each conversation, [(question, answer), ...] of token ids: what is learned, after everything
+    before it.
+
+    conversations: messages as chats.turns gives them. Raises UserError for a template that cannot be read, or that
+    leaves out what should be learned.
+    """
     return (_by_template if tokenizer.template else _joined)(tokenizer, conversations)
 
 
 def _joined(tokenizer, conversations):
-    """Each message a line; an answer ends with the end token."""
+    """One message a line; an answer ends with the end token."""
     encoded = iter(
         tokenizer.encode_batch(
             [message["content"] + "\n" * (not message["learn"]) for messages in conversations for message in messages]
@@ -43,8 +45,9 @@ def _joined(tokenizer, conversations):
 
 
 def _by_template(tokenizer, conversations):
-    """The template's text whole, as transformers encodes it; a token that begins before an answer and ends in it is the
-    answer's."""
+    """The template's text as a whole, encoded as transformers does; a token that begins before an answer and ends in
+    it belongs to the answer.
+    """
     conversations = [
         messages[: 1 + max(i for i, message in enumerate(messages) if message["learn"])] for messages in conversations
     ]
@@ -60,8 +63,9 @@ def _by_template(tokenizer, conversations):
 
 
 def answers(messages: list[dict], text: str) -> Iterator[tuple[int, int]]:
-    """Where in a rendered text what is to be learnt stands, (begin, end) each: what a message says, and what ends it.
-    The last message is one to learn."""
+    """Where the answers are in a rendered text, (begin, end) each: the message and what ends it. The last message is
+    an answer.
+    """
     spans, at = [], 0
     for message in messages:
         content = message["content"].strip()
@@ -80,8 +84,9 @@ def answers(messages: list[dict], text: str) -> Iterator[tuple[int, int]]:
 
 
 def render(tokenizer: Any, messages: list[dict]) -> str:
-    """A conversation by the tokenizer's template. Raises UserError with what the template says of one it does not
-    take."""
+    """A conversation as text, by the tokenizer's template. Raises UserError with the template's own words if it
+    refuses the conversation.
+    """
     plain = [{key: value for key, value in message.items() if key != "learn"} for message in messages]
     try:
         return _compiled(tokenizer.template).render(
@@ -101,7 +106,7 @@ def render(tokenizer: Any, messages: list[dict]) -> str:
 
 @functools.lru_cache(8)
 def _compiled(template):
-    """As transformers has it: no access to anything, lines without what only marks them."""
+    """The template as transformers compiles it: in a sandbox, without lines that only hold tags."""
 
     def raise_exception(message):
         raise jinja2.TemplateError(message)
@@ -118,7 +123,7 @@ def _compiled(template):
 
 
 class _Generation(Extension):
-    """{% generation %} marks what an assistant says: here as if it were not there."""
+    """{% generation %} marks what the assistant says; here it does nothing."""
 
     tags = {"generation"}
 

@@ -1,4 +1,4 @@
-"""What a config trains on: its tokenizer, and the token shards of each source, to train on or held out."""
+"""The data of a config: its tokenizer, and the token shards of each source, for training and validation."""
 
 from __future__ import annotations
 
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
 def prepare(
     config: Config, processes: int | None = None, part: tuple[int, int] = (1, 1), elsewhere: Callable | None = None
 ) -> tuple[AnyTokenizer, dict[tuple[str, str], Shards], dict[str, dict[str, Shards]]]:
-    """What a config trains on, written unless it stands there already.
+    """Write the data of a config, if it is not there yet, and open it.
 
-    processes, part, elsewhere: as build.make_shards takes them; None: config.tokenizer.processes. Returns the
-    tokenizer; the shards to train on by (stage, source), where "sts" stands for the supervised stage's scored pairs and
-    "texts" for the weak stage's texts without pairs; and those held out, {stage: {source: Shards}}.
+    Args:
+        config: the config.
+        processes, part, elsewhere: as build.make_shards takes them; None means config.tokenizer.processes.
+
+    Returns:
+        (tokenizer, training shards by (stage, source), validation shards as {stage: {source: Shards}}). "sts" stands
+            for the scored pairs of the supervised stage, "texts" for the texts without pairs of the weak stage.
     """
     tokenizer, to_train, held_out = plan(config)
     shards = build.make_shards(
@@ -43,8 +47,9 @@ def prepare(
 
 
 def plan(config: Config) -> tuple[AnyTokenizer, dict[tuple[str, str], Job], dict[str, dict[str, Job]]]:
-    """The tokenizer, made unless it stands there, and the units.Jobs: to train on by (use, source), held out by stage
-    and source."""
+    """The tokenizer, made if it is not there, and the units.Jobs: training by (use, source), validation by stage and
+    source.
+    """
     uses = [
         (source, name, getattr(config, name), about)
         for name in config.stages
@@ -81,7 +86,7 @@ def plan(config: Config) -> tuple[AnyTokenizer, dict[tuple[str, str], Job], dict
     return tokenizer, to_train, held_out
 
 
-@functools.cache  # several ask for the plan
+@functools.cache  # the plan is asked for several times
 def _say(line):
     if os.environ.get("RANK", "0") == "0":
         print(line, flush=True)

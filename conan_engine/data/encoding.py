@@ -1,4 +1,4 @@
-"""Records to token ids, as a shard writer takes them."""
+"""Encode records to token ids, as a shard writer takes them."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import numpy as np
 from conan_engine.data import chat_template
 from conan_engine.data.shards import Records
 
-BATCH = (1024, 2**20)  # a batch ends at so many records, or at so many characters
+BATCH = (1024, 2**20)  # a batch ends at so many records, or characters
 
 
 def batches(records: Iterable[dict]) -> Iterator[list[dict]]:
-    """Records (dicts of text) in lists of a size that bounds memory."""
+    """Group records (dicts of text) into lists whose size bounds memory."""
     batch, characters = [], 0
     for record in records:
         batch.append(record)
@@ -30,7 +30,7 @@ def batches(records: Iterable[dict]) -> Iterator[list[dict]]:
 
 
 def _size(value):
-    """Characters of a record's value."""
+    """The characters of a record's value."""
     if isinstance(value, str):
         return len(value)
     if isinstance(value, list):
@@ -43,7 +43,9 @@ def _size(value):
 
 
 def encode(tokenizer: Any, shape: str, batch: list[dict], max_tokens: int) -> Records:
-    """A batch of dicts as Records of that shape, a key of shards.FIELDS; fewer, where conversations are too long."""
+    """Encode a batch of dicts as Records of a shape (a key of shards.FIELDS); conversations that are too long are
+    left out.
+    """
     records = list(_ENCODE[shape](tokenizer, batch, max_tokens))
     fields = [field for record in records for field in record[0]]
     return Records(
@@ -56,22 +58,22 @@ def encode(tokenizer: Any, shape: str, batch: list[dict], max_tokens: int) -> Re
 
 
 def join(instruction: str, text: str) -> str:
-    """Instruction and input as one text (the query of the contrastive stages)."""
+    """Instruction and input as one text, which is the query of the contrastive stages."""
     return f"{instruction}\n{text}" if instruction and text else instruction or text
 
 
 def _group(value):
-    """63 bits that stand for a text or class; documents of one group are never each other's negatives."""
+    """63 bits that stand for a text or class. Documents of one group are never each other's negatives."""
     return (
         int.from_bytes(hashlib.blake2b(value.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") >> 1
     )
 
 
-# Each gives, for a batch of a source's records, the fields, the score and the group of each record to write.
+# Each returns, for a batch of a source's records, the fields, the score and the group of each record to write.
 
 
 def _encode_text(tokenizer, batch, _):
-    """The end-of-text token ends it; what is longer than max_tokens, the loader splits."""
+    """The text and an end-of-text token; the loader splits what is longer than max_tokens."""
     texts = [_whole(record) for record in batch]
     prefix, end = tokenizer.prefix, [tokenizer.eos_id]
     for tokens in tokenizer.encode_batch(texts):
@@ -88,14 +90,16 @@ def _whole(record):
 
 
 def _encode_instructions(tokenizer, batch, max_tokens):
-    if "messages" in batch[0]:  # a source has one kind
+    if "messages" in batch[0]:  # all records of a source are of one kind
         return _encode_conversations(tokenizer, batch, max_tokens)
     return _encode_alone(tokenizer, batch, max_tokens)
 
 
 def _encode_conversations(tokenizer, batch, max_tokens):
-    """Question and answer in turn, as many as fit: a question is whole or not there, the last answer may be cut. None
-    of a conversation whose first question leaves no room."""
+    """Question and answer in turn, as many as fit: a question is whole or left out, the last answer may be cut.
+
+    A conversation whose first question leaves no room is None.
+    """
     for turns in chat_template.turns(tokenizer, [record["messages"] for record in batch]):
         fields, room = [[]], max_tokens
         for question, answer in turns:
@@ -108,8 +112,7 @@ def _encode_conversations(tokenizer, batch, max_tokens):
 
 
 def _encode_alone(tokenizer, batch, max_tokens):
-    """Cut from the end of the output, after the input has been cut to half the room: something is left to learn
-    from."""
+    """Cut the input to half the room, then the end of the output, so that something is left to learn."""
     encoded = tokenizer.encode_batch(
         [text for r in batch for text in (r["instruction"], r["input"] + "\n", r["output"])]
     )
@@ -125,7 +128,7 @@ def _encode_alone(tokenizer, batch, max_tokens):
 
 
 def _encode_pairs(tokenizer, batch, max_tokens):
-    """One record a positive; the group is the positive's text (or the class)."""
+    """One record per positive; its group is the positive's text, or the class."""
     flat = [(r, positive) for r in batch for positive in r["pos"]]
     encoded = iter(
         tokenizer.encode_texts(

@@ -1,6 +1,8 @@
-"""A teacher's scores that records bring with them ("pos_scores", "neg_scores"): one for each positive and each given
-negative, in a file beside the shards, as fields follow each other, queries aside; NaN where a record says none. No file
-where no record says any."""
+"""The scores that records bring ("pos_scores", "neg_scores"), in a file beside the shards.
+
+One for each positive and each given negative, in the order of the fields without the queries; NaN where a record has
+none. There is no file if no record has any.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,14 @@ FILE = "field_scores.f32"
 
 
 class FieldScores:
-    """Of one unit, written as its records are. folder: the unit's."""
+    """Writes the scores of one unit along with its records. folder: the unit's."""
 
     def __init__(self, folder: Path) -> None:
-        self.path, self.before = folder / FILE, 0  # numbers not written, as long as all are NaN
+        self.path, self.before = folder / FILE, 0  # how many NaNs were held back so far
         self.path.unlink(missing_ok=True)
 
     def add(self, records: list[dict]) -> None:
-        """Dicts of pairs, each of which becomes a record a positive."""
+        """Add dicts of pairs, each of which becomes one record per positive."""
         found = np.fromiter(itertools.chain.from_iterable(map(_of_pairs, records)), np.float32)
         if self.path.exists() or not np.isnan(found).all():
             with open(self.path, "ab") as file:
@@ -43,7 +45,9 @@ def _of_pairs(record):
 
 
 def join(folder: Path, units: list[str]) -> int | None:
-    """Of a folder's finished units, by name, one file; returns a checksum of it, or None where no unit has scores."""
+    """Join the files of a folder's finished units, named in order. Returns a checksum, or None if no unit has
+    scores.
+    """
     if not any((folder / unit / FILE).exists() for unit in units):
         return None
     checksum, partial = 0, folder / f"{FILE}.partial"
@@ -65,6 +69,6 @@ def _count(folder):
 
 
 def of(shards: Shards) -> np.ndarray | None:
-    """All scores of a finished folder, mapped: float32 [fields but queries], or None."""
+    """All scores of a finished folder, mapped: float32 [fields without queries], or None."""
     path = shards.directory / FILE
     return np.memmap(path, np.float32, "r") if path.exists() else None

@@ -1,4 +1,4 @@
-"""A GGUF file (llama.cpp's form of a model) as a mapping: what it says of itself, and its tensors."""
+"""Read a GGUF file (llama.cpp's format): its metadata and its tensors."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ SUFFIX = ".gguf"
 
 
 def is_gguf(path: str | Path) -> bool:
-    """Whether `path` is named as a GGUF file is."""
+    """Whether `path` has the name of a GGUF file."""
     return Path(path).suffix == SUFFIX and Path(path).is_file()
 
 
 def read(path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """({key: value}, {name: gguf.ReaderTensor}) of a file; the tensors are mapped, not read. Raises UserError for one
-    that is no GGUF file, is cut short or is one of several parts."""
+    """({key: value}, {name: gguf.ReaderTensor}) of a file; tensors are mapped, not read.
+
+    Raises UserError for a file that is no GGUF, is cut short, or is one of several parts.
+    """
     return _read(str(path), Path(path).stat().st_mtime_ns)
 
 
-@functools.lru_cache(maxsize=1)  # the tokens alone take a second to read, and three places ask
+@functools.lru_cache(maxsize=1)  # the tokens take a second to read, and three callers need them
 def _read(path, _):
     try:
         from gguf import GGUFReader

@@ -1,8 +1,8 @@
-"""The tokenizer inside a GGUF file, both ways: byte-level BPE ("gpt2") and sentencepiece's BPE ("llama").
+"""Read and write the tokenizer of a GGUF file: byte-level BPE ("gpt2") and sentencepiece BPE ("llama").
 
-A GGUF file has no tokenizer.json. It lists tokens, their types, and merges or scores; how a text is cut into words
-before the merges it says by name alone (`tokenizer.ggml.pre`), and llama.cpp knows what the name stands for. So does
-this module, for the names of Llama, Mistral, Qwen and SmolLM.
+A GGUF file has no tokenizer.json. It lists tokens, their types, and merges or scores. How a text is cut into words
+before the merges is only a name (`tokenizer.ggml.pre`) that llama.cpp knows. This module knows the names of Llama,
+Mistral, Qwen and SmolLM.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from conan_engine.data.json_tokenizer import JsonTokenizer
 from conan_engine.data.merges import merges
 from conan_engine.errors import UserError
 
-SPACE = "\u2581"  # how sentencepiece writes a space
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # of gguf.TokenType
+SPACE = "\u2581"  # sentencepiece's character for a space
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6  # values of gguf.TokenType
 
 _APOSTROPHE = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LETTERS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -40,8 +40,7 @@ def _split(regex):
     return {"type": "Sequence", "pretokenizers": [cut, _bytes(False)]}
 
 
-# tokenizer.ggml.pre -> pre_tokenizer of a tokenizer.json; the first of several names of one kind is the one that export
-# writes
+# tokenizer.ggml.pre -> pre_tokenizer of a tokenizer.json; of several names for one kind, export writes the first
 WORDS = {
     "llama-bpe": _split(_LLAMA3),
     "llama3": _split(_LLAMA3),
@@ -55,14 +54,15 @@ WORDS = {
     "starcoder": {"type": "Sequence", "pretokenizers": [{"type": "Digits", "individual_digits": True}, _bytes(True)]},
     "gpt-2": _bytes(True),
 }
-# a word that is a token stays whole, whatever the merges say ...
+# with these, a word that is a token stays whole, whatever the merges say
 WHOLE_WORDS = ("llama-bpe", "llama3", "llama-v3", "tekken")
-BEGIN = WHOLE_WORDS  # ... and a text begins with the begin token, where the file does not say whether
-COMPOSED = ("qwen2", "deepseek-r1-qwen")  # characters are composed first (NFC), which llama.cpp leaves to the user
+BEGIN = WHOLE_WORDS  # with these, a text begins with the begin token unless the file says otherwise
+# with these, characters are composed first (NFC), which llama.cpp leaves to the user
+COMPOSED = ("qwen2", "deepseek-r1-qwen")
 
 
 def load(path: str | Path) -> JsonTokenizer:
-    """The JsonTokenizer that a GGUF file describes. Raises UserError for what has no such form."""
+    """The JsonTokenizer that a GGUF file describes. Raises UserError for one that has no such form."""
     fields, _ = gguf_file.read(path)
     kind = fields.get("tokenizer.ggml.model")
     if kind not in ("gpt2", "llama") or not fields.get("tokenizer.ggml.tokens"):
@@ -156,7 +156,7 @@ def _pieces(fields, tokens, types):
 
 
 def _add_template(about, fields, tokens, kind):
-    """What a text begins and ends with."""
+    """Add the tokens that a text begins and ends with."""
     begins = fields.get("tokenizer.ggml.add_bos_token", kind == "llama" or fields.get("tokenizer.ggml.pre") in BEGIN)
     ends = fields.get("tokenizer.ggml.add_eos_token", False)
     begin, end = (
@@ -178,8 +178,10 @@ def _add_template(about, fields, tokens, kind):
 
 
 def write(writer: Any, tokenizer: Any, rows: int, where: str) -> None:
-    """Add a JsonTokenizer to a gguf.GGUFWriter; rows: of the token table, which may have more than there are tokens.
-    Raises UserError for one that llama.cpp knows no name for."""
+    """Add a JsonTokenizer to a gguf.GGUFWriter. rows: of the token table, which may exceed the tokens.
+
+    Raises UserError if llama.cpp has no name for the tokenizer's way to cut words.
+    """
     about = json.loads(tokenizer.model)
     model, added = about["model"], {token["id"]: token for token in about.get("added_tokens", ())}
     tokens = {i: token for token, i in model["vocab"].items()} | {i: token["content"] for i, token in added.items()}
@@ -226,7 +228,7 @@ def _no_name(where):
 
 
 def _name_of(about):
-    """The name under which llama.cpp knows how a tokenizer.json cuts a text into words, or None."""
+    """llama.cpp's name for how a tokenizer.json cuts a text into words, or None."""
     found, whole = _plain(about.get("pre_tokenizer")), bool(about["model"].get("ignore_merges"))
     for name, words in WORDS.items():
         composed = {"type": "NFC"} if name in COMPOSED else None
@@ -236,7 +238,7 @@ def _name_of(about):
 
 
 def _plain(words):
-    """A pre_tokenizer without what makes no difference to the ids: offsets, and a sequence of one."""
+    """A pre_tokenizer without what does not change the ids: offsets, and a sequence of one."""
     if isinstance(words, dict):
         words = {key: _plain(value) for key, value in words.items() if key not in ("trim_offsets", "invert")}
         inner = words.get("pretokenizers")
@@ -249,7 +251,7 @@ def _pairs(model):
 
 
 def _scores(model, types, tokens):
-    """{piece: score}: a piece is the better the earlier the merges make it."""
+    """{piece: score}: the earlier the merges make a piece, the better its score."""
     scores = {}
     for rank, pair in enumerate(_pairs(model)):
         scores.setdefault("".join(pair), -float(rank))
@@ -262,8 +264,9 @@ def _scores(model, types, tokens):
 
 
 def _check_scores(tokenizer, scores, where):
-    """Raise UserError unless scores, of which sentencepiece makes the merges, give the tokens that these merges
-    give."""
+    """Raise UserError unless the scores, from which sentencepiece derives its merges, give the same tokens as these
+    merges.
+    """
     about = json.loads(tokenizer.model)
     single = {token for token in scores if len(token) == 6 and token.startswith("<0x")}
     about["model"]["merges"] = [

@@ -1,4 +1,4 @@
-"""Text to ids by a tokenizer.json of the `tokenizers` library, as a pretrained model brings one."""
+"""Text to ids by a tokenizer.json of the `tokenizers` library, as a pretrained model brings it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from tokenizers import Tokenizer as Library
 
 from conan_engine.errors import UserError
 
-# what ends a text, where no tokenizer_config.json beside it says so: of Llama 3, Qwen and GPT, Llama 2 and Mistral,
-# Gemma
+# the token that ends a text, if no tokenizer_config.json names it: of Llama 3, Qwen and GPT, Llama 2 and Mistral, Gemma
 ENDS = ("<|end_of_text|>", "<|endoftext|>", "</s>", "<eos>")
 PROBE = " Aa\u0ddf\n\u00e9 \U0001f600  x"
 
 
 def put(path: str | Path, content: bytes) -> None:
-    """Bytes into a file, by way of one beside it."""
+    """Write bytes to a file, by way of a file beside it."""
     partial = Path(f"{path}.partial")
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.write_bytes(content)
@@ -27,14 +26,18 @@ def put(path: str | Path, content: bytes) -> None:
 
 
 class JsonTokenizer:
-    """As tokenizer.Tokenizer. A text that spells a special token is a text like others; what the file puts before and
-    after a text (a begin token, say) stands in `prefix` and `suffix`, lists of ids."""
+    """The same interface as tokenizer.Tokenizer.
+
+    A text that spells a special token is ordinary text. What the file adds before and after a text, such as a begin
+    token, is in `prefix` and `suffix`, lists of ids.
+    """
 
     FILE = "tokenizer.json"
 
     def __init__(self, model: bytes, end: str, begin: str = "", template: str | None = None) -> None:
-        """model: the file's bytes; end: the token, a str, that ends a text; begin: what a chat template calls
-        bos_token; template: of conversations, in Jinja, or None."""
+        """model: the file's bytes; end: the token that ends a text; begin: a chat template's bos_token; template:
+        for conversations, in Jinja, or None.
+        """
         self.model, self.end, self.begin, self.template = model, end, begin, template
         self.library = Library.from_str(model.decode())
         self.library.no_truncation()
@@ -51,7 +54,7 @@ class JsonTokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> JsonTokenizer:
-        """Raises UserError if `path` is missing, none of the library's tokenizers, or one that loses text."""
+        """Load a tokenizer.json. Raises UserError if it is missing, cannot be read, or loses text."""
         try:
             model = Path(path).read_bytes()
             known = {token["content"] for token in json.loads(model).get("added_tokens", ())}
@@ -60,7 +63,7 @@ class JsonTokenizer:
             end = _token(said, "eos_token") or next((token for token in ENDS if token in known), None)
             begin = _token(said, "bos_token") or ""
             template = _template(said, Path(path).with_name("chat_template.jinja"))
-        except Exception as error:  # the library raises no narrower one
+        except Exception as error:  # the library raises nothing narrower
             raise _unreadable(path, error) from None
         if end is None:
             raise UserError(
@@ -70,10 +73,10 @@ class JsonTokenizer:
 
     @classmethod
     def checked(cls, path: str | Path, model: bytes, *rest) -> JsonTokenizer:
-        """As `load`, of what `path` holds: what the class is made of."""
+        """The same as `load`, from the contents of `path`; rest: the further arguments of the class."""
         try:
             tokenizer = cls(model, *rest)
-        except Exception as error:  # as above
+        except Exception as error:  # see above
             raise _unreadable(path, error) from None
         if tokenizer.eos_id is None:
             raise UserError(f"{path}: has no token {tokenizer.end!r}, which tokenizer_config.json says ends a text")
@@ -86,7 +89,7 @@ class JsonTokenizer:
         return tokenizer
 
     def save(self, folder: str | Path) -> None:
-        """tokenizer.json as it was, and beside it the rest."""
+        """Write tokenizer.json as it was, with the rest beside it."""
         about = (
             {"eos_token": self.end}
             | ({"bos_token": self.begin} if self.begin else {})
@@ -96,11 +99,11 @@ class JsonTokenizer:
         put(Path(folder, self.FILE), self.model)
 
     def __reduce__(self):
-        # the library's own pickle forgets that special tokens are none
+        # the library's own pickle forgets which tokens are special
         return type(self), (self.model, self.end, self.begin, self.template)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
+        """The ids of any text; a lone surrogate becomes U+FFFD."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
@@ -108,8 +111,9 @@ class JsonTokenizer:
         return [found.ids for found in self.library.encode_batch_fast(texts, add_special_tokens=False)]
 
     def encode_with_special(self, texts: list[str]) -> list[tuple[list[int], list[int]]]:
-        """(ids, [(begin, end) in the text, ...]) of each, special tokens as they are spelled, for what a chat template
-        wrote."""
+        """(ids, [(begin, end) in the text, ...]) of each text, in which special tokens count as such: for a chat
+        template's text.
+        """
         self.library.encode_special_tokens = False
         found = self.library.encode_batch(
             [re.sub("[\ud800-\udfff]", "\ufffd", text) for text in texts], add_special_tokens=False
@@ -118,7 +122,7 @@ class JsonTokenizer:
         return [(one.ids, one.offsets) for one in found]
 
     def encode_texts(self, texts: list[str], most: int) -> list[list[int]]:
-        """Each text as a model reads it whole, at most `most` ids: cut, then prefix and suffix."""
+        """The ids of each text as a model reads it, at most `most`: cut, then with prefix and suffix."""
         room = most - len(self.prefix) - len(self.suffix)
         return [[*self.prefix, *ids[:room], *self.suffix] for ids in self.encode_batch(texts)]
 
@@ -133,7 +137,7 @@ def _token(said, key):
 
 
 def _template(said, beside):
-    """The chat template of a tokenizer_config.json, or of the file beside it; of several, the default; or None."""
+    """The chat template of a tokenizer_config.json, or of the file beside it; the default one of several; or None."""
     if beside.exists():
         return beside.read_text(encoding="utf-8")
     found = said.get("chat_template")

@@ -1,7 +1,7 @@
-"""Which documents are right for a query beside its own record's positive, so that none of them counts as its negative.
+"""Which documents are right for a query besides its own record's positive, so that none counts as its negative.
 
-A query is known by its tokens, as the model reads it. Right for it are the groups of all its records' positives, of
-every document that reads like one of these, and of every document that reads like the query itself.
+A query is identified by its tokens, as the model reads it. Right for it are the groups of the positives of all its
+records, of every document that reads like one of these, and of every document that reads like the query itself.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ FILE = "known.npz"
 
 
 class Known:
-    """Of a source's pairs, by record number.
+    """The known positives of a source's pairs, by record number. All arrays are int64.
 
-    records [S] (ascending) and lists [S]: the records whose query has more than one group, and the number of their
-    list, which those of one query share; starts [L+1] and groups [I]: list l is groups[starts[l] : starts[l+1]].
-    negatives [G]: the group of each given negative, record by record, or -1 where it is nobody's positive. All int64.
+    records [S] (ascending) and lists [S]: the records whose query has more than one group, and the number of the
+    query's list. starts [L+1] and groups [I]: list l is groups[starts[l] : starts[l+1]]. negatives [G]: the group of
+    each given negative, record by record, or -1 if it is nobody's positive.
     """
 
     def __init__(
@@ -34,16 +34,18 @@ class Known:
         self.records, self.lists, self.starts, self.groups, self.negatives = records, lists, starts, groups, negatives
 
     def of(self, record: int, own: int) -> np.ndarray:
-        """All groups that are right for a record's query; `own` is the record's."""
+        """All groups that are right for a record's query. own: the record's group."""
         place = np.searchsorted(self.records, record)
         if place == len(self.records) or self.records[place] != record:
             return np.array([own])
         return self.groups[slice(*self.starts[self.lists[place] : self.lists[place] + 2])]
 
     def among(self, records: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """For a batch's queries, by record int64 [N], and all documents in it, by group int64 [M]: what
-        conan_kernels.Known takes, (first [N], last [N], ids [I]), of the groups in the batch; None where no query has
-        another than its own."""
+        """What conan_kernels.Known takes for a batch: (first [N], last [N], ids [I]); None if no query has another
+        group than its own.
+
+        records: int64 [N], of the batch's queries; groups: int64 [M], of all documents in the batch.
+        """
         if not len(self.records):
             return None
         place = np.searchsorted(self.records, records).clip(max=len(self.records) - 1)
@@ -53,7 +55,7 @@ class Known:
         ids = self.groups[number]
         here = np.isin(ids, groups)
         count = np.bincount(of_list[here], minlength=len(lists))
-        here &= (count > 1)[of_list]  # a single one is the query's own
+        here &= (count > 1)[of_list]  # a single group is the query's own
         if not here.any():
             return None
         last = np.cumsum(np.where(count > 1, count, 0))
@@ -70,9 +72,10 @@ def ranges(first: np.ndarray, last: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 
 
 def find(queries: np.ndarray, documents: np.ndarray, groups: np.ndarray, negatives: np.ndarray) -> Known:
-    """Known, of records by their queries', positives' and given negatives' hashes and their groups: int64 [R], [G] the
-    last."""
-    # every (document, group) once, by document
+    """The Known of records, from the hashes of their queries, positives and given negatives, and their groups: int64
+    [R]; the negatives' [G].
+    """
+    # every (document, group) once, ordered by document
     table = _distinct(documents, groups)
     known = [_joined(queries, key, *table) for key in (documents, queries)]
     query, group = _distinct(*(np.concatenate(parts) for parts in zip(*known)))
@@ -89,7 +92,7 @@ def find(queries: np.ndarray, documents: np.ndarray, groups: np.ndarray, negativ
 
 
 def _find(ascending, wanted):
-    """Whether and where each of `wanted` stands in `ascending`, for the first time."""
+    """Whether each of `wanted` is in `ascending`, and its first position."""
     place = np.searchsorted(ascending, wanted)
     return np.append(ascending, 0)[place] == np.where(place < len(ascending), wanted, 1), np.minimum(
         place, len(ascending) - 1
@@ -97,7 +100,7 @@ def _find(ascending, wanted):
 
 
 def _fresh(x):
-    """Where a sorted array has a value that the one before is not."""
+    """Where a sorted array has a value that differs from the one before."""
     return np.concatenate(([True], x[1:] != x[:-1]))
 
 
@@ -116,8 +119,9 @@ def _joined(queries, key, documents, groups):
 
 
 def make(shards: Shards) -> None:
-    """Work out what is right for whom in a finished folder of pairs, and keep it there, unless it stands there already.
-    Raises UserError where it cannot be written."""
+    """Compute and keep the known positives of a finished folder of pairs, unless they are there. Raises UserError if
+    the folder cannot be written.
+    """
     path = shards.directory / FILE
     if path.exists():
         return
@@ -141,11 +145,11 @@ def make(shards: Shards) -> None:
 
 
 def of(shards: Shards) -> Known:
-    """Known of a finished folder of pairs, which is made if need be. Raises UserError where it is damaged."""
+    """The Known of a finished folder of pairs, made if it is missing. Raises UserError if it is damaged."""
     make(shards)
     path = shards.directory / FILE
     try:
         with np.load(path) as arrays:
             return Known(**{name: arrays[name] for name in ("records", "lists", "starts", "groups", "negatives")})
-    except Exception as error:  # a ZIP file (its parts have checksums) may be wrong in any way
+    except Exception as error:  # a ZIP file, whose parts have checksums, can be damaged in any way
         raise UserError(f"{path}: damaged ({error}); delete it and run again: it is worked out anew") from None

@@ -1,9 +1,8 @@
-"""Batches for a stage, planned, packed and read by threads of C++ (csrc/batches/loader.h) while the step before them
-computes.
+"""Batches for a stage. C++ threads (csrc/batches/loader.h) plan, pack and read them while the step before computes.
 
-What a step holds depends on the seed, the sources and the step alone: not on ranks, threads or where a run was stopped.
-Every step draws from one source, so that in-batch negatives are of one kind and hard; steps are shared out in exact
-proportion. A source is an endless run of epochs, each in a seeded permutation that is computed as it is needed.
+What a step holds depends on the seed, the sources and the step alone: not on ranks, threads, or where a run was
+stopped. Every step draws from one source, so that in-batch negatives are of one kind and hard; steps are shared out in
+exact proportion. A source is an endless series of epochs, each in a seeded permutation that is computed as needed.
 """
 
 from __future__ import annotations
@@ -23,36 +22,44 @@ if TYPE_CHECKING:
 
 
 class Batch(NamedTuple):
-    """One rank's part of a step, T tokens in B sequences end to end. On the rank's device are tokens, cu_seqlens,
-    positions, targets and mask; the rest is on the CPU. Where a record is a sequence (text, instruction) its fields
-    follow each other in it; else field f of record r is sequence f * n + r."""
+    """One rank's part of a step: T tokens in B sequences, end to end.
+
+    tokens, cu_seqlens, positions, targets and mask are on the rank's device, the rest on the CPU. Where a record is one
+    sequence (text, instruction), its fields follow each other in it; elsewhere field f of record r is sequence f * n +
+    r.
+    """
 
     source: str
     tokens: torch.Tensor  # int32 [T]
     cu_seqlens: torch.Tensor  # int32 [B+1]
-    positions: torch.Tensor  # int32 [T], of each token in its sequence
+    positions: torch.Tensor  # int32 [T], the position of each token in its sequence
     fields: torch.Tensor  # int32 [F+1], each field's first token, then T
-    # int32 [T], the token that follows, -100 where there is none to learn; text, instruction
+    # int32 [T], the next token, -100 where there is none to learn; for text, instruction
     targets: torch.Tensor | None
-    mask: torch.Tensor | None  # bool [T], whether targets has one
+    mask: torch.Tensor | None  # bool [T], whether there is a target
     rows: torch.Tensor | None  # int32 [R+1], each packed row's first sequence, then B
-    records: np.ndarray  # int64 [n], by number in the source
+    records: np.ndarray  # int64 [n], the records' numbers in the source
     groups: torch.Tensor  # int64 [n]
     scores: torch.Tensor  # float32 [n]
 
 
 class Loader:
-    """An endless stream of batches; `next` hands out one a step.
+    """An endless stream of batches; `next` returns one per step.
 
-    shards: name -> Shards, all of `kind` (a key of shards.FIELDS). weights: name -> float; a source's share of the
-    steps is in proportion to weight * records ** size_power. shape and batch (over all ranks): "rows", so many rows of
-    max_tokens tokens, records packed into them by best fit and split where longer (text); "records", so many records;
-    "tokens", as many records as so many tokens hold, a multiple of the ranks. max_tokens: fields are cut there (pairs,
-    sts). fields: the first so many of a record. skip_bad_records: what is damaged is left out (pairs, sts: replaced by
-    another of the batch), said on stderr and counted in `skipped`.
+    Args:
+        shards: {name: Shards}, all of `kind` (a key of shards.FIELDS).
+        weights: {name: float}; a source's share of the steps is proportional to weight * records ** size_power.
+        shape, batch: what a step holds over all ranks. "rows": so many rows of max_tokens tokens, into which records
+            are packed by best fit, and split where longer (text). "records": so many records. "tokens": as many records
+            as so many tokens hold, a multiple of the ranks.
+        max_tokens: fields are cut there (pairs, sts).
+        fields: only the first so many fields of a record.
+        skip_bad_records: leave out damaged records (pairs, sts: replaced by another of the batch), report them on
+            stderr, and count them in `skipped`.
 
-    state: int64 array; where the stream stands after the batch handed out last. Set before the first `next`, it goes on
-    from there, on any number of ranks. Raises UserError, naming shard and record, for what is damaged or does not fit.
+    `state`, an int64 array, is the position after the last batch returned. Set before the first `next`, the stream
+    continues from there, on any number of ranks. Raises UserError, naming shard and record, for damage and for a record
+    that does not fit.
     """
 
     def __init__(
@@ -79,8 +86,8 @@ class Loader:
             "seed": seed % 2**64, "rank": group.rank, "world": group.world, "skip_bad_records": skip_bad_records,
             "threads": threads, "ahead": threads + 2,
         }  # fmt: skip
-        # To a GPU the ids go as they are stored, where the extension was built with nvcc; else, and where not all is
-        # learnt, they are widened on the CPU.
+        # Ids go to a GPU as they are stored, if the extension was built with nvcc; otherwise, and where not everything
+        # is learned, the CPU widens them.
         narrow = group.device.type == "cuda" and _loader.has_cuda and kind != "instruction"
         self.unpacker = Unpacker(group.device) if narrow else None
         self.options["raw"] = self.unpacker is not None
@@ -88,7 +95,9 @@ class Loader:
         self._stream: Any = None
 
     def next(self) -> Batch:
-        """The next step's Batch; its tensors stay whole for as long as someone holds them. Ctrl-C gets through."""
+        """The Batch of the next step; its tensors stay valid as long as something refers to them. Ctrl-C interrupts
+        it.
+        """
         if self._stream is None:
             sets = [self.shards[name].mapped for name in self.names]
             self._stream = _loader.Loader(sets=sets, weights=self.weights, step=0, state=self.state, **self.options)
@@ -111,7 +120,7 @@ class Loader:
         return Batch(self.names[batch["source"]], records=batch["records"], **packed, **rest)
 
     def close(self) -> None:
-        """Ends and joins the threads."""
+        """End and join the threads."""
         if self._stream is not None:
             self._stream.close()
 
@@ -119,6 +128,6 @@ class Loader:
         """All records of a source that the first `steps` steps draw, sorted: int64. For the shape "records"."""
         source = self.names.index(name)
         count = len(self.shards[name])
-        # past one epoch every record is drawn
+        # after one epoch, every record is drawn
         wanted = min(_loader.Mixture(self.weights).drawn(steps)[source] * self.batch, count)
         return np.sort(order(self.seed + 1_000_003 * source, 0, count, np.arange(wanted)))

@@ -1,16 +1,15 @@
-"""The scores of a sentencepiece model as the merges of the `tokenizers` library."""
+"""Convert the scores of a sentencepiece model into the merges of the `tokenizers` library."""
 
 from __future__ import annotations
 
 
 def merges(scores: dict[str, float]) -> list[tuple[str, str]]:
-    """The pair of pieces that each piece is made of, the best piece first: [(left, right), ...] from {piece: score}.
+    """The pair of pieces that each piece is made of, best piece first: [(left, right), ...] from {piece: score}.
 
-    sentencepiece joins whatever neighbours make the best piece, leftmost first; `tokenizers` has pairs, each with a
-    rank of its own, and would join one pair of a piece before another one of it wherever they stand. But a piece is
-    only ever made in one way: what happens within a stretch of text that becomes one piece happens to that stretch
-    alone too, as a merge across its ends would keep it from becoming one. So each piece needs the last pair alone of
-    what it is made of by itself.
+    sentencepiece joins the neighbours that make the best piece, leftmost first. `tokenizers` has ranked pairs, and
+    would join all places of one pair before another pair that makes the same piece. But each piece is only ever made in
+    one way: the merges within a stretch of text that becomes one piece also happen to that stretch alone, since a merge
+    across its ends would keep it from becoming one. So each piece needs only the last pair of its own construction.
     """
     found = []
     for piece in sorted((piece for piece in scores if len(piece) > 1), key=scores.__getitem__, reverse=True):

@@ -1,4 +1,4 @@
-"""Work as tasks of a Ray cluster, in place of processes on this machine."""
+"""Run work as tasks of a Ray cluster, in place of processes on this machine."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from conan_engine.errors import UserError
 
 
 def unordered(address: str, function: Callable, items: Iterable, look: Callable[[], None], gpu: bool) -> Iterator[Any]:
-    """As processes.Pool.unordered, on the cluster at `address` ("auto": the one that this machine is in); gpu: each
-    item has one for itself, if there are any. Raises UserError where Ray is not installed or does not answer."""
+    """The same as processes.Pool.unordered, on the cluster at `address` ("auto": the one of this machine).
+
+    gpu: each item has a GPU to itself, if there are any. Raises UserError if Ray is not installed or does not answer.
+    """
     try:
         import ray
     except ImportError:

@@ -1,4 +1,4 @@
-"""Records left out while a source is read: written down, counted by reason; too many of them stop the run."""
+"""Bad records that are left out while a source is read: listed, counted by reason, and limited."""
 
 from __future__ import annotations
 
@@ -11,21 +11,20 @@ from typing import Any
 from conan_engine.errors import UserError
 
 NAME = "rejected.jsonl"
-# records of a source's first unit after which the share of bad ones is known well enough to stop at once
+# after so many records of a source's first unit, the share of bad ones is known well enough to stop
 ENOUGH = 10_000
 
 
 class TooMany(UserError):
-    """There is no use in reading on."""
+    """Too many bad records: reading on is useless."""
 
 
 class Rejects:
-    """What is left out of a unit of a source for a use, in a file: a JSON object a record, of use, source where the
-    file is not all of it, file, line (or row) and reason. Call it with the path, the place and the Bad of each record
-    that is left out.
+    """Lists the bad records of a unit in a file, a JSON object each: use, source (unless it is the file), file, line
+    or row, reason.
 
-    max_share: of a source's first unit, to stop at as soon as there are ENOUGH records (TooMany is raised); None:
-    never.
+    Call it with the path, the place and the Bad of each. max_share: of a source's first unit, raise TooMany as soon as
+    ENOUGH records show a larger share; None: never.
     """
 
     def __init__(self, path: str | Path, source: str, use: str, max_share: float | None) -> None:
@@ -55,7 +54,7 @@ class Rejects:
 
 
 def judge(source: str, kept: int, reasons: collections.Counter, max_share: float, listed: str | Path) -> None:
-    """Raise TooMany if more was left out than the largest share; `listed`: the file that lists it."""
+    """Raise TooMany if more than max_share of the records was left out. listed: the file that lists them."""
     bad, read = reasons.total(), kept + reasons.total()
     if bad > max_share * read:
         raise TooMany(

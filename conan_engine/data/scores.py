@@ -1,5 +1,6 @@
-"""What weak.teacher gives a unit's pairs, kept in a file: scores that stand there are not asked for again, whatever
-min_score is now, and those of a process that was killed are no loss."""
+"""The scores of weak.teacher for a unit's pairs, kept in a file: they serve any min_score, and a killed process
+loses none.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from conan_engine.data import encoding, teachers
 
 
 class Scores:
-    """float64, one after another. A teacher scores a query with each of its positives."""
+    """float64 scores, one after another. A teacher scores a query with each of its positives."""
 
     def __init__(self, job: Any, name: str, device: str | None = None) -> None:
         """job: a units.Job; name: of the unit; device: where a model computes."""
@@ -22,7 +23,7 @@ class Scores:
         """(record, score) of each pair of the records."""
         have = np.fromfile(self.path, np.float64) if self.path.exists() else np.empty(0)
         with open(self.path, "r+b" if self.path.exists() else "wb") as file:
-            file.seek(8 * len(have))  # over half a number
+            file.seek(8 * len(have))  # over a number that was cut off
             for batch in encoding.batches({**r, "pos": [positive]} for r in records for positive in r["pos"]):
                 scores, have = have[: len(batch)], have[len(batch) :]
                 if len(scores) < len(batch):

@@ -1,4 +1,4 @@
-"""Token shards: written once, mapped for reading. The Python face of csrc/; the format is csrc/shards/FORMAT.md."""
+"""Token shards, written once and mapped for reading. The Python side of csrc/; csrc/shards/FORMAT.md has the format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from conan_engine import _loader
 from conan_engine.errors import UserError
 
-# What the fields of a record mean.
+# The meaning of a record's fields.
 FIELDS = {
     "text": ("text",),
     "instruction": ("instruction", "input", "output"),
@@ -24,20 +24,20 @@ FIELDS = {
 }
 MANIFEST = "manifest.json"
 FORMAT_VERSION = 1
-NAME = re.compile(r"([\w-]+/)?shard-\d{5}\.tokens")  # of a shard, as a manifest has it
+NAME = re.compile(r"([\w-]+/)?shard-\d{5}\.tokens")  # a shard's name in a manifest
 
 
 class Records(NamedTuple):
-    """Records to write: R of them, with F fields and T tokens in all, one after another."""
+    """Records to write: R records with F fields and T tokens in all, one after another."""
 
     tokens: np.ndarray  # int [T]
-    field_tokens: np.ndarray  # int [F]: how many tokens each field has
-    record_fields: np.ndarray  # int [R]: how many fields each record has
+    field_tokens: np.ndarray  # int [F], tokens of each field
+    record_fields: np.ndarray  # int [R], fields of each record
     scores: np.ndarray  # float32 [R]
     groups: np.ndarray  # int64 [R]
 
     def after(self, records: int) -> Records:
-        """All but the first so many."""
+        """All but the first so many records."""
         fields = self.record_fields[:records].sum(dtype=np.int64)
         tokens = self.field_tokens[:fields].sum(dtype=np.int64)
         return Records(
@@ -50,14 +50,21 @@ class Records(NamedTuple):
 
 
 class ShardWriter:
-    """Writes a folder of shards; `close`, or the end of a `with` block, makes it whole. After an exception it stays
-    unfinished: there is no manifest, and Shards refuses it.
+    """Writes a folder of shards; `close`, or the end of a `with` block, completes it.
 
-    directory: made if missing; leftovers of an unfinished writer in it are deleted. may_be_empty: close writes a
-    manifest without a shard where no record was added, for `join`; Shards refuses it. kind: a key of FIELDS.
-    tokenizer_hash: SHA-256 of the tokenizer's file, in hex. vocab_size: 1 to 2^24. shard_bytes: a file grows to at most
-    this size, unless a single record is larger. Raises ValueError for bad arguments, UserError if the folder is
-    finished already or cannot be written.
+    After an exception the folder stays unfinished: it has no manifest, and Shards refuses it.
+
+    Args:
+        directory: created if missing; leftovers of an unfinished writer are deleted.
+        kind: a key of FIELDS.
+        tokenizer_hash: SHA-256 of the tokenizer's file, in hex.
+        vocab_size: 1 to 2^24.
+        shard_bytes: the largest size of a file, unless a single record is larger.
+        may_be_empty: without records, close writes a manifest without a shard, for `join`; Shards refuses it.
+
+    Raises:
+        ValueError: for bad arguments.
+        UserError: if the folder is finished already or cannot be written.
     """
 
     def __init__(
@@ -89,8 +96,14 @@ class ShardWriter:
     def add(self, fields: Sequence[Sequence[int]], score: float = float("nan"), group: int = 0) -> None:
         """Append a record.
 
-        fields: at most 65,535 sequences of token ids, 0 <= id < vocab_size; lists of int or integer arrays, may be
-        empty. score: kept as float32, NaN when there is none. group: int64. Raises ValueError.
+        Args:
+            fields: at most 65,535 sequences of token ids, 0 <= id < vocab_size; lists of int or integer arrays, also
+                empty ones.
+            score: kept as float32; NaN if there is none.
+            group: int64.
+
+        Raises:
+            ValueError: for bad arguments.
         """
         arrays = [_ids(field) for field in fields]
         tokens = np.concatenate(arrays) if arrays else np.empty(0, np.int64)
@@ -105,8 +118,7 @@ class ShardWriter:
         )
 
     def add_records(self, records: Records) -> None:
-        """Append Records; the numbers as `add` takes them. Raises ValueError: those before the bad record are
-        written."""
+        """Append Records, with the limits of `add`. Raises ValueError; the records before the bad one are written."""
         while len(records.groups):
             written = self._shard.add(*records, self.shard_bytes)
             records = records.after(written)
@@ -139,7 +151,7 @@ class ShardWriter:
     def __exit__(self, kind, error, trace):
         if kind is None:
             self.close()
-        self._shard = None  # closes the file
+        self._shard = None  # this closes the file
 
     def _open(self):
         return _loader.ShardWriter(
@@ -155,9 +167,12 @@ class ShardWriter:
 
 
 def join(directory: str | Path, parts: list[str], **facts) -> int:
-    """Make a folder of finished folders in it, of one kind and tokenizer, the data set of their shards one after
-    another. parts: their names. facts: further ones for the manifest, by which the fingerprint differs. Returns how
-    many records it has; with none there is no manifest. Raises UserError where it cannot be written."""
+    """Join finished folders within a folder, of one kind and tokenizer, into one data set. Returns its number of
+    records.
+
+    parts: their names, in order. facts: added to the manifest, and so to the fingerprint. Without records there is no
+    manifest. Raises UserError if it cannot be written.
+    """
     directory, shards = Path(directory), []
     for part in parts:
         about = json.loads((directory / part / MANIFEST).read_text(encoding="utf-8"))
@@ -175,8 +190,9 @@ def _write_manifest(directory, about, shards):
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Beside and renamed; the names in its folder are on disk first, and then its own. Raises UserError where it cannot
-    be written."""
+    """Write JSON beside its place and rename it. The other names of the folder are on disk first. Raises UserError
+    if it cannot be written.
+    """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "w", encoding="utf-8") as file:
@@ -195,13 +211,18 @@ def write_json(path: str | Path, content: Any) -> None:
 class Shards:
     """The records of a finished folder, mapped; len() is their number. Any thread may call any method.
 
-    Attributes: kind (a key of FIELDS), vocab_size, tokens (their number), mapped (what csrc/ works on), fingerprint (a
-    hash, in hex, of all they hold). tokenizer_hash: the tokenizer that the caller will read the ids with; None accepts
-    any.
+    Attributes are kind (a key of FIELDS), vocab_size, tokens (their number), mapped (the C++ object) and fingerprint (a
+    hash of all contents, in hex).
 
-    Sizes, headers and footers are checked here, a file's index when it is first asked, each 16 KiB block of tokens when
-    it is first touched. Whatever is damaged, unfinished, of another tokenizer, or changed while it is in use raises
-    UserError.
+    Sizes, headers and footers are checked on opening, a file's index on its first use, each 16 KiB block of tokens on
+    its first use.
+
+    Args:
+        directory: a finished folder.
+        tokenizer_hash: of the tokenizer that will read the ids; None accepts any.
+
+    Raises:
+        UserError: for a folder that is damaged, unfinished, of another tokenizer, or changed while in use.
     """
 
     def __init__(self, directory: str | Path, tokenizer_hash: str | None = None) -> None:
@@ -216,7 +237,7 @@ class Shards:
         self.mapped = _loader.ShardSet([str(self.directory / shard["name"]) for shard in manifest["shards"]])
         self._compare(manifest, self.mapped.describe())
         self.kind, self.vocab_size, self.tokens = manifest["kind"], manifest["vocab_size"], manifest["tokens"]
-        facts = json.dumps(manifest, sort_keys=True).encode()  # among them each shard's checksum
+        facts = json.dumps(manifest, sort_keys=True).encode()  # they include each shard's checksum
         self.fingerprint = hashlib.blake2b(facts, digest_size=16).hexdigest()
 
     def __len__(self):
@@ -225,36 +246,42 @@ class Shards:
     def gather(
         self, records: np.ndarray, fields: np.ndarray | int, limit: int | None = None
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The tokens of field fields[i] of record records[i], end to end: (tokens int32 [T], cu_seqlens int32 [n+1]).
+        """The tokens of field fields[i] of record records[i], end to end: (tokens int32 [T], cu_seqlens int32
+        [n+1]).
 
-        records: int64 [n]. fields: int64 [n], or an int for all. limit: each is cut to its first `limit` tokens.
-        Raises IndexError for a record or field that does not exist, ValueError for more than 2^31 - 1 tokens in all.
+        Args:
+            records: int64 [n].
+            fields: int64 [n], or one int for all.
+            limit: cut each field to its first `limit` tokens.
+
+        Raises:
+            IndexError: for a record or field that does not exist.
+            ValueError: for more than 2^31 - 1 tokens in all.
         """
         return self.mapped.gather(records, np.broadcast_to(fields, np.shape(records)), limit)
 
     def lengths(self, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
-        """Tokens in each field, int32 [n]; arguments and errors as for `gather`."""
+        """The tokens of each field, int32 [n]; arguments and errors as for `gather`."""
         return self.mapped.lengths(records, np.broadcast_to(fields, np.shape(records)))
 
     def hashes(self, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
-        """64 bits that stand for each field's tokens, int64 [n]; arguments and errors as for `gather`."""
+        """A 64-bit hash of each field's tokens, int64 [n]; arguments and errors as for `gather`."""
         return self.mapped.hashes(records, np.broadcast_to(fields, np.shape(records)))
 
     def field_counts(self, records: np.ndarray) -> np.ndarray:
-        """Fields of each record, int32 [n]. records: int64 [n]. Raises IndexError."""
+        """The fields of each record, int32 [n]. records: int64 [n]. Raises IndexError."""
         return self.mapped.field_counts(records)
 
     def scores(self, records: np.ndarray) -> np.ndarray:
-        """float32 [n], NaN where the record has none. records: int64 [n]. Raises IndexError."""
+        """The score of each record, float32 [n], NaN if it has none. records: int64 [n]. Raises IndexError."""
         return self.mapped.scores(records)
 
     def groups(self, records: np.ndarray) -> np.ndarray:
-        """int64 [n]. records: int64 [n]. Raises IndexError."""
+        """The group of each record, int64 [n]. records: int64 [n]. Raises IndexError."""
         return self.mapped.groups(records)
 
     def _manifest(self):
-        """The manifest as written, its keys and names as they have to be but its facts not yet held against the
-        shards."""
+        """The manifest, its keys and names checked, but its facts not yet compared with the shards."""
         path = self.directory / MANIFEST
         try:
             manifest = json.loads(path.read_text(encoding="utf-8"))
@@ -279,7 +306,7 @@ class Shards:
         return manifest
 
     def _compare(self, manifest, shards):
-        """Every fact in the manifest is said by the shards too; shards of two data sets are not mixed."""
+        """Check that the shards say the same as the manifest, and belong to one data set."""
         for listed, shard in zip(manifest["shards"], shards):
             shared = {
                 "kind": shard.pop("kind").decode("latin-1"),
@@ -301,11 +328,11 @@ class Shards:
 
 
 def order(seed: int, epoch: int, count: int, positions: np.ndarray) -> np.ndarray:
-    """Where a seeded permutation of [0, count) takes these positions, computed one by one: no array of `count` is
-    built.
+    """Where a seeded permutation of [0, count) takes these positions, computed one by one, without an array of
+    `count`.
 
-    seed, epoch: any int. count: 1 to 2^62. positions: int64 [n], each in [0, count). Returns int64 [n].
-    Raises IndexError for a position outside, ValueError for such a count.
+    seed, epoch: any int. count: 1 to 2^62. positions: int64 [n], each in [0, count). Returns int64 [n]. Raises
+    IndexError for a position outside, ValueError for such a count.
     """
     return _loader.order(seed % 2**64, epoch % 2**64, count, positions)
 

@@ -1,9 +1,9 @@
-"""Teachers: callables that score (queries, documents), two lists of text, and give a number each; some have vectors
-too, as methods queries(texts) and documents(texts) that give an array [n, D].
+"""Teachers: functions that score pairs, called with two lists of text, queries and documents.
 
-`weak.teacher` and `supervised.teacher` name one: "module:function" for your own; "sentence-transformers:FOLDER" or
-"cross-encoder:FOLDER" for a model on disk. What is kept of them are their answers (data/scores-..., negatives/...,
-texts/...), by name: a teacher that has changed under its name is asked anew where these are deleted.
+Some also have vectors, by the methods queries(texts) and documents(texts), which return an array [n, D]. `weak.teacher`
+and `supervised.teacher` name one: "module:function" for your own, "sentence-transformers:FOLDER" or
+"cross-encoder:FOLDER" for a model on disk. Answers are kept by the teacher's name (data/scores-..., negatives/...,
+texts/...). Delete them if a teacher has changed under its name.
 """
 
 from __future__ import annotations
@@ -21,8 +21,11 @@ from conan_engine.errors import UserError
 
 
 def plausible(queries: list[str], documents: list[str]) -> list[float]:
-    """Whether a pair can be a text and its counterpart at all, from its form alone: 0 for a copy or for fewer than four
-    characters on a side, else the shorter length over the longer, where a document may be up to 20 times the query."""
+    """Whether two texts can be a pair at all, by their form: 0 for a copy, or fewer than four characters on a side;
+    else the shorter length over the longer.
+
+    A document may have up to 20 times the length of the query.
+    """
     return [_score(query.strip(), document.strip()) for query, document in zip(queries, documents)]
 
 
@@ -30,26 +33,28 @@ def _score(query, document):
     if query == document or len(query) < 4 or len(document) < 4:
         return 0.0
     ratio = len(document) / len(query)
-    if 1 / 4 <= ratio <= 20:  # a Chinese sentence is about a third as long, in characters, as its English original
+    if 1 / 4 <= ratio <= 20:  # a Chinese sentence has about a third of the characters of its English original
         return 1.0
     return min(ratio * 4, 20 / ratio)
 
 
 def is_model(name: str) -> bool:
-    """Whether a teacher is one that wants a GPU for itself."""
+    """Whether a teacher is a model, which wants a GPU to itself."""
     return name.partition(":")[0] in MODELS
 
 
 def gpus() -> int:
-    """How many this machine has."""
+    """The number of GPUs of this machine."""
     import torch
 
     return torch.cuda.device_count()
 
 
 def own_device(name: str, processes: int) -> str | None:
-    """For one of several processes that score: a GPU that no other has, by locks on files beside `name`, held until the
-    process ends; or its share of the cores."""
+    """The device of one of several scoring processes: a GPU that no other has, or its share of the cores.
+
+    The GPU is locked by a file beside `name` until the process ends.
+    """
     import torch
 
     for i in range(torch.cuda.device_count()):
@@ -68,8 +73,9 @@ _held: list = []
 
 
 def load(setting: str, name: str, device: str | None = None) -> Any:
-    """The teacher of this name, which stands in this setting; device: where a model computes (None: wherever it likes).
-    Raises UserError if there is none."""
+    """Load a teacher. setting: the setting that names it; device: where a model computes, None for its own choice.
+    Raises UserError.
+    """
     module, _, rest = name.partition(":")
     try:
         if module not in MODELS:
@@ -85,8 +91,7 @@ def load(setting: str, name: str, device: str | None = None) -> Any:
 
 
 def scores(setting: str, name: str, queries: list[str], documents: list[str], device: str | None = None) -> np.ndarray:
-    """What the teacher of this name gives pairs of texts: float64 [n]. Raises UserError where that is no finite number
-    for each."""
+    """A teacher's scores of pairs of texts: float64 [n]. Raises UserError unless it gives a finite number for each."""
     given = np.asarray(load(setting, name, device)(queries, documents), np.float64)
     if given.shape != (len(queries),):
         raise UserError(
@@ -109,8 +114,10 @@ def has_vectors(setting: str, name: str, device: str | None = None) -> bool:
 def vectors(
     setting: str, name: str, texts: list[str], device: str | None = None, kind: str = "documents"
 ) -> np.ndarray:
-    """The teacher's vectors of texts, as "queries" or "documents", at unit length: float32 [n, D]. Raises UserError for
-    a teacher that gives none, or gives other than one for each."""
+    """A teacher's vectors of texts, as "queries" or "documents", at unit length: float32 [n, D].
+
+    Raises UserError for a teacher without vectors, or with other than one for each text.
+    """
     if not has_vectors(setting, name, device):
         raise UserError(
             f"{setting}: {name} gives scores alone, and vectors are wanted; expected "
@@ -126,17 +133,17 @@ def vectors(
 
 
 def forget() -> None:
-    """Let a model go, and the memory that it holds."""
+    """Free the model and its memory."""
     _model.cache_clear()
 
 
-@functools.lru_cache(1)  # they are large
+@functools.lru_cache(1)  # models are large
 def _model(kind, folder, device):
     return MODELS[kind](folder, device)
 
 
 class _Cosines:
-    """Of the vectors of a sentence-transformers model, as it encodes queries and documents."""
+    """The vectors of a sentence-transformers model, and their cosines as scores."""
 
     def __init__(self, folder, device):
         from sentence_transformers import SentenceTransformer
@@ -156,7 +163,7 @@ class _Cosines:
 
 
 def _judgements(folder, device):
-    """Of a cross-encoder with one output, through the sigmoid."""
+    """The scores of a cross-encoder with one output, through the sigmoid."""
     import torch
     from sentence_transformers import CrossEncoder
 

@@ -15,18 +15,21 @@ from conan_engine.data import gguf_file, gguf_tokenizer
 from conan_engine.data.json_tokenizer import JsonTokenizer, put
 from conan_engine.errors import UserError
 
-# sentencepiece writes a space as U+2581 and so reads every U+2581 back as a space. A text's own U+2581 is therefore
-# escaped by a control character, which is escaped too; and so is NUL, at which sentencepiece would end the text.
+# sentencepiece writes a space as U+2581, and so reads every U+2581 back as a space. A text's own U+2581 is therefore
+# escaped by a control character, which is escaped itself. So is NUL, at which sentencepiece would end the text.
 SPACE = "\u2581"
 ESCAPES = {"\x1a": "\x1a0", SPACE: "\x1a1", "\x00": "\x1a2"}
 ESCAPED = {code: text for text, code in ESCAPES.items()}
-LIBRARY = r"\w+: \S+\.\w+\(\d+\) (\[.*?\] ?)?"  # where in sentencepiece's source an error comes from
-LINE = 4000  # characters a training sentence at most: sentencepiece drops longer ones without a word
+LIBRARY = r"\w+: \S+\.\w+\(\d+\) (\[.*?\] ?)?"  # the place in sentencepiece's source that an error names
+LINE = 4000  # longest training sentence in characters: sentencepiece silently drops longer ones
 
 
 class Tokenizer:
-    """model (the file's bytes); hash (its SHA-256 in hex: goes into every shard and checkpoint); vocab_size; eos_id
-    ends a text; threads (that encode a batch; -1: one a core). A text is read without a prefix or suffix."""
+    """A sentencepiece tokenizer. A text gets no prefix or suffix.
+
+    model: the file's bytes; hash: their SHA-256 in hex, which every shard and checkpoint holds; vocab_size; eos_id,
+    which ends a text; threads, which encode a batch (-1: one per core).
+    """
 
     FILE, prefix, suffix, template = "tokenizer.model", [], [], None
 
@@ -41,8 +44,9 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> AnyTokenizer:
-        """This, or a JsonTokenizer of a .json or .gguf file. Raises UserError if `path` is missing or not a tokenizer
-        that `train` wrote."""
+        """Load a tokenizer, or the JsonTokenizer of a .json or .gguf file. Raises UserError if it is missing or not
+        usable.
+        """
         if Path(path).suffix == ".json":
             return JsonTokenizer.load(path)
         if gguf_file.is_gguf(path):
@@ -62,7 +66,7 @@ class Tokenizer:
 
     @staticmethod
     def of(folder: str | Path) -> Path | None:
-        """The path of the tokenizer in a run's or a model's folder, or None."""
+        """The path of the tokenizer in the folder of a run or a model, or None."""
         return next((path for cls in (JsonTokenizer, Tokenizer) if (path := Path(folder, cls.FILE)).exists()), None)
 
     def save(self, folder: str | Path) -> None:
@@ -72,32 +76,33 @@ class Tokenizer:
         return type(self), (self.model,)
 
     def encode(self, text: str) -> list[int]:
-        """Ids of any text; a lone surrogate, which is no text, becomes U+FFFD."""
+        """The ids of any text; a lone surrogate becomes U+FFFD."""
         return self.encode_batch([text])[0]
 
     def encode_batch(self, texts: list[str]) -> list[list[int]]:
         return self.processor.encode([escape(text) for text in texts], num_threads=self.threads)
 
     def encode_texts(self, texts: list[str], most: int) -> list[list[int]]:
-        """Each text as a model reads it whole, at most `most` ids."""
+        """The ids of each text as a model reads it, at most `most`."""
         return [ids[:most] for ids in self.encode_batch(texts)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text again, exactly. Ids cut within a character give U+FFFD there."""
+        """The exact text again. Ids that end within a character give U+FFFD."""
         text = self.processor.decode([int(i) for i in ids])
         return re.sub("\x1a[012]", lambda match: ESCAPED[match.group()], text)
 
 
 def escape(text: str) -> str:
-    # a search for one character is many times faster than an expression's
+    # a search for one character is many times faster than a regular expression
     if SPACE in text or "\x1a" in text or "\x00" in text:
         text = re.sub("[\x1a\u2581\x00]", lambda match: ESCAPES[match.group()], text)
     return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 
 def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
-    """Train a tokenizer on an iterator of texts and write it to `path`, beside and renamed. Raises UserError if the
-    texts cannot fill `vocab_size`."""
+    """Train a tokenizer on an iterator of texts and write it to `path`. Raises UserError if the texts cannot fill
+    `vocab_size`.
+    """
     model = io.BytesIO()
     lines = (
         line[i : i + LINE] for text in texts for line in escape(text).split("\n") for i in range(0, len(line), LINE)
@@ -109,17 +114,17 @@ def train(texts: Iterable[str], path: str | Path, vocab_size: int) -> None:
             model_type="bpe",
             vocab_size=vocab_size,
             byte_fallback=True,
-            character_coverage=0.9995,  # the rarest characters are left to bytes
-            required_chars=SPACE,  # bytes of it would be read back as what sentencepiece writes for it
+            character_coverage=0.9995,  # bytes stand for the rarest characters
+            required_chars=SPACE,  # as bytes it would be read back as a space
             normalization_rule_name="identity",
             add_dummy_prefix=False,
             remove_extra_whitespaces=False,
-            allow_whitespace_only_pieces=True,  # indentation
+            allow_whitespace_only_pieces=True,  # for indentation
             split_digits=True,
             bos_id=-1,
             eos_id=1,
             unk_id=0,
-            max_sentence_length=4 * LINE + 64,  # bytes
+            max_sentence_length=4 * LINE + 64,  # in bytes
             shuffle_input_sentence=False,
             num_threads=os.cpu_count(),
             minloglevel=2,

@@ -1,5 +1,8 @@
-"""A source for a use, unit by unit: each is read, filtered, encoded and written by itself, by whatever process; all of
-them together are the source's shards. What a unit holds depends on nothing but its files and the settings."""
+"""Turn a source into token shards, unit by unit: each is read, filtered, encoded and written by itself, by any
+process.
+
+All units together are the source's shards. What a unit holds depends only on its files and the settings.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 REPORT = "report.json"
 
-# What a stage trains on, and the kinds of record that can be turned into it.
+# The kinds of records that each use accepts.
 TAKES = {
     "pretrain": ("text", "instruction", "chat"), "sft": ("instruction", "chat"),
     "weak": ("pairs", "instruction", "chat"),
@@ -38,10 +41,13 @@ TAKES = {
 
 
 class Job(NamedTuple):
-    """source: a built-in name, or a path. use: a key of TAKES. stage: that stage's settings. about: the source's.
-    folder: of its shards. scores: the folder of the teacher's. reads: the path that is read, the source's or where a
-    built-in one is written out, whose records are of a kind. max_bad_share: records that cannot be used are left out,
-    up to this share; None: the first of them raises UserError."""
+    """The work on a source for a use.
+
+    source: a built-in name, or a path. use: a key of TAKES. stage: that stage's settings. about: the source's. folder:
+    of its shards. scores: the folder of the teacher's scores. reads: the path that is read; a built-in source is
+    written out there first. kind: of a built-in source's records. max_bad_share: leave out bad records up to this
+    share; None: the first one raises UserError.
+    """
 
     source: str
     use: str
@@ -60,14 +66,15 @@ class Job(NamedTuple):
 
     @property
     def teacher(self) -> str:
+        """The teacher that scores its pairs, or ""."""
         return self.stage.teacher if self.use == "weak" else ""
 
     def unit(self, number: int) -> Path:
+        """The folder of a unit."""
         return self.folder / name(number)
 
     def units(self) -> list:
-        """The pieces of files in each of its units; of one that is whole, how many there are is known from its
-        folder."""
+        """The pieces of files in each unit. For a complete job, empty lists, one per unit folder."""
         if self.finished():
             return [[]] * len(list(self.folder.glob("unit-*")))
         if self.reads != self.source:
@@ -75,7 +82,7 @@ class Job(NamedTuple):
         return paths.cut(self.reads)
 
     def _write_out(self):
-        """A built-in source's records as a file of lines: read once, for all processes."""
+        """Write the records of a built-in source to a file of lines: read once, for all processes."""
         path = Path(self.reads)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -86,16 +93,17 @@ class Job(NamedTuple):
             partial.replace(path)
 
     def finished(self, number: int | None = None) -> bool:
-        """Whether it, or one unit of it, is whole."""
+        """Whether it, or one unit of it, is complete."""
         return ((self.folder if number is None else self.unit(number)) / MANIFEST).exists()
 
 
 def name(number: int) -> str:
+    """The name of a unit's folder."""
     return f"unit-{number:06d}"
 
 
 def make(tokenizer: Any, job: Job, number: int, pieces: list[Piece], report: Callable) -> None:
-    """Write a unit, unless it stands there; another process that is at it is waited for.
+    """Write a unit unless it is there. Waits for another process that is writing it.
 
     pieces: the Pieces of files in it. report: called now and then with the bytes read and tokens written so far. Raises
     UserError, naming file and line.
@@ -143,7 +151,7 @@ def make(tokenizer: Any, job: Job, number: int, pieces: list[Piece], report: Cal
 
 @contextlib.contextmanager
 def _alone(folder, number):
-    """No two processes at one unit, where the file system has locks."""
+    """Let no two processes work on a unit, where the file system has locks."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "a") as file:
         with contextlib.suppress(OSError):
@@ -152,9 +160,9 @@ def _alone(folder, number):
 
 
 def _records(job, reader, about):
-    """The records of a unit as a use takes them; their kind is put into `about`."""
+    """The records of a unit in the form that its use needs; their kind is noted in `about`."""
     records = _of_kind(job, reader, about)
-    if next(records, None) is None:  # which reads the kind
+    if next(records, None) is None:  # this reads the kind
         return
     if about["kind"] == "label":
         records = _label_pairs(records)
@@ -166,7 +174,7 @@ def _records(job, reader, about):
 
 
 def _of_kind(job, reader, about):
-    """Their kind, also into `about`; then the records."""
+    """First the kind, which is noted in `about`; then the records."""
     for kind, record in reader:
         if not about["kind"]:
             if kind not in TAKES[job.use]:
@@ -185,7 +193,7 @@ def _counted(records, rejects, about):
 
 
 def _as_instruction(record):
-    """Of a conversation, what is said before the first answer to learn, and that."""
+    """Of a conversation, what comes before the first answer, and that answer."""
     if "messages" not in record:
         return record
     before = list(itertools.takewhile(lambda message: not message["learn"], record["messages"]))
@@ -194,6 +202,7 @@ def _as_instruction(record):
 
 
 def _instruction_pairs(records, reader):
+    """Instruction and output as query and positive; a record with an empty side is bad."""
     for record in records:
         query = encoding.join(record["instruction"], record["input"])
         if query.strip() and record["output"].strip():
@@ -211,7 +220,7 @@ def _instruction_pairs(records, reader):
 
 
 def _texts(records):
-    """Each text of the records by itself: of a pair, one and the other."""
+    """Each text of the records by itself; both sides of a pair."""
     for record in records:
         if "text" in record:
             texts = [record["text"]]
@@ -224,7 +233,7 @@ def _texts(records):
 
 
 def _kept(records, job, about, scored):
-    """Without the pairs scored below `min_score` by the teacher, or by their own "score"; a pair without one stays."""
+    """The pairs whose score, by the teacher or their own, is at least `min_score`; a pair without a score stays."""
     for record, value in (
         scored(records) if scored else ((record, record.get("score", job.stage.min_score)) for record in records)
     ):
@@ -235,7 +244,7 @@ def _kept(records, job, about, scored):
 
 
 def score(device: str | None, job: Job, number: int, pieces: list[Piece], report: Callable) -> None:
-    """The teacher's part of a unit, ahead of `make`: its scores alone."""
+    """Compute the teacher's scores of a unit, ahead of `make`."""
     if job.finished(number):
         return
     with _alone(job.scores, number):
@@ -249,8 +258,11 @@ def score(device: str | None, job: Job, number: int, pieces: list[Piece], report
 
 
 def _label_pairs(records):
-    """Classification as InfoNCE: a text's positive is its label's text, or every other time the class's last text in
-    the unit; its group is the class, so that no other member counts as a negative."""
+    """Classification as InfoNCE: the positive of a text is the text of its label, or every other time the last text
+    of the class in the unit.
+
+    The group is the class, so no other member counts as a negative.
+    """
     last = {}
     for i, record in enumerate(records):
         text, label = record["text"], record["label"]
@@ -259,8 +271,9 @@ def _label_pairs(records):
 
 
 def finish(job: Job, count: int) -> Shards:
-    """Make the shards of a job whole, of its `count` units, all of which are; returns them. Raises UserError where they
-    are not of one kind, too much was left out, or nothing is there."""
+    """Join the `count` finished units of a job, and return its Shards. Raises UserError if they are of several
+    kinds, too much was left out, or nothing is there.
+    """
     if not job.finished():
         units = [name(number) for number in range(count)]
         report = _joined(job, [json.loads((job.folder / unit / REPORT).read_text(encoding="utf-8")) for unit in units])
@@ -305,7 +318,7 @@ def finish(job: Job, count: int) -> Shards:
 
 
 def rejected(job: Job) -> list:
-    """The files that list what was left out of its units."""
+    """The files that list the bad records of its units."""
     return sorted(job.folder.glob(f"unit-*/{NAME}"))
 
 

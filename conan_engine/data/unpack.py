@@ -1,4 +1,4 @@
-"""Batches to the GPU in 2 or 3 bytes a token, widened there (csrc/unpack/unpack.cu)."""
+"""Send batches to the GPU with 2 or 3 bytes per token, and widen them there (csrc/unpack/unpack.cu)."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ if TYPE_CHECKING:
 
 
 class Unpacker:
-    """Hands over batches of narrow token ids as CUDA tensors, through pinned memory and a stream of its own.
+    """Turns narrow token ids into CUDA tensors, through pinned memory and a stream of its own.
 
-    device: a torch.device of type cuda. slots: batches on the device at a time. Raises UserError where the extension
-    was built without nvcc, RuntimeError with what CUDA says where there is no such device.
+    Args:
+        device: a torch.device of type cuda.
+        slots: how many batches are on the device at a time.
+
+    Raises:
+        UserError: if the extension was built without nvcc.
+        RuntimeError: with CUDA's words, if there is no such device.
     """
 
     def __init__(self, device: Any, slots: int = 4) -> None:
@@ -29,14 +34,25 @@ class Unpacker:
     def upload(
         self, ids: np.ndarray, width: int, cu_seqlens: np.ndarray, follow: np.ndarray | None = None
     ) -> dict[str, Any]:
-        """ids: uint8 [T * width], little-endian, width 2 or 3; cu_seqlens: int32 [B+1]; for targets also follow: int32
-        [B], the target of each sequence's last token or -100. All NumPy, and free again when this returns.
+        """Send a batch.
 
-        Returns {"tokens": int32 [T], "cu_seqlens": int32 [B+1], "positions": int32 [T]} and with follow {"targets":
-        int32 [T], "mask": bool [T]}, which share memory with the ring. The current stream waits for them, the caller
-        does not. Their slot is free again when the last of them is gone: another stream that used them must have been
-        joined to the current one by then. Raises ValueError for arrays that do not fit together, RuntimeError if all
-        slots are held.
+        Args:
+            ids: uint8 [T * width], little-endian.
+            width: 2 or 3 bytes.
+            cu_seqlens: int32 [B+1].
+            follow: for targets, int32 [B], the target of each sequence's last token or -100.
+
+        All are NumPy arrays, and free again when this returns.
+
+        Returns:
+            {"tokens": int32 [T], "cu_seqlens": int32 [B+1], "positions": int32 [T]}, and with follow {"targets": int32
+                [T], "mask": bool [T]}. They share memory with the ring. The current stream waits for them, the caller
+                does not. Their slot is free again when the last of them is deleted; a stream that used them must have
+                joined the current one by then.
+
+        Raises:
+            ValueError: for arrays that do not fit together.
+            RuntimeError: if all slots are in use.
         """
         stream = torch.cuda.current_stream(self.device).cuda_stream
         arrays = self._ring.upload(ids, width, cu_seqlens, follow, stream)

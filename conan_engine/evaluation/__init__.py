@@ -1,1 +1,1 @@
-"""Texts to vectors, and what the vectors are worth: tasks, metrics, validation, baselines."""
+"""Texts to vectors, and how good the vectors are: tasks, metrics, validation, baselines."""

@@ -1,4 +1,4 @@
-"""What needs no training, to compare with: tokens counted and projected at random."""
+"""An untrained baseline: token counts, projected at random."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ if TYPE_CHECKING:
 
 
 class RandomProjection:
-    """(1 + log tf) x idf of a run's own tokens, times a Gaussian matrix, whose first `dim` columns are one of `dim`."""
+    """(1 + log tf) x idf of a run's own tokens, times a Gaussian matrix. Its first `dim` columns serve for `dim`
+    numbers.
+    """
 
     def __init__(self, tokenizer: AnyTokenizer, texts: list[str], width: int) -> None:
-        """texts: from which the idf is counted."""
+        """texts: the idf is counted from these."""
         self.tokenizer = tokenizer
         have = np.zeros(tokenizer.vocab_size)
         for ids in tokenizer.encode_batch(texts):

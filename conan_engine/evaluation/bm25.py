@@ -1,5 +1,4 @@
-"""BM25, with which a model's search is compared: by bm25s, and by characters and their pairs where a text has no
-spaces."""
+"""BM25 by bm25s, the baseline of every search. Text without spaces is indexed by characters and their pairs."""
 
 from __future__ import annotations
 
@@ -11,7 +10,7 @@ import numpy as np
 
 from conan_engine.evaluation.metrics import ranks
 
-# bm25s computes something with JAX, where there is one, as it is imported: three quarters of a GPU's memory
+# on import, bm25s tries JAX, which would take three quarters of a GPU's memory
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from collections.abc import Iterator
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import bm25s
 from bm25s.stopwords import STOPWORDS_EN
 
-# Chinese, Japanese and Korean, as Lucene's CJK analyser has them; and Thai, Lao, Burmese and Khmer
+# Chinese, Japanese and Korean, as in Lucene's CJK analyser; and Thai, Lao, Burmese and Khmer
 _SPACELESS = (
     "\u0e00-\u0eff\u1000-\u109f\u1100-\u11ff\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
     "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\uff66-\uffdc\U00020000-\U0003ffff"
@@ -29,10 +28,11 @@ _STOP = frozenset(STOPWORDS_EN)
 
 
 def bm25_scores(queries: list[str], documents: list[str]) -> Iterator[np.ndarray]:
-    """Of each query, what BM25 gives all documents (bm25s with its defaults): [M], one query after another; 0 without a
-    common word."""
+    """The scores [M] that BM25 (bm25s with its defaults) gives all documents, for one query after another; 0 without
+    a common word.
+    """
     index, of_documents = bm25s.BM25(), [words(text) for text in documents]
-    if any(of_documents):  # it cannot be of nothing
+    if any(of_documents):  # bm25s cannot index nothing
         index.index(of_documents, show_progress=False)
     vocabulary = index.vocab_dict if any(of_documents) else ()
     for query in queries:
@@ -41,15 +41,18 @@ def bm25_scores(queries: list[str], documents: list[str]) -> Iterator[np.ndarray
 
 
 def bm25_ranks(search: Any) -> np.ndarray:
-    """The ranks that BM25 gives."""
+    """The ranks that BM25 gives the answers of a search."""
     scores = np.stack(list(bm25_scores(search.queries, search.documents)))
     own = scores[np.arange(len(search.answer)), search.answer]
     return np.where(own > 0, ranks(scores, search.answer), len(search.documents))
 
 
 def words(text: str) -> list[str]:
-    """In order, lower case, without English words that say little: of two characters at least where there are spaces,
-    else each character, with the marks that belong to it, and each two that are neighbours."""
+    """The words of a text, in order, lower case, without English stop words.
+
+    Where there are spaces, words of at least two characters; elsewhere each character, with the marks that belong to
+    it, and each pair of neighbours.
+    """
     found = []
     for run, word in _RUN.findall(text.lower()):
         if run:

@@ -1,4 +1,4 @@
-"""From texts to vectors with a trained run: what search, encode, evaluate and the mining of negatives all use."""
+"""Texts to vectors with a trained run, as search, encode, evaluate and the mining of negatives use it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from conan_engine.parallel.mesh import Group
 
 
-BATCH_TOKENS = 16_384  # tokens a forward pass: enough to fill a CPU's cores, little memory
+BATCH_TOKENS = 16_384  # tokens of a forward pass: enough for all cores of a CPU, little memory
 
 
 @torch.no_grad()
@@ -33,11 +33,11 @@ def embed_sequences(
     alpha: float = 1.0,
     mask: str = "column",
 ) -> np.ndarray:
-    """Unit vectors float32 [B, C] of packed sequences (numpy: tokens int32 [T], cu_seqlens int32 [B+1]); bidirectional,
-    unless alpha and mask say otherwise.
+    """Unit vectors float32 [B, C] of packed sequences, bidirectional unless alpha and mask say otherwise.
 
-    With a `group` the passes are shared out over its ranks and every rank gets all vectors; which sequences share a
-    pass does not depend on the number of ranks, so neither do the vectors.
+    tokens: int32 [T]; cu_seqlens: int32 [B+1], both numpy. With a `group`, its ranks share out the passes and every
+    rank gets all vectors. Which sequences share a pass does not depend on the number of ranks, so neither do the
+    vectors.
     """
     device = model.embedding.device
     rank, world = (group.rank, group.world) if group else (0, 1)
@@ -49,7 +49,7 @@ def embed_sequences(
 
 
 def passes(cu_seqlens: np.ndarray) -> list[np.ndarray]:
-    """The sequences, by number, of each forward pass: those of like length share one, of about BATCH_TOKENS."""
+    """The sequences, by number, of each forward pass: sequences of similar length, about BATCH_TOKENS in all."""
     lengths = np.diff(cu_seqlens)
     by_length = np.argsort(lengths, kind="stable")
     return np.split(
@@ -58,15 +58,18 @@ def passes(cu_seqlens: np.ndarray) -> list[np.ndarray]:
 
 
 def pick(values: np.ndarray, cu_seqlens: np.ndarray, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Some of packed sequences, by number: (values, cu_seqlens int32) on the device."""
+    """Some of the packed sequences, by number: (values, cu_seqlens int32) on the device."""
     part = np.concatenate([values[cu_seqlens[i] : cu_seqlens[i + 1]] for i in rows] or [values[:0]])
     part_cu = np.concatenate(([0], np.cumsum(np.diff(cu_seqlens)[rows]))).astype(np.int32)
     return torch.from_numpy(part).to(device), torch.from_numpy(part_cu).to(device)
 
 
 class Encoder:
-    """A model and its tokenizer; texts are cut to max_tokens (the context, of a loaded run); dims are the sizes it was
-    trained to be truncated to; alpha is how far the soft mask is open, from causal (0) to bidirectional (1)."""
+    """A model and its tokenizer.
+
+    Texts are cut to max_tokens (for a loaded run, the context). dims are its Matryoshka dims. alpha is how far the soft
+    mask is open, from causal (0) to bidirectional (1).
+    """
 
     def __init__(
         self, model: Transformer, tokenizer: AnyTokenizer, max_tokens: int, dims: Sequence[int], alpha: float = 1.0
@@ -79,9 +82,14 @@ class Encoder:
 
     @classmethod
     def load(cls, run: str | Path) -> Encoder:
-        """The newest weights of a run's last stage. On a CPU the products are float32 even where it multiplies bfloat16
-        faster: texts are compared with vectors that were made elsewhere. Raises UserError if there are none or they do
-        not fit."""
+        """Load the newest weights of a run's last stage.
+
+        On a CPU the products are float32 even where bfloat16 is faster: vectors are compared with others that were made
+        elsewhere. Raises UserError if there is no run or it does not fit.
+
+        Args:
+            run: a run's folder, or a checkpoint's.
+        """
         settle_memory()
         model, tokenizer, max_tokens, dims = checkpoint.load_model(run, choose())
         if model.embedding.device.type == "cpu":
@@ -89,8 +97,12 @@ class Encoder:
         return cls(model, tokenizer, max_tokens, dims)
 
     def encode(self, texts: Sequence[str], dim: int | None = None) -> np.ndarray:
-        """Unit vectors float32 [len(texts), dim]: the first `dim` numbers of the embedding (all if None), normalised.
-        Longer texts are cut to max_tokens; an empty text gives a zero vector."""
+        """Turn texts into unit vectors, float32 [len(texts), dim].
+
+        Args:
+            texts: longer ones are cut to max_tokens; an empty one gives a zero vector.
+            dim: keep the first so many numbers of each vector and normalise them again; None keeps all.
+        """
         encoded = self.tokenizer.encode_texts(list(texts), self.max_tokens)
         cu_seqlens = np.concatenate(([0], np.cumsum([len(ids) for ids in encoded]))).astype(np.int32)
         tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded] or [np.zeros(0, np.int32)])
@@ -98,7 +110,7 @@ class Encoder:
 
 
 def truncate(vectors: np.ndarray, dim: int | None) -> np.ndarray:
-    """Matryoshka: the first `dim` numbers, to unit length again."""
+    """Matryoshka: the first `dim` numbers of each vector, at unit length again."""
     if dim is None or dim == vectors.shape[1]:
         return vectors
     vectors = vectors[:, :dim]

@@ -1,4 +1,4 @@
-"""What search and similarity are measured by."""
+"""Metrics of search and similarity."""
 
 from __future__ import annotations
 
@@ -8,20 +8,22 @@ import numpy as np
 
 
 def ranks(scores: np.ndarray, answer: Sequence[int] | np.ndarray) -> np.ndarray:
-    """Where each query's answer comes: 1 is first. A document that ties with it counts as before it, and so does one
-    whose score is no number, so that a search that finds nothing (all scores 0) earns nothing. scores [N, M], answer
-    int [N] -> int [N]."""
+    """The rank of each query's answer, 1 first: scores [N, M], answer int [N] -> int [N].
+
+    A document with the same score as the answer, or with NaN, ranks before it, so a search that finds nothing (all
+    scores 0) earns nothing.
+    """
     own = scores[np.arange(len(answer)), answer]
     return (~(scores < own[:, None])).sum(axis=1)
 
 
 def gain(rank: np.ndarray, at: int = 10) -> np.ndarray:
-    """What a right document adds to the discounted cumulative gain: 1 / log2(1 + rank) down to `at`."""
+    """What a right document adds to the discounted cumulative gain: 1 / log2(1 + rank), for ranks up to `at`."""
     return np.where(rank <= at, 1 / np.log2(1 + rank), 0)
 
 
 def ndcg(rank: np.ndarray, at: int = 10) -> float:
-    """Mean normalised discounted cumulative gain with one right document a query."""
+    """Mean normalised discounted cumulative gain, with one right document per query."""
     return float(gain(rank, at).mean())
 
 
@@ -30,8 +32,7 @@ def recall(rank: np.ndarray, at: int = 20) -> float:
 
 
 def search(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
-    """Mean nDCG@10 and Recall@20 of the queries for which something is right, be it one document or several. scores,
-    right (bool): [N, M]."""
+    """(mean nDCG@10, mean Recall@20) of the queries that have a right document. scores, right (bool): [N, M]."""
     some = right.any(axis=1)
     scores, right = scores[some], right[some]
     if not len(right):
@@ -44,7 +45,7 @@ def search(scores: np.ndarray, right: np.ndarray) -> tuple[float, float]:
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Rank correlation, ties at their mean rank; 0 where one of them is constant."""
+    """Spearman's rank correlation, ties at their mean rank; 0 if either is constant."""
     a, b = (_mean_ranks(x) for x in (a, b))
     a, b = a - a.mean(), b - b.mean()
     scale = np.linalg.norm(a) * np.linalg.norm(b)

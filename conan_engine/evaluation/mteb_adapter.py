@@ -1,4 +1,4 @@
-"""A run as `mteb` takes it:
+"""A run as a model of `mteb`.
 
 import mteb
 from conan_engine.mteb_adapter import Model
@@ -25,18 +25,23 @@ if TYPE_CHECKING:
 
 
 class Model(AbsEncoder):
-    """mteb's encoder over the newest weights of a run; every text to one unit vector, so similarity is cosine.
+    """mteb's encoder over the newest weights of a run: one unit vector per text, so similarity is cosine.
 
-    dim: Matryoshka, only the first `dim` numbers (None: all). instructions: whether a query comes behind its task's
-    instruction, as in training; documents never do, nor what is neither (sentence pairs, texts to classify). Give False
-    if no query was trained so. Raises UserError if there is no run, or no such dim.
+    Args:
+        run: a run's folder, or a checkpoint's.
+        dim: keep the first so many numbers of each vector; None keeps all.
+        instructions: put the task's instruction before each query, as in training. Documents, sentence pairs and texts
+            to classify get none. Give False for a model that was trained without instructions.
+
+    Raises:
+        UserError: if there is no run, or dim does not fit.
     """
 
     def __init__(self, run: str | Path, dim: int | None = None, instructions: dict[str, str] | None = True) -> None:
         self.encoder, self.dim, self.instructions = Encoder.load(run), dim, instructions
         width = self.encoder.model.config.width
         if dim is not None and not 1 <= dim <= width:
-            raise UserError(f"dim is {dim}; this model has 1 to {width}")
+            raise UserError(f"dim is {dim}; expected 1 to {width}, the width of this model")
         facts = {
             "name": f"conan-engine/{Path(run).resolve().name}",
             "revision": checkpoint.newest(run)[0].name,

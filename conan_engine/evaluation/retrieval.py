@@ -1,8 +1,9 @@
-"""Search as it is evaluated: queries, of one language or many, in one corpus, by nDCG@10, Recall@20 and Recall@100.
+"""Evaluate search on queries, of one language or many, in one corpus: nDCG@10, Recall@20 and Recall@100, as in
+trec_eval.
 
-Files are BEIR's (arXiv 2104.08663), each also as .gz: queries.jsonl {"_id", "text"}, and ours, {"language"};
-corpus.jsonl {"_id", "text"} and where it has one {"title"}; qrels a line a right document, query-id, corpus-id and
-score, or TREC's four columns. The numbers are trec_eval's.
+The files are BEIR's (arXiv 2104.08663), each also as .gz: queries.jsonl {"_id", "text"}, with our addition
+{"language"}; corpus.jsonl {"_id", "text"}, with or without {"title"}; judgments with one line per right document,
+query-id, corpus-id and score, or TREC's four columns.
 """
 
 from __future__ import annotations
@@ -27,20 +28,20 @@ if TYPE_CHECKING:
     from conan_engine.evaluation.encoder import Encoder
 
 
-BLOCK = 8192  # documents embedded at a time
-QUERIES = 4096  # searched at a time
-DEPTH = 100  # documents that a query gets
+BLOCK = 8192  # documents that are embedded at a time
+QUERIES = 4096  # queries that are searched at a time
+DEPTH = 100  # documents kept per query
 METRICS = ("ndcg@10", "recall@20", "recall@100")
 
 
 class Query(NamedTuple):
     id: str
     text: str
-    language: str  # "none" where the file says none
+    language: str  # "none" if the file names no language
 
 
 def read_queries(path: str | Path) -> list[Query]:
-    """The Queries of a file. Raises UserError, naming file and line, for what is none."""
+    """Read the Queries of a file. Raises UserError, naming file and line, for a bad record."""
     seen = set()
     return [
         Query(_new(_id(row, path, place), seen, path, place), _text(row, path, place), _language(row))
@@ -49,7 +50,7 @@ def read_queries(path: str | Path) -> list[Query]:
 
 
 def read_corpus(path: str | Path) -> Iterator[tuple[str, str]]:
-    """(id, text) of each document, streaming; a title is a line of its own before the text. Raises as read_queries."""
+    """Read (id, text) of each document, streaming; a title becomes a line before the text. Raises as read_queries."""
     seen = set()
     for place, row in files.rows(path):
         yield (
@@ -86,8 +87,10 @@ def _language(row):
 
 
 def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
-    """{query id: {document id: score}} of the scores above 0. BEIR's three columns or TREC's four, between tabs or
-    blanks; a first line whose score is no number is a header. Raises as read_queries."""
+    """Read judgments with scores above 0: {query id: {document id: score}}. Raises as read_queries.
+
+    BEIR's three columns or TREC's four, separated by tabs or blanks. A first line whose score is no number is a header.
+    """
     found = {}
     for place, row in files.rows(path, ".txt"):
         line = row["text"].strip()
@@ -116,9 +119,11 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
 
 
 def search(vectors: np.ndarray, blocks: Any, device: str | torch.device = "cpu") -> Any:
-    """The DEPTH + 1 nearest documents of each query, best first, a list of (id, score) each: one may be the query
-    itself; of those of one score the id that sorts last comes first, as in trec_eval. vectors: float32 [N, E]; blocks:
-    (ids, float32 [M, E]) each, of which one at a time is held."""
+    """The DEPTH + 1 nearest documents of each query, best first: a list of (id, score) each.
+
+    One more than DEPTH, since one may be the query itself. Among equal scores, the id that sorts last comes first, as
+    in trec_eval. vectors: float32 [N, E]; blocks: (ids, float32 [M, E]) each, of which one is held at a time.
+    """
     queries, ids = torch.from_numpy(vectors).to(device), []
     best = [
         (torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
@@ -141,7 +146,9 @@ def search(vectors: np.ndarray, blocks: Any, device: str | torch.device = "cpu")
 
 
 def bm25(queries: Any, documents: Any) -> Any:
-    """As `search`, by BM25: queries, texts; documents: (id, text) each. What has no word of the query is not found."""
+    """The same as `search`, by BM25. queries: texts; documents: (id, text) each. A document without a word of the
+    query is not found.
+    """
     ids, texts = zip(*documents)
     found = []
     for scores in bm25_scores(queries, list(texts)):
@@ -155,8 +162,10 @@ def _in_order(found):
 
 
 def measure(found: Any, right: Any) -> dict[str, float]:
-    """{metric: score} of one query: found, documents as `search` gives them; right: {document id: score above 0}.
-    Recall is of the right documents; a document gains its score, discounted by log2(1 + rank)."""
+    """{metric: score} of one query. found: documents as `search` gives them; right: {document id: score above 0}.
+
+    Recall counts the right documents. A document gains its score, discounted by log2(1 + rank).
+    """
     discount = gain(np.arange(1, 11))
     gains = np.array([right.get(document, 0) for document, _ in found[:10]], float)
     ideal = np.sort(np.array(list(right.values()), float))[::-1][:10]
@@ -174,8 +183,9 @@ def measure(found: Any, right: Any) -> dict[str, float]:
 
 
 def by_language(queries: Any, found: Any, qrels: Any) -> dict[str, dict[str, float]]:
-    """{"de": {metric: mean}, ...}, and under "average" the mean of the languages; queries for which nothing is right
-    count nowhere."""
+    """{"de": {metric: mean}, ...}, and the mean of the languages under "average". Queries without a right document
+    do not count.
+    """
     each = {}
     for query, documents in zip(queries, found):
         if query.id in qrels:
@@ -198,11 +208,14 @@ def evaluate(
     instruction: str = "",
     ignore_identical_ids: bool | None = None,
 ) -> Any:
-    """{"queries": so many, "documents": so many, "ndcg@10": the mean of the languages, ..., "bm25.ndcg@10",
-    "de.ndcg@10", "de.bm25.ndcg@10", ...} of an Encoder, and of what does not belong together "missing_documents" and
-    "missing_queries". qrels_path: where none is given, qrels/test.tsv beside the corpus. ignore_identical_ids: whether
-    a query finds no document of its own id (BEIR's rule); None: only where that one is not right for it. Prints a line
-    on whatever a person would want to know. Raises UserError for what cannot be read or does not belong together."""
+    """Evaluate an Encoder on files, beside BM25, and print a line for each thing that a person should know.
+
+    Returns {"queries": count, "documents": count, "ndcg@10": mean of the languages, ..., "bm25.ndcg@10", "de.ndcg@10",
+    "de.bm25.ndcg@10", ...}, and "missing_documents" and "missing_queries" if judgments name some. qrels_path: None
+    means qrels/test.tsv beside the corpus. ignore_identical_ids: whether a query never finds the document of its own id
+    (BEIR's rule); None means only if that document is not right for it. Raises UserError for files that cannot be read
+    or do not belong together.
+    """
     qrels_path = qrels_path or Path(corpus_path).parent / "qrels" / "test.tsv"
     qrels, queries = read_qrels(qrels_path), read_queries(queries_path)
     asked = [query for query in queries if query.id in qrels]
@@ -254,7 +267,7 @@ def evaluate(
 
 
 def _identical(asked, known, qrels, ignore):
-    """The queries that do not find the document of their own id."""
+    """The queries that must not find the document of their own id."""
     shared = {query.id for query in asked if query.id in known}
     if ignore is not None:
         return shared if ignore else set()
@@ -268,12 +281,12 @@ def _identical(asked, known, qrels, ignore):
 
 
 def table(results: dict[str, Any]) -> str:
-    """The results as text: a line a language."""
+    """The results as text, a line per language."""
     languages = [
         key.removesuffix(METRICS[0]).rstrip(".") for key in results if key.endswith(METRICS[0]) and "bm25" not in key
     ]
     lines = [f"{'':12}" + "".join(f"{metric:>12}{'BM25':>8}" for metric in METRICS)]
-    for language in sorted(languages, key=lambda language: (not language, language)):  # the average last
+    for language in sorted(languages, key=lambda language: (not language, language)):  # the average comes last
         prefix = f"{language}." if language else ""
         lines.append(
             f"{language or 'average':12}"

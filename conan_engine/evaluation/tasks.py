@@ -1,9 +1,8 @@
-"""What a run is measured on: text that no stage has seen, of networkx and sympy, and the held-out messages of four
-projects.
+"""The tasks that a run is scored on, with text that no stage has seen: networkx and sympy, and held-out messages.
 
-docs: the summary of a docstring finds its text among all texts. cross_lingual: a message in a foreign language finds
-its English original among all English messages. sts: pairs graded by structure, as those that the supervised stage
-learns from. classification: which part of its package a summary is from.
+docs: the summary of a docstring searches for its text among all texts. cross_lingual: a message in another language
+searches for its English original among all English messages. sts: pairs graded by structure, like those of the
+supervised stage. classification: the part of its package that a summary is from.
 """
 
 from __future__ import annotations
@@ -30,17 +29,17 @@ if TYPE_CHECKING:
 
 CATALOGUES = ("django", "wagtail", "sphinx", "plone.app.locales")
 LANGUAGES = ("de", "es", "fr", "ja", "ko", "ru", "zh")
-SHOWN = 16  # texts of a class that the classifier learns from
-SMALLEST = 3 * SHOWN  # class
+SHOWN = 16  # texts per class that the classifier is trained on
+SMALLEST = 3 * SHOWN  # the smallest class
 
 
 class Search(NamedTuple):
-    """Retrieval: the document that answers queries[i] is documents[answer[i]]."""
+    """Retrieval: documents[answer[i]] answers queries[i]."""
 
     queries: list
     documents: list
     answer: np.ndarray
-    metric: Callable[[np.ndarray], float]  # of the answers' ranks
+    metric: Callable[[np.ndarray], float]  # of the ranks of the answers
 
     def texts(self) -> list[str]:
         return self.queries + self.documents
@@ -50,7 +49,7 @@ class Search(NamedTuple):
 
 
 class Similarity(NamedTuple):
-    """How alike first[i] and second[i] are: the rank correlation of the cosines with the grades."""
+    """How similar first[i] and second[i] are: the rank correlation of the cosines with the grades."""
 
     first: list
     second: list
@@ -64,8 +63,9 @@ class Similarity(NamedTuple):
 
 
 class Classification(NamedTuple):
-    """Accuracy of a logistic regression on the vectors, as in MTEB (arXiv 2210.07316): it learns from SHOWN texts of
-    each class."""
+    """Accuracy of a logistic regression on the vectors, as in MTEB (arXiv 2210.07316), trained on SHOWN texts per
+    class.
+    """
 
     shown: list
     shown_labels: list
@@ -88,8 +88,9 @@ class Classification(NamedTuple):
 
 
 def load(path: str | Path | None = None) -> dict[str, Any]:
-    """{key of results.json: task}, from the packages installed here or from a file that `save` wrote. Raises UserError
-    where it cannot be read."""
+    """{key of results.json: task}, from the installed packages or from a file of `save`. Raises UserError if it
+    cannot be read.
+    """
     if path:
         return _saved(path)
     docs = held_out_docs()
@@ -112,7 +113,7 @@ KINDS = {kind.__name__: kind for kind in (Search, Similarity, Classification)}
 
 
 def save(given: dict[str, Any], path: str | Path) -> None:
-    """Tasks as a file (xz), for a machine that lacks the packages."""
+    """Write tasks to a file (xz), for a machine without the packages."""
     content = {
         key: {"kind": type(task).__name__, **{name: _plain(value) for name, value in task._asdict().items()}}
         for key, task in given.items()
@@ -139,7 +140,7 @@ def _saved(path):
 
 
 def held_out_docs() -> list[Docstring]:
-    """Held-out docstrings; of two with one summary or one text only the first is kept."""
+    """The held-out docstrings; of two with the same summary or text, only the first."""
     summaries, texts, kept = set(), set(), []
     for doc in docstrings.read(installed.HELD_OUT_PACKAGES):
         if doc.rest and doc.summary not in summaries and doc.rest not in texts:
@@ -154,7 +155,7 @@ def docs_search(docs: list[Docstring]) -> Search:
 
 
 def cross_lingual_searches(messages: list[Message]) -> dict[str, Search]:
-    """language -> Search, for LANGUAGES."""
+    """{language: Search} for LANGUAGES."""
     english, foreign = {}, {language: {} for language in LANGUAGES}
     for message in messages:
         english.setdefault(message.english, len(english))
@@ -174,8 +175,9 @@ def _similarity(records):
 
 
 def classification(docs: list[Docstring]) -> Classification:
-    """The classes are sub-packages, those of networkx.algorithms one level further down, of at least SMALLEST
-    summaries."""
+    """Which sub-package a summary is from, one level deeper in networkx.algorithms; classes of at least SMALLEST
+    summaries.
+    """
     classes = {}
     for doc in docs:
         parts = doc.module.split(".")
@@ -190,8 +192,9 @@ def classification(docs: list[Docstring]) -> Classification:
 
 
 class Embedded:
-    """Vectors of texts, each encoded once, to look up by text: `encode` takes texts to unit vectors float32
-    [len(texts), C]."""
+    """Vectors of texts, each encoded once and looked up by its text. `encode`: texts -> unit vectors float32
+    [len(texts), C].
+    """
 
     def __init__(self, encode: Callable, tasks: dict[str, Any]) -> None:
         texts = dict.fromkeys(itertools.chain.from_iterable(task.texts() for task in tasks.values()))
@@ -203,7 +206,7 @@ class Embedded:
 
 
 def measure(embedded: Embedded, tasks: dict[str, Any], dims: Sequence[int]) -> dict[str, float]:
-    """{key: score} of tasks, {key: task}, by whole vectors, and {"dims.<dim>.<key>": score} by each of dims."""
+    """{key: score} of {key: task} with whole vectors, and {"dims.<dim>.<key>": score} for each of dims."""
     results = {key: task.score(embedded) for key, task in tasks.items()}
     for dim in dims:
         of = functools.partial(embedded, dim=dim)

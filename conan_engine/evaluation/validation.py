@@ -1,7 +1,8 @@
-"""Held-out records while training: the stage's loss, search among the set's own documents, similarity of scored pairs.
+"""Score held-out records during training: the stage's loss, search among the set's own documents, similarity of
+pairs.
 
-The same records every time, whatever the ranks; no random number is drawn. Every rank embeds, rank 0 alone gets the
-numbers.
+The records are the same every time, for any number of ranks, and no random number is drawn. Every rank embeds; only
+rank 0 gets the numbers.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
 
 
 class Validation:
-    """Of one stage. `metric`: the one that says which checkpoint is best."""
+    """The validation of one stage. `metric`: the number that chooses the best checkpoint."""
 
     def __init__(self, name: str, config: Config, shards: dict[str, Shards], mesh: Mesh) -> None:
-        """shards: {source: Shards} of each of the validation's sources that the stage can take; "sts" sources too."""
+        """shards: {source: Shards} of the validation's sources that the stage can use, including "sts" sources."""
         self.settings, self.mesh = config.validation, mesh
         self.weights = {source: config.validation.data[source].weight for source in shards}
         self.sets = {
@@ -46,9 +47,11 @@ class Validation:
         return (step + 1) % self.settings.every == 0 or step + 1 == steps
 
     def measure(self, model: Transformer, alpha: float, mask: str) -> dict[str, float]:
-        """{"validation/loss": ...}, on rank 0; elsewhere {}. Each number is the mean over the sources that give it, by
-        weight; where those are several it stands there for each of them too. alpha, mask: how the stage attends in this
-        step. Collective."""
+        """{"validation/loss": ...} on rank 0, {} elsewhere. A collective.
+
+        Each number is the weighted mean over the sources that give it; with several, each source's number is there too.
+        alpha, mask: the attention of this step.
+        """
         started = time.perf_counter()
         with torch.no_grad():
             found = {source: one.measure(model, alpha, mask, self.mesh.data) for source, one in self.sets.items()}
@@ -64,7 +67,9 @@ class Validation:
         return {**row, "validation/seconds": time.perf_counter() - started}
 
     def is_best(self, row: dict[str, Any], step: int, counters: dict[str, Any]) -> bool:
-        """Whether the weights after `step` are the stage's best so far, as counters["best"] then says. Collective."""
+        """Whether the weights after `step` are the best of the stage so far; counters["best"] then holds them. A
+        collective.
+        """
         best, value = counters.get("best"), row.get(f"validation/{self.metric}", math.nan)
         better = (
             best is None
@@ -78,7 +83,7 @@ class Validation:
 
 
 class Texts:
-    """Pretrain and sft: the mean loss of a token that is to be learnt, of the first max_tokens of each record."""
+    """For pretrain and sft: the mean loss of the learned tokens in the first max_tokens of each record."""
 
     metrics = ("loss",)
 
@@ -89,7 +94,7 @@ class Texts:
         edges = np.concatenate(([0], np.cumsum(counts)))
         starts = bounds[edges[:-1]]
         ends = np.minimum(bounds[edges[1:]], starts + settings.max_tokens)
-        # a token is learnt from the one before it; of an instruction the output is, and further answers
+        # a token is predicted from the one before; of an instruction, the output counts, and further answers
         answers = (field >= 2) & (field % 2 == 0) if shards.kind == "instruction" else np.ones(len(field), bool)
         begin, end = (
             np.clip(edge[answers], (starts + 1)[record[answers]], np.maximum(starts + 1, ends)[record[answers]])
@@ -105,7 +110,7 @@ class Texts:
     def measure(self, model: Transformer, alpha: float, mask: str, group: Group) -> dict[str, float]:
         shared = passes(self.cu_seqlens)
         device = model.embedding.device
-        # each by one rank: the total does not depend on how many
+        # each record on one rank, so the total does not depend on the number of ranks
         summed = torch.zeros(len(shared), dtype=torch.float64, device=device)
         for i in range(group.rank, len(shared), group.world):
             tokens, cu_seqlens = pick(self.tokens, self.cu_seqlens, shared[i], device)
@@ -115,8 +120,10 @@ class Texts:
 
 
 class Pairs:
-    """Weak and supervised: InfoNCE with the other positives of a batch as negatives, and how each distinct query finds
-    what is right for it among all the documents, the positives and given negatives of these records."""
+    """For weak and supervised: InfoNCE with the batch's other positives as negatives, and search.
+
+    Each distinct query searches among all positives and given negatives of these records.
+    """
 
     metrics = ("loss", "ndcg@10", "recall@20")
 
@@ -128,13 +135,14 @@ class Pairs:
         flat = np.concatenate(([0], np.cumsum(given)))[records[i]] + field - 2
         record, field = np.concatenate((records, records[i])), np.concatenate((np.ones(len(records), np.int64), field))
         group = np.concatenate((self.groups, self.known.negatives[flat]))
-        # a document that stands there twice is one
+        # equal documents count as one
         text, first = np.unique(shards.hashes(record, field), return_index=True)
-        self.positive = np.searchsorted(text, shards.hashes(records, 1))  # of each record, among the documents
+        # each record's positive, as a number among the documents
+        self.positive = np.searchsorted(text, shards.hashes(records, 1))
         queries = shards.hashes(records, 0)
         self.asked = np.sort(np.unique(queries, return_index=True)[1])
         right = [np.isin(group[first], self.known.of(records[q], self.groups[q])) for q in self.asked]
-        self.itself = queries[self.asked, None] == text  # finding the query's own text is no find
+        self.itself = queries[self.asked, None] == text  # the query's own text does not count as found
         self.right = np.stack(right) & ~self.itself
         self.tokens = shards.gather(
             np.concatenate((records, record[first])),
@@ -184,7 +192,7 @@ class Pairs:
 
 
 class Scored:
-    """Sentence pairs: Spearman's correlation of the cosines with the scores."""
+    """For scored pairs: Spearman's correlation of the cosines with the scores."""
 
     metrics = ("spearman",)
 
@@ -205,11 +213,11 @@ _OF_KIND: dict[str, Any] = {"text": Texts, "instruction": Texts, "pairs": Pairs,
 
 
 def _some(count, at_most):
-    """The records to take: the first of a fixed permutation, so that neighbours in a file are not all there is."""
+    """The records to use: the first of a fixed permutation, so that they are not all neighbours in the file."""
     return order(0, 0, count, np.arange(min(count, at_most)))
 
 
 def _prefixes(config):
-    """What is added to a metric's name -> the Matryoshka dim it is measured at."""
+    """{prefix of a metric's name: Matryoshka dim}."""
     width = config.model.width
     return {"": None, **{f"/{dim}": dim for dim in config.supervised.dims if dim < width}}

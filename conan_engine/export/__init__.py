@@ -1,1 +1,1 @@
-"""Runs as other software loads them: `python -m conan_engine.export RUN FOLDER`."""
+"""Export a run for other software: `python -m conan_engine.export RUN FOLDER`."""

@@ -1,25 +1,27 @@
-"""A run as other software loads it:
-`python -m conan_engine.export RUN FOLDER [--format ...] [--dtype ...] [--instruction ...]`.
+"""Export a run for other software. FOLDER holds no code of ours.
 
-sentence-transformers  (the same folder is a transformers model)
-gguf                   llama.cpp: llama-embedding, llama-server --embedding
-onnx                   one graph from ids and mask to unit vectors
+    sentence-transformers   FOLDER is a model of transformers, too
+    gguf                    a file for llama.cpp
+    onnx                    a graph from ids and mask to unit vectors
+
+Examples:
+    python -m conan_engine.export runs/demo demo-model
+    python -m conan_engine.export runs/demo demo-gguf --format gguf --dtype q8_0
 """
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import shutil
 from pathlib import Path
 
 from safetensors import SafetensorError
 
-from conan_engine import __version__, command
+from conan_engine import command
 from conan_engine.errors import UserError
 from conan_engine.evaluation.encoder import Encoder
 
-FORMATS = {  # name: (module, what it imports, its dtypes, the first one the default)
+FORMATS = {  # name: (module, packages that it imports, dtypes, the first one the default)
     "sentence-transformers": ("sentence_transformers", (), ("float32", "bfloat16", "float16")),
     "gguf": ("gguf", ("gguf",), ("float32", "bfloat16", "float16", "q8_0")),
     "onnx": ("onnx", ("onnx", "onnxscript"), ("float32",)),
@@ -27,30 +29,34 @@ FORMATS = {  # name: (module, what it imports, its dtypes, the first one the def
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--version", action="version", version=f"conan-engine {__version__}")
-    parser.add_argument("run", help="a run folder, such as runs/demo, or one of its checkpoints")
-    parser.add_argument("folder", type=lambda path: Path(path).absolute(), help="the folder to make")
-    parser.add_argument("--format", choices=FORMATS, default="sentence-transformers")
+    parser = command.Parser("export", __doc__)
+    parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo, or a checkpoint's")
     parser.add_argument(
-        "--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16; in gguf also q8_0"
+        "folder", metavar="FOLDER", type=lambda path: Path(path).absolute(), help="the folder to create"
+    )
+    parser.add_argument("--format", choices=FORMATS, default="sentence-transformers", help="which software it is for")
+    parser.add_argument(
+        "--dtype",
+        default="float32",
+        metavar="DTYPE",
+        help="of the weights: float32, bfloat16 or float16; for gguf also q8_0; for onnx float32 alone",
     )
     parser.add_argument(
         "--instruction",
-        help="sentence-transformers: what queries were trained behind; `encode_query` puts it before them, and so "
-        'does prompt_name="query"',
+        metavar="TEXT",
+        help="for sentence-transformers: encode_query puts TEXT and a new line before each query",
     )
     arguments = parser.parse_args()
     module, packages, dtypes = FORMATS[arguments.format]
     if arguments.dtype not in dtypes:
-        raise UserError(f"--dtype is {arguments.dtype}; {arguments.format} has {', '.join(dtypes)}")
+        raise UserError(f"--dtype is {arguments.dtype}; expected {' or '.join(dtypes)} for {arguments.format}")
     if arguments.instruction is not None and arguments.format != "sentence-transformers":
         raise UserError(
-            f"--instruction is for sentence-transformers; {arguments.format} has no place for it: put it, and a "
-            "new line, before each query"
+            f"--instruction is for sentence-transformers; {arguments.format} has no place for it: put it and a new "
+            "line before each query yourself"
         )
     if arguments.folder.exists() and not (arguments.folder.is_dir() and not any(arguments.folder.iterdir())):
-        raise UserError(f"{arguments.folder}: is there already; empty it, or name another folder")
+        raise UserError(f"{arguments.folder}: exists already; empty it, or name another folder")
     for package in packages:
         try:
             importlib.import_module(package)
@@ -70,7 +76,7 @@ def main() -> None:
         partial.replace(arguments.folder)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"{arguments.folder}: cannot write it ({error}); name a folder that can be made and has room"
+            f"{arguments.folder}: cannot write it ({error}); name a folder that can be created and has room"
         ) from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)

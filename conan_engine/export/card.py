@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it was trained on and how, how it scored, how it is loaded."""
+"""Write the model card of an exported run: its data, its training, its scores, and how to load it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ if TYPE_CHECKING:
 
 
 def text(run: str | Path, encoder: Encoder, instruction: str = "") -> str:
-    """Markdown with the front matter that the Hugging Face Hub reads; which licence it has, its owner adds.
-    instruction: what comes before queries."""
+    """The card as Markdown, with the front matter that the Hugging Face Hub reads; the owner adds a licence.
+
+    instruction: what comes before queries.
+    """
     folder, state = checkpoint.newest(run)
     home = folder.parent.parent
     config = from_dict(state["config"], f"{folder}/state.json")

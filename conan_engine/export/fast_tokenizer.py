@@ -1,4 +1,4 @@
-"""Our sentencepiece tokenizer in the `tokenizers` library's form: the same ids for any text, without sentencepiece."""
+"""Convert our sentencepiece tokenizer to the `tokenizers` library: the same ids for any text."""
 
 from __future__ import annotations
 
@@ -17,11 +17,13 @@ if TYPE_CHECKING:
 
 
 def convert(tokenizer: AnyTokenizer) -> tokenizers.Tokenizer:
-    """conan_engine.data.tokenizer.Tokenizer -> tokenizers.Tokenizer. Raises UserError if it is not one that
-    sentencepiece made by BPE."""
+    """conan_engine.data.tokenizer.Tokenizer -> tokenizers.Tokenizer. Raises UserError unless sentencepiece trained
+    it by BPE.
+    """
     processor, ids = tokenizer.processor, range(tokenizer.vocab_size)
     vocabulary = {processor.id_to_piece(i): i for i in ids}
-    apart = (processor.is_byte, processor.is_control, processor.is_unknown, processor.is_unused)  # no part of any merge
+    # these pieces are in no merge
+    apart = (processor.is_byte, processor.is_control, processor.is_unknown, processor.is_unused)
     scores = {piece: processor.get_score(i) for piece, i in vocabulary.items() if not any(kind(i) for kind in apart)}
     unknown = processor.id_to_piece(processor.unk_id())
     fast = Tokenizer(models.BPE(vocabulary, merges(scores), unk_token=unknown, byte_fallback=True))

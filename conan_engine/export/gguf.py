@@ -1,5 +1,4 @@
-"""One file for llama.cpp (`llama-embedding`, `llama-server --embedding`): its Llama, bidirectional, with pooling and
-tokenizer."""
+"""Write a run as one GGUF file for llama.cpp: a bidirectional Llama with pooling and tokenizer."""
 
 from __future__ import annotations
 
@@ -28,11 +27,11 @@ DTYPES = {
     "float16": (GGMLQuantizationType.F16, LlamaFileType.MOSTLY_F16, "f16"),
     "q8_0": (GGMLQuantizationType.Q8_0, LlamaFileType.MOSTLY_Q8_0, "q8_0"),
 }
-BLOCK = 32  # numbers that share a scale in q8_0: rows of another length stay float16
+BLOCK = 32  # numbers that share a scale in q8_0; rows of another length stay float16
 
 
 def write(folder: Path, run: str, encoder: Encoder, dtype: str) -> None:
-    """Into `folder`, which exists; dtype: a key of DTYPES. Norms are float32 always, as llama.cpp wants them."""
+    """Write into `folder`, which exists. dtype: a key of DTYPES. Norms are always float32, as llama.cpp requires."""
     kind, file_type, ending = DTYPES[dtype]
     shape, tokenizer = encoder.model.config, encoder.tokenizer
     if shape.qk_norm and shape.rope_scaling.factor != 1:
@@ -62,12 +61,13 @@ def write(folder: Path, run: str, encoder: Encoder, dtype: str) -> None:
         gguf_tokenizer.write(writer, tokenizer, len(encoder.model.embedding), run)
     else:
         _add_tokenizer(writer, tokenizer, len(encoder.model.embedding))
-    if shape.rope_scaling.factor != 1:  # by what each pair turns slower
+    if shape.rope_scaling.factor != 1:  # how much slower each pair rotates
         slower = frequencies(dataclasses.replace(shape, rope_scaling=RopeScaling())) / frequencies(shape)
         writer.add_tensor("rope_freqs.weight", slower.numpy(), raw_dtype=GGMLQuantizationType.F32)
     for full, tensor in llama.tensors(encoder.model).items():
         array = tensor.numpy()
-        if ("q_proj" in full or "k_proj" in full) and not shape.qk_norm:  # its Qwen3 turns what ours does
+        # llama.cpp's Qwen3 rotates the same pairs as ours
+        if ("q_proj" in full or "k_proj" in full) and not shape.qk_norm:
             array = neighbours(array, shape.head)
         *layer, part = (
             full.removesuffix(".weight").split(".", 2)
@@ -90,8 +90,9 @@ def write(folder: Path, run: str, encoder: Encoder, dtype: str) -> None:
 
 
 def _add_tokenizer(writer, tokenizer, rows):
-    """llama.cpp's "llama" tokenizer is sentencepiece's BPE. It does not know our escapes: a text's own U+2581, U+001A
-    or NUL gets other tokens."""
+    """llama.cpp's "llama" tokenizer is sentencepiece's BPE. It does not know our escapes: a text's own U+2581,
+    U+001A and NUL get other tokens.
+    """
     processor, ids = tokenizer.processor, range(tokenizer.vocab_size)
     kinds = (
         (processor.is_unknown, TokenType.UNKNOWN),
@@ -101,7 +102,7 @@ def _add_tokenizer(writer, tokenizer, rows):
     )
     writer.add_tokenizer_model("llama")
     writer.add_tokenizer_pre("default")
-    unused = range(rows - len(ids))  # the token table may have more rows than there are tokens
+    unused = range(rows - len(ids))  # the token table may have more rows than tokens
     writer.add_token_list(
         [*(processor.id_to_piece(i).encode() for i in ids), *(f"[unused {i}]".encode() for i in unused)]
     )

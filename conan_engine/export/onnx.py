@@ -1,5 +1,4 @@
-"""One ONNX graph from ids and mask to unit vectors, for any number of texts of any length, and the tokenizer beside
-it."""
+"""Write a run as one ONNX graph from ids and mask to unit vectors, with the tokenizer beside it."""
 
 from __future__ import annotations
 
@@ -23,11 +22,11 @@ if TYPE_CHECKING:
 
 
 OPSET = 18
-INLINE = 10**9  # bytes of weights that stand in model.onnx itself; more, in model.onnx.data (protobuf ends at 2 GB)
+INLINE = 10**9  # bytes of weights that model.onnx itself may hold; more go into model.onnx.data (protobuf ends at 2 GB)
 
 
 class Padded(nn.Module):
-    """The model over padded texts rather than packed ones: ids, mask int64 [B, L] -> unit vectors float32 [B, C]."""
+    """The model over padded texts instead of packed ones: ids, mask int64 [B, L] -> unit vectors float32 [B, C]."""
 
     def __init__(self, model: Transformer) -> None:
         super().__init__()
@@ -41,7 +40,7 @@ class Padded(nn.Module):
 
         cos, sin = turns(torch.arange(ids.shape[1]), config, torch.float32)  # [L, 1, D/2]
         own = mask.bool()
-        # a text of no tokens looks at its padding, which nobody sees: looking at nothing would give NaN
+        # an empty text attends to its padding, which does not matter: attending to nothing would give NaN
         seen = (own | ~own.any(1, keepdim=True))[:, None, None, :]
         x = F.embedding(ids, self.model.embedding) * config.embedding_scale  # [B, L, C]
         for block in self.model.blocks:
@@ -55,17 +54,18 @@ class Padded(nn.Module):
             last = (torch.arange(ids.shape[1]) * mask).amax(1)[:, None, None].expand(-1, 1, hidden.shape[2])
             pooled = hidden.gather(1, last)[:, 0] * own.any(1)[:, None]
         else:
-            pooled = (hidden * mask[:, :, None]).sum(1)  # its length is lost in the next line
+            pooled = (hidden * mask[:, :, None]).sum(1)  # not divided by the length, since the next line normalises
         return F.normalize(pooled, dim=-1)
 
 
 def write(folder: Path, run: str | Path, encoder: Encoder, dtype: str) -> None:
-    """model.onnx (inputs input_ids and attention_mask, output sentence_embedding) and the tokenizer, into `folder`,
-    which exists."""
+    """Write model.onnx (inputs input_ids and attention_mask, output sentence_embedding) and the tokenizer into
+    `folder`, which exists.
+    """
     model = Padded(encoder.model.cpu()).eval()
     example = torch.arange(10).view(2, 5), torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
     sizes = {0: torch.export.Dim("batch"), 1: torch.export.Dim("length")}
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it tells what it does without
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it lists the optional packages that it does without
     with warnings.catch_warnings(action="ignore"):
         torch.onnx.export(
             model,

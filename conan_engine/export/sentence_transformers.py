@@ -1,4 +1,4 @@
-"""A folder that sentence-transformers loads, and transformers too: no code of ours in it."""
+"""Write a run as a folder that sentence-transformers and transformers load, without code of ours in it."""
 
 from __future__ import annotations
 
@@ -23,14 +23,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def write(folder: Path, run: str | Path, encoder: Encoder, dtype: str, instruction: str = "") -> None:
-    """Into `folder`, which exists; run: where results.json may be; dtype: a key of DTYPES; instruction: what comes
-    before queries."""
+    """Write into `folder`, which exists.
+
+    run: where results.json may be; dtype: a key of DTYPES; instruction: what comes before queries.
+    """
     model, dtype = encoder.model, DTYPES[dtype]
     _json(folder / "config.json", _config(encoder, dtype))
     tensors = {name: tensor.to(dtype) for name, tensor in llama.tensors(model).items()}
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
     write_tokenizer(folder, encoder)
-    # by the names that sentence-transformers 5 and 6 both know
+    # names that sentence-transformers 5 and 6 both know
     parts = [("", "Transformer"), ("1_Pooling", "Pooling"), ("2_Normalize", "Normalize")]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
@@ -57,8 +59,10 @@ def write(folder: Path, run: str | Path, encoder: Encoder, dtype: str, instructi
 
 
 def _config(encoder, dtype):
-    """Of a Llama, or of a Qwen3 if it has norms for queries and keys; is_causal = false makes transformers (5.2 or
-    newer) and llama.cpp run them bidirectionally."""
+    """config.json of a Llama, or of a Qwen3 if the model has norms on queries and keys.
+
+    is_causal = false makes transformers (5.2 or newer) and llama.cpp run it bidirectionally.
+    """
     shape, tokenizer = encoder.model.config, encoder.tokenizer
     rope = {"rope_type": "default", "rope_theta": shape.rope_theta}
     if shape.rope_scaling.factor != 1:
@@ -79,7 +83,7 @@ def _config(encoder, dtype):
         "max_position_embeddings": shape.context,
         "rms_norm_eps": shape.norm_eps,
         "rope_parameters": rope,
-        "rope_theta": shape.rope_theta,  # where older versions look
+        "rope_theta": shape.rope_theta,  # for older versions of transformers
         "vocab_size": len(encoder.model.embedding),
         "bos_token_id": None,
         "eos_token_id": tokenizer.eos_id,
@@ -94,8 +98,7 @@ def _config(encoder, dtype):
 
 
 def write_tokenizer(folder: Path, encoder: Encoder) -> None:
-    """tokenizer.json, and what transformers wants to know beside it. A text that spells an end token is a text like
-    others."""
+    """Write tokenizer.json and what transformers needs beside it. A text that spells an end token is ordinary text."""
     tokenizer = encoder.tokenizer
     if isinstance(tokenizer, JsonTokenizer):
         tokenizer.save(folder)

@@ -1,1 +1,3 @@
-"""Queries translated by a chat endpoint: asked, judged, kept in a journal. The command is conan_engine/translate.py."""
+"""Queries translated by a chat endpoint: asked, checked, kept in a journal. The command is
+conan_engine/translate.py.
+"""

@@ -1,4 +1,4 @@
-"""A chat endpoint of OpenAI's form, asked for translations again until it answers."""
+"""A chat endpoint with OpenAI's API, which is asked again until it answers."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ PROMPT = (
     "numbers as they are. Do not answer the query. "
     'Reply with JSON alone: {{"translation": "..."}}'
 )
-AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # statuses after which the same request may succeed
-LONGEST_WAIT = 60.0  # seconds between two tries, unless the endpoint asks for more
+AGAIN = (408, 409, 425, 429, 500, 502, 503, 504, 529)  # HTTP statuses after which the same request may succeed
+LONGEST_WAIT = 60.0  # longest wait between two tries in seconds, unless the endpoint asks for more
 
 
 class Unanswered(Exception):
-    """The endpoint has not answered a request, and will not."""
+    """The endpoint has not answered a request and will not."""
 
 
 class Endpoint:
-    """A chat endpoint, so many requests at a time."""
+    """A chat endpoint that answers a limited number of requests at a time."""
 
     def __init__(self, url: str, model: str, key: str | None, requests: int, timeout: float, tries: int) -> None:
-        import httpx  # an extra: nothing else needs it
+        import httpx  # an extra, which nothing else needs
 
         self.httpx, self.url, self.model, self.tries = httpx, f"{url.rstrip('/')}/chat/completions", model, tries
         limits = httpx.Limits(max_connections=requests, max_keepalive_connections=requests)
@@ -36,8 +36,11 @@ class Endpoint:
         )
 
     async def ask(self, query: str, language: str) -> dict[str, Any]:
-        """{"answer": the text or None, "finish": why it ended, "prompt": tokens, "completion": tokens}. Raises
-        Unanswered after so many tries, and at once for what no other try can mend."""
+        """Ask for one translation: {"answer": text or None, "finish": why it ended, "prompt": tokens, "completion":
+        tokens}.
+
+        Raises Unanswered when all tries have failed, and at once for an error that another try cannot mend.
+        """
         messages = [
             {"role": "system", "content": PROMPT.format(language=languages.NAMES[language])},
             {"role": "user", "content": query},
@@ -69,7 +72,7 @@ class Endpoint:
 
 
 def _read(response):
-    """What `ask` gives, of a response; None where it is none."""
+    """The result of `ask` from a response; None if it has no answer."""
     try:
         body = response.json()
         choice, usage = body["choices"][0], body.get("usage") or {}
@@ -85,7 +88,7 @@ def _read(response):
 
 
 def _retry_after(response):
-    """Seconds that the endpoint asks for: it gives them, or a date."""
+    """The seconds that the endpoint asks to wait, given as seconds or as a date."""
     asked = response.headers.get("retry-after", "")
     try:
         return float(asked)

@@ -1,4 +1,4 @@
-"""What was answered, on the disk line by line: nothing is paid for twice."""
+"""A journal of answers on disk, line by line, so that none is paid for twice."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from conan_engine.errors import UserError
 
 
 class Journal:
-    """What has been answered, a line an answer, on disk before the next is asked for. The first line says of what."""
+    """The answers so far, one per line, each on disk before the next is asked for. The first line says which command
+    they belong to.
+    """
 
     def __init__(self, path: str | Path, facts: dict[str, Any]) -> None:
-        """Raises UserError where the journal of another command is there."""
+        """Raises UserError if the file is the journal of another command."""
         self.path, self.places, self.counts = Path(path), {}, Counter()
         self.file = open(self.path, "ab+")
         try:
             fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise UserError(f"{self.path}: another process is writing here; wait for its end") from None
+            raise UserError(f"{self.path}: another process is writing here; wait until it ends") from None
         self.file.seek(0)
         whole = 0
         for line in self.file:
             if not line.endswith(b"\n"):
-                break  # cut off by a kill
+                break  # a line that a kill cut off
             row = json.loads(line)
             if whole:
                 self._note(row, whole)
@@ -35,7 +37,8 @@ class Journal:
                     f"{key} was {row.get(key)!r}, is {facts[key]!r}" for key in facts if row.get(key) != facts[key]
                 )
                 raise UserError(
-                    f"{self.path}: of another command ({different}); finish that one, or remove the file and pay again"
+                    f"{self.path}: belongs to another command ({different}); finish that one, or remove the file and "
+                    "pay again"
                 )
             whole += len(line)
         self.file.truncate(whole)
@@ -58,14 +61,14 @@ class Journal:
         self.file.flush()
 
     def read(self, number: int) -> dict[str, Any]:
-        """What was written of a query."""
+        """The answer to a query."""
         with open(self.path, "rb") as file:
             file.seek(self.places[number])
             return json.loads(file.readline())
 
 
 def line(row: dict[str, Any]) -> bytes:
-    """JSON that a person can read, unless it holds half of a character, which UTF-8 cannot say."""
+    """JSON that a person can read, except for half of a surrogate pair, which UTF-8 cannot hold."""
     try:
         return json.dumps(row, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:

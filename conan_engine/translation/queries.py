@@ -1,4 +1,4 @@
-"""Queries on their way into other languages: which one each goes into, what comes back, what is kept."""
+"""Translate queries: choose a language for each, ask, check the answers, and write the files."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from conan_engine.translation.journal import Journal, line
 
 
 def language_of(number: int, query: str, seed: int, shares: dict[str, float]) -> str:
-    """Which language the query goes into: the same whenever it is asked, whatever else the file holds."""
+    """The language that a query is translated into. It does not depend on the other queries of the file."""
     digest = hashlib.blake2b(f"{seed}\n{number}\n{query}".encode("utf-8", "surrogatepass"), digest_size=8).digest()
     place = int.from_bytes(digest, "little") / 2**64
     for language, share in shares.items():
         place -= share
         if place < 0:
             return language
-    return language  # what rounding left over
+    return language  # the remainder that rounding left
 
 
 def queries(path: str | Path) -> Any:
-    """(number, record, the query's key in it) of each record, from 0."""
+    """(number from 0, record, the key of the query in it) of each record."""
     places = paths.of(path)
     _, first = next(iter(files.rows(places[0])), ("", {}))
     if {"_id", "text"} <= first.keys():
@@ -51,7 +51,7 @@ def queries(path: str | Path) -> Any:
 
 
 def translation_in(answer: str) -> str | None:
-    """The translation in a model's answer, which may have more around its JSON; None where there is none."""
+    """The translation in a model's answer, which may have text around its JSON; None if there is none."""
     decoder = json.JSONDecoder()
     for start, character in enumerate(answer):
         if character == "{":
@@ -65,7 +65,7 @@ def translation_in(answer: str) -> str | None:
 
 
 def judged(found: Any, query: str, language: str) -> Any:
-    """A row of the journal, but for its number, of what the endpoint said to a query."""
+    """The journal's row for an answer, without its number: the translation, or why it is rejected."""
     row = {"language": language, "prompt": found["prompt"], "completion": found["completion"]}
     translation = translation_in(found["answer"] or "")
     reason = (
@@ -81,8 +81,10 @@ def judged(found: Any, query: str, language: str) -> Any:
 async def ask_for_all(
     path: str | Path, seed: int, shares: dict[str, float], endpoint: Endpoint, journal: Journal, at_once: int
 ) -> None:
-    """Until the journal has an answer for each query, or the endpoint gives none. Raises UserError then; what is under
-    way is finished first."""
+    """Ask until the journal has an answer for each query.
+
+    Raises UserError if the endpoint stops answering, after the requests under way have ended.
+    """
 
     def foreign():
         for number, record, key in queries(path):
@@ -111,7 +113,7 @@ async def ask_for_all(
             await asyncio.gather(*(work() for _ in range(at_once)))
     if failures:
         raise UserError(
-            f"{failures[0]}; {len(journal.places):,} queries are answered: the same command goes on behind them"
+            f"{failures[0]}; {len(journal.places):,} queries are answered: run the same command again to continue"
         )
 
 
@@ -120,7 +122,7 @@ def tokens(journal: Journal) -> str:
 
 
 def write(path: str | Path, out: str | Path, seed: int, shares: dict[str, float], journal: Journal) -> Any:
-    """OUT and OUT.rejected.jsonl, in the order of the queries; returns {language: so many}."""
+    """Write OUT and OUT.rejected.jsonl in the order of the queries; returns {language: count}."""
     rejected, by_language = out.with_suffix(".rejected.jsonl"), Counter()
     partial = [Path(f"{name}.partial") for name in (out, rejected)]
     with open(partial[0], "wb") as good, open(partial[1], "wb") as bad:

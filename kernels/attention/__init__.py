@@ -1,5 +1,6 @@
-"""Soft-masked flash attention. The math is in api.py, the Triton kernels in tiles.py and gradients.py, what they are
-tested against in reference.py."""
+"""Soft-masked flash attention: the math in api.py, Triton kernels in tiles.py and gradients.py, the plain form in
+reference.py.
+"""
 
 from conan_kernels.attention.api import soft_mask_attention
 

@@ -1,4 +1,4 @@
-"""Attention under the paper's soft mask (arXiv 2509.12892, section 3.2), exact, in memory O(T).
+"""Attention under the paper's soft mask (arXiv 2509.12892, section 3.2): exact, in memory O(T).
 
     S_ij = scale * q_i . k_j + log M_ij        M_ij = 1 for j <= i; for j > i, with i and j counted from 1 and l tokens:
     P_i  = softmax(S_i)                               min(alpha * l / j, 1)  "column"
@@ -8,9 +8,9 @@
     dv_j = sum_i P_ij dout_i                   delta_i = dout_i . out_i
     dS_ij = P_ij (dout_i . v_j - delta_i)      dq_i = scale * sum_j dS_ij k_j        dk_j = scale * sum_i dS_ij q_i
 
-The tiles, the online softmax and the recomputation in the backward are those of FlashAttention-2 (arXiv 2307.08691).
-Only tiles with some M_ij > 0 are visited, and only those with some M_ij < 1 know that there is a mask: at alpha = 0
-this costs what causal attention costs, at alpha = 1 what bidirectional attention does.
+Tiles, online softmax and the recomputation in the backward pass are those of FlashAttention-2 (arXiv 2307.08691). Only
+tiles with some M_ij > 0 are visited, and only tiles with some M_ij < 1 apply a mask: at alpha = 0 this costs as much as
+causal attention, at alpha = 1 as much as bidirectional attention.
 """
 
 from __future__ import annotations
@@ -29,7 +29,9 @@ DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 
 def _fused(x):
-    """Whether the Triton kernels run: on CUDA, and on a CPU in Triton's interpreter. Else the reference form does."""
+    """Whether the Triton kernels run: on CUDA, and on a CPU in Triton's interpreter. Otherwise the reference form
+    runs.
+    """
     return x.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -43,8 +45,8 @@ def _forward(
         return q.new_empty(q.shape), q.new_empty(q.shape[1], q.shape[0], dtype=torch.float32)
     if not _fused(q):
         return soft_mask_attention_reference(q, k, v, cu_seqlens, alpha, mask, scale, return_lse=True)
-    architecture(q.device)  # says in one line what is missing, before anything is imported or launched
-    from conan_kernels.attention import launch  # here, because a CPU machine may have no Triton
+    architecture(q.device)  # raises an error in one line before anything is imported or launched
+    from conan_kernels.attention import launch  # imported here, since a CPU machine may lack Triton
 
     return launch.forward(q, k, v, cu_seqlens, alpha, mask, scale)
 
@@ -70,7 +72,7 @@ def _backward(
     if 0 in q.shape:
         return q.new_empty(q.shape), k.new_empty(k.shape), v.new_empty(v.shape)
     if not _fused(q):
-        # torch.func, for within an op autograd records nothing
+        # torch.func, since autograd records nothing within an op
         _, differentiate = torch.func.vjp(
             lambda q, k, v: soft_mask_attention_reference(q, k, v, cu_seqlens, alpha, mask, scale), q, k, v
         )
@@ -86,7 +88,8 @@ def _(dout, q, k, v, cu_seqlens, alpha, out, lse, mask, scale):
 
 
 def _setup_context(ctx, inputs, output):
-    ctx.save_for_backward(*inputs[:5], *output)  # out and lse [H, T]: what is needed to compute P again, tile by tile
+    # saved: out and lse [H, T], from which P is computed again, tile by tile, without an L x L matrix
+    ctx.save_for_backward(*inputs[:5], *output)
     ctx.options = inputs[5:]
 
 
@@ -107,30 +110,38 @@ def soft_mask_attention(
     scale: float | None = None,
     return_lse: bool = False,
 ) -> Tensor | tuple[Tensor, Tensor]:
-    """Attention within each sequence of a packed batch; the past in full, the future by alpha.
+    """Attention within each sequence of a packed batch: to the past in full, to the future by alpha.
 
-    q: [T, H, D], k and v: [T, G, D], of one dtype: bf16, fp16 or fp32. H is a multiple of G (query head h reads KV head
-       h // (H // G), nothing is copied), D a multiple of 16 from 16 to 128. Tokens may be any stride apart. Under
-       autocast all three become its dtype.
-    cu_seqlens: int32 [B+1] on the same device, rising from 0 to T: sequence b is tokens cu_seqlens[b] to
-    cu_seqlens[b+1].
-    alpha: in [0, 1]; 0 is causal, 1 bidirectional. A number, or a 0-d tensor on the device of q, which may change from
-       call to call without a wait or a compilation; under torch.compile give the tensor, for a number may become code.
-       It gets no gradient.
-    mask: "column", "row" or "uniform", the form that M takes (above). scale: a positive number, by default D ** -0.5.
+    Args:
+        q: [T, H, D]; bf16, fp16 or fp32. D is a multiple of 16 from 16 to 128. Tokens may have any stride. Under
+            autocast, q, k and v get its dtype.
+        k: [T, G, D], of the dtype of q. H is a multiple of G: query head h reads KV head h // (H // G), without a copy.
+        v: [T, G, D], of the dtype of q.
+        cu_seqlens: int32 [B+1] on the same device, rising from 0 to T; sequence b has the tokens cu_seqlens[b] to
+            cu_seqlens[b+1].
+        alpha: in [0, 1]; 0 is causal, 1 bidirectional. A number, or a 0-d tensor on the device of q, which may change
+            from call to call without synchronisation or compilation (under torch.compile a number may become a
+            constant). It gets no gradient.
+        mask: "column", "row" or "uniform", the form of M above.
+        scale: a positive number; D ** -0.5 by default.
+        return_lse: also return lse.
 
-    -> out [T, H, D] in the dtype of q; with return_lse also lse [H, T], fp32, natural logarithm, without gradient.
+    Returns:
+        out [T, H, D] in the dtype of q; with return_lse also lse [H, T], fp32, natural logarithm, without gradient. The
+            same inputs give the same bits, forward and backward.
 
-    The same inputs give the same bits, forward and backward. On a CPU the reference form runs, at memory O(H * L^2).
-    Raises ValueError for what does not fit this, RuntimeError on a GPU or with a Triton that is too old. What only the
-    device knows, the values in cu_seqlens and alpha, is checked there: a wrong one fails as a CUDA device-side
-    assertion, on a CPU as ValueError.
+    Raises:
+        ValueError: for arguments that do not fit. Wrong values in cu_seqlens or alpha, which only the device knows, are
+            a CUDA device-side assertion; on a CPU they are a ValueError.
+        RuntimeError: on a GPU or with a Triton that is too old.
+
+    On a CPU the reference form runs, with memory O(H * L^2).
     """
     device = q.device.type
     if torch.is_autocast_enabled(device):
         q, k, v = (x.to(torch.get_autocast_dtype(device)) for x in (q, k, v))
     if not isinstance(alpha, Tensor):
-        if not 0 <= alpha <= 1:  # NaN is neither
+        if not 0 <= alpha <= 1:  # also false for NaN
             raise ValueError(f"alpha must lie in [0, 1], not {alpha}")
         alpha = torch.full((), alpha, dtype=torch.float32, device=q.device)
     scale = q.shape[-1] ** -0.5 if scale is None else float(scale)

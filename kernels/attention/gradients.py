@@ -1,7 +1,7 @@
-"""The backward Triton kernels of soft-masked attention; tiles.py has the kinds of tile and what is shared.
+"""The backward Triton kernels of soft-masked attention; tiles.py has the kinds of tiles and what both share.
 
 Two kernels, one for dq and one for dk and dv, so that every sum has one owner: no atomics, the same bits on every run.
-A tile's weights come back from its logits and the saved log-sum-exp.
+The weights of a tile are computed again from its logits and the saved log-sum-exp.
 """
 
 import triton
@@ -26,9 +26,11 @@ from conan_kernels.attention.tiles import (
 
 @triton.jit
 def first_row_again(slot):
-    """A slot's first row, read anew for the stores at a program's end: else the compiler takes the addresses for those
-    that it had at the beginning and keeps their parts in registers through all loops (sm_120, D = 112: dq_block spilled
-    14, dk_dv_block 16)."""
+    """A slot's first row, loaded again for the stores at the end of a program.
+
+    Otherwise the compiler reuses the addresses from the beginning and keeps their parts in registers through all loops
+    (sm_120, D = 112: dq_block spilled 14 registers, dk_dv_block 16).
+    """
     return tl.load(slot + 2, volatile=True)
 
 
@@ -56,7 +58,7 @@ def dq_block(
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
-    """dq of BM rows of one sequence and head, and delta = sum_d out * dout of these rows for the other kernel."""
+    """dq of BM rows of one sequence and head, and for the other kernel delta = sum_d out * dout of these rows."""
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
     start, length, first_row, ones = load_slot(slot)
     if length == 0:
@@ -92,9 +94,12 @@ def add_dk_dv(
     dk, dv, k, v, q, dout, lse, delta, bias, column_bias, columns, begin, end, length, T, stride_q, stride_dout, scale,
     KIND: tl.constexpr, BM: tl.constexpr, D: tl.constexpr, W: tl.constexpr, HEADS: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
-    """Over the rows from `begin` to `end` of each of HEADS heads; rows past the end have lse = inf, hence weight 0.
-    Everything is transposed, [BN, BM], so that the products take the weights from registers. Heads and rows are one
-    loop, for a loop within a loop would fill and drain its pipeline once a head."""
+    """Add to dk and dv over the rows from `begin` to `end` of each of HEADS heads.
+
+    Rows past the end have lse = inf, hence weight 0. Everything is transposed, [BN, BM], so that the products read the
+    weights from registers. Heads and rows are one loop: a loop within a loop would fill and drain its pipeline once per
+    head.
+    """
     if begin < end:  # as in tiles.attend
         tiles = tl.cdiv(end - begin, BM)
         for step in tl.range(0, tiles * HEADS):
@@ -126,12 +131,12 @@ def dk_dv_block(
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr, BM: tl.constexpr,
     BN: tl.constexpr,
 ):  # fmt: skip
-    """dk and dv of BN columns of one sequence and KV head, over all the query heads that share it."""
+    """dk and dv of BN columns of one sequence and KV head, over all query heads that share it."""
     slot, group = plan + tl.program_id(0) * 4, tl.program_id(1)
     start, length, from_end, ones = load_slot(slot)
     if length == 0:
         return
-    # the first columns have the most rows under them: they come first
+    # the first columns have the most rows: they start first
     first_column = (tl.cdiv(length, BN) - 1) * BN - from_end
     last_column = tl.minimum(first_column + BN, length)
     columns = first_column + tl.arange(0, BN)
@@ -142,7 +147,7 @@ def dk_dv_block(
     keys = load(k + start * stride_k + group * D, first_column, length, stride_k, BN, D, W, True)  # [BN, D]
     values = load(v + start * stride_v + group * D, first_column, length, stride_v, BN, D, W, True)
 
-    # The rows' tiles: FUTURE from `skip` to `future`, MIXED to `mixed`, PLAIN to the end.
+    # Tiles of rows: FUTURE from `skip` to `future`, MIXED to `mixed`, PLAIN to the end.
     future = first_column // BM * BM
     mixed = tl.cdiv(last_column - 1, BM) * BM
     all_ones = ones >= (length if BY_ROW else last_column)

@@ -1,6 +1,6 @@
-"""Launches the Triton kernels of soft-masked attention: tile sizes, the plan, one kernel forward, two backward.
+"""Launch the Triton kernels of soft-masked attention: tile sizes, the plan, one kernel forward, two backward.
 
-Nothing here waits for the device: T, B and the shapes are all that the host knows of a batch.
+Nothing here waits for the device: the host knows only T, B and the shapes of a batch.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def _options(q):
 
 
 def _plan(cu_seqlens, alpha, T, mask, block):
-    """-> plan int32 [slots, 4] and bias fp32 [T], as plan_blocks has them."""
+    """(plan int32 [slots, 4], bias fp32 [T]) as plan_blocks fills them."""
     B = len(cu_seqlens) - 1
     slots = T // block + B
     plan = torch.empty(slots, 4, dtype=torch.int32, device=cu_seqlens.device)
@@ -35,7 +35,7 @@ def _plan(cu_seqlens, alpha, T, mask, block):
 
 
 def _rows(x):
-    """x as the kernels take it: any stride from token to token, the heads of a token side by side."""
+    """x in a layout that the kernels take: any stride from token to token, the heads of a token side by side."""
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 

@@ -1,17 +1,17 @@
-"""The Triton kernels of soft-masked attention; api.py has the math, launch.py launches them.
+"""The forward Triton kernel of soft-masked attention, and what it shares with the backward kernels (gradients.py).
 
-A program owns a block of one sequence and walks the tiles of the other axis. Tiles are of three kinds, and each kind
-has its own loop, for what a kind does not need must not stand in its loop:
+A program owns a block of one sequence and walks the tiles of the other axis. There are three kinds of tiles, each with
+its own loop, so that a loop contains nothing that its kind does not need:
 
     PLAIN   every M_ij is 1: the past, columns with j <= alpha * l, everything at alpha = 1
     MIXED   on the diagonal: past and future
     FUTURE  every j > i: the bias is one vector, by column or by row
 
 The head dim D need not be a power of two: a row is W columns, of which those from D on are zeros. With W = D, 112
-columns are 64 + 32 + 16, the bits of D, as tuples of tensors; with W = 128 they are one. The first saves an eighth of
-the products and of shared memory, and costs more waits between them: which an architecture takes stands in
-architecture.py. (A table of first columns and widths as an argument would read better; Triton before 3.8 compiles no
-nested tuples.)
+columns are 64 + 32 + 16, the bits of D, as tuples of tensors; with W = 128 they are one tensor. The first saves an
+eighth of the products and of shared memory, and costs more waits between them; architecture.py says which an
+architecture uses. (A table of first columns and widths as an argument would read better, but Triton before 3.8 compiles
+no nested tuples.)
 """
 
 import triton
@@ -26,19 +26,20 @@ PLAN_CHUNK: tl.constexpr = tl.constexpr(1024)
 
 @triton.jit(do_not_specialize=["B", "T", "slots"])
 def plan_blocks(cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK: tl.constexpr, BLOCK: tl.constexpr):
-    """Which block of which sequence each program owns, found on the device, so that nothing waits for cu_seqlens.
+    """Decide on the device which block of which sequence each program owns, so that nothing waits for cu_seqlens.
 
-    Sequence b has the slots from start // BLOCK + b up to the next sequence's: ceil(l / BLOCK) of them at least, and T
+    Sequence b has the slots from start // BLOCK + b up to those of the next sequence: at least ceil(l / BLOCK), and T
     // BLOCK + B in all, which the host knows. A slot is (start, l, first row of the block, ones): ones is how many
-    leading columns (rows for "row") have M = 1, -1 where the future is closed. l = 0: nothing to do. Long rows come
-    first. bias [T] is log2 M of the future at that column ("column") or row ("row", "uniform"). valid [B]: whether the
-    sequence lies within the batch, and alpha within [0, 1]."""
+    leading columns (rows for "row") have M = 1, or -1 if the future is closed. l = 0 means nothing to do. Long rows
+    come first. bias [T] is log2 M of the future at a column ("column") or row ("row", "uniform"). valid [B]: whether
+    the sequence lies within the batch, and alpha within [0, 1].
+    """
     b = tl.program_id(0)
     chunk = tl.arange(0, PLAN_CHUNK)
     first_chunk, step = tl.program_id(1) * PLAN_CHUNK, tl.num_programs(1) * PLAN_CHUNK
     start, end, a = tl.load(cu_seqlens + b), tl.load(cu_seqlens + b + 1), tl.load(alpha)
     whole = ((b > 0) | (start == 0)) & ((b < B - 1) | (end == T))
-    tl.store(valid + b, (start <= end) & whole & (a >= 0) & (a <= 1))  # NaN is neither
+    tl.store(valid + b, (start <= end) & whole & (a >= 0) & (a <= 1))  # false for NaN
 
     length = end - start
     free = a * length
@@ -63,8 +64,9 @@ def plan_blocks(cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK: tl.cons
 
 @triton.jit
 def load(pointer, first, limit, stride, ROWS: tl.constexpr, D: tl.constexpr, W: tl.constexpr, MASKED: tl.constexpr):
-    """ROWS rows from `first` on, in parts; where MASKED, 0 from row `limit` on. A part begins where the higher bits of
-    W end."""
+    """ROWS rows from `first` on, in parts; with MASKED, 0 from row `limit` on. A part begins where the higher bits
+    of W end.
+    """
     rows = tl.arange(0, ROWS)
     pointer += tl.cast(first, tl.int64) * stride
     parts = ()
@@ -116,7 +118,7 @@ def times(parts, factor):
 
 @triton.jit
 def inner_products(a, b):
-    """a @ b.T over all parts. fp32 in full ("ieee"), for TF32 would keep 10 bits of it."""
+    """a @ b.T over all parts; fp32 at full precision ("ieee"), since TF32 would keep 10 bits."""
     s = tl.dot(a[0], b[0].T, input_precision="ieee")
     for part in tl.static_range(1, len(a)):
         s = tl.dot(a[part], b[part].T, s, input_precision="ieee")
@@ -149,7 +151,7 @@ def query_bias(bias, rows, first, length, KIND: tl.constexpr, BN: tl.constexpr, 
     """log2 M of a tile of rows x the columns from `first` on; -inf for columns past the end."""
     columns = first + tl.arange(0, BN)
     if BY_ROW:
-        # here, lest it take registers in PLAIN loops
+        # loaded here, so that it takes no registers in PLAIN loops
         row_bias = tl.load(bias + rows, mask=rows < length, other=0.0)[:, None]
         tile = tl.where((columns < length)[None, :], row_bias, float("-inf"))
     else:
@@ -164,9 +166,10 @@ def attend(
     out, total, peak, q, k, v, bias, rows, begin, end, length, stride_k, stride_v, scale,
     KIND: tl.constexpr, BN: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
-    """The online softmax over the columns from `begin` to `end`. scale carries log2(e): exp2 is the hardware's
-    exponential."""
-    if begin < end:  # where a loop may run no times, ptxas waits for each wgmma before it issues the next (its C7515)
+    """The online softmax over the columns from `begin` to `end`. scale includes log2(e), since the hardware's
+    exponential is exp2.
+    """
+    if begin < end:  # if a loop may run zero times, ptxas waits for each wgmma before it issues the next (its C7515)
         for first in tl.range(begin, end, BN):
             s = inner_products(q, load(k, first, length, stride_k, BN, D, W, KIND != PLAIN))  # [BM, BN]
             if KIND == PLAIN:
@@ -208,7 +211,7 @@ def forward_block(
     block = load(q + start * stride_q + head * D, first_row, length, stride_q, BM, D, W, True)  # [BM, D]
     plain, mixed, future = query_tiles(first_row, length, ones, BM, BN, BY_ROW)
 
-    # Column 0 is in every row's past: whichever loop comes first makes peak finite.
+    # Column 0 is in the past of every row, so the first loop that runs makes peak finite.
     state = zeros(BM, W), tl.zeros((BM,), tl.float32), tl.full((BM,), float("-inf"), tl.float32)
     fixed = length, stride_k, stride_v, scale
     a, total, peak = attend(*state, block, k, v, bias, rows, 0, plain, *fixed, PLAIN, BN, D, W, BY_ROW)

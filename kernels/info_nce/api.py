@@ -1,4 +1,4 @@
-"""Matryoshka InfoNCE without the N x M matrix: the public function, its checks, and the choice of the device's form."""
+"""Matryoshka InfoNCE without the N x M matrix: the public function, its checks, and the choice of the form."""
 
 from __future__ import annotations
 
@@ -13,16 +13,20 @@ from conan_kernels.info_nce.chunked import chunked_info_nce
 
 
 class Margin(NamedTuple):
-    """A candidate whose similarity exceeds positive + absolute + fraction * |positive| is taken for a false negative
-    (the positive-aware mining of arXiv 2407.15831, inside the loss)."""
+    """A candidate whose similarity exceeds positive + absolute + fraction * |positive| counts as a false negative.
+
+    This is the positive-aware mining of arXiv 2407.15831, within the loss.
+    """
 
     absolute: float = 0.0
     fraction: float = 0.0
 
 
 class Known(NamedTuple):
-    """Further groups that are right for each query, as ranges of one list, which queries may share: those of query i
-    are ids[first[i] : last[i]]. All int64."""
+    """More groups that are right for each query, as ranges of one list, which queries may share.
+
+    Those of query i are ids[first[i] : last[i]]. All int64.
+    """
 
     first: Tensor  # [N]
     last: Tensor  # [N]
@@ -30,13 +34,13 @@ class Known(NamedTuple):
 
 
 class InfoNCE(NamedTuple):
-    """What `info_nce` returns, all fp32. Only `loss` carries gradient. Similarities are cosines over the widest dim."""
+    """What `info_nce` returns, all fp32. Only `loss` has a gradient. Similarities are cosines over the widest dim."""
 
-    loss: Tensor  # [] weighted sum of loss_per_dim
-    loss_per_dim: Tensor  # [len(dims)] mean over queries
-    positive: Tensor  # [N] of each query and its positive
-    hard: Tensor  # [N, K] of each query and its own hard negatives; K = 0 where none are given
-    accuracy: Tensor  # [] share of queries whose positive scores above every other candidate, over the widest dim
+    loss: Tensor  # []: weighted sum of loss_per_dim
+    loss_per_dim: Tensor  # [len(dims)]: means over queries
+    positive: Tensor  # [N]: similarity of each query and its positive
+    hard: Tensor  # [N, K]: similarities of each query and its own hard negatives; K = 0 without any
+    accuracy: Tensor  # []: share of queries whose positive scores above every other candidate
 
 
 def info_nce(
@@ -54,35 +58,45 @@ def info_nce(
     symmetric: bool = False,
     combine: Callable[[Tensor], Tensor] | None = None,
 ) -> InfoNCE:
-    """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147) in one pass.
+    """InfoNCE (arXiv 1807.03748) over cosines, at every Matryoshka prefix (arXiv 2205.13147), in one pass.
 
         loss_d = mean_i( logsumexp_j(s_ij / T) - s_i,target(i) / T ),   s = cosine of the first d columns
         loss   = sum_d weights_d * loss_d
 
-    queries [N, E] and documents [M, E]: fp32, bf16 or fp16, the same for both. target [N], int64: the row in documents
-    that is query i's positive. temperature T > 0: a float, or a scalar tensor, which receives a gradient if it asks.
-    dims: ascending prefix widths, default (E,). weights: a float each, default 1 / len(dims). hard [N, K, E]: negatives
-    that only their own query sees. query_group [N] and document_group [M], int64: a document whose id equals the
-    query's is no negative for it; ids below 0 belong to no group. margin: a float (absolute) or a `Margin`; at each
-    dim, by that dim's similarities, documents and hard negatives above it are left out. The positive itself never is.
-    known: a `Known`, for queries with several positives: documents of these groups are no negatives for the query
-    either.
-
-    symmetric: a document also finds its query among the queries, by the same similarities:
+    With `symmetric`, a document also looks for its query among the queries, by the same similarities:
 
         loss_d = mean_i( that above + logsumexp_j(s_j,target(i) / T) - s_i,target(i) / T ) / 2
 
-    over query i itself and every query for which its document is a negative. combine: where other ranks have other
-    queries, what makes of this rank's log-sum-exps of those, fp32 [len(dims), M], that of all ranks', differentiably.
+    over query i itself and every query for which its document is a negative.
 
-    Memory is O((N + M) * E + I). Accumulates in fp32 with an online log-sum-exp. A vector whose prefix is zero (or so
-    short, below 1e-22, that its square is zero in fp32) has similarity 0 with everything there, and no gradient.
-    Gradients go to queries, documents, hard and temperature; there is no double backward. The same inputs give the same
-    bits.
+    Args:
+        queries: [N, E]; fp32, bf16 or fp16.
+        documents: [M, E], of the same dtype.
+        target: int64 [N], the row in documents that is the query's positive.
+        temperature: T > 0; a float, or a scalar tensor, which may get a gradient.
+        dims: ascending prefix widths; (E,) by default.
+        weights: one per dim; 1 / len(dims) by default.
+        hard: [N, K, E], negatives that only their own query sees.
+        query_group: int64 [N]. A document with the query's id is no negative for it; ids below 0 are no group.
+        document_group: int64 [M].
+        margin: a float (absolute) or a `Margin`. At each dim, documents and hard negatives above it are left out, by
+            that dim's similarities; the positive never is.
+        known: a `Known`, for queries with several positives: documents of these groups are no negatives either.
+        symmetric: see above.
+        combine: if other ranks have other queries, a differentiable function from this rank's log-sum-exps of the
+            documents, fp32 [len(dims), M], to those over all ranks.
 
-    Raises ValueError for shapes, dtypes or dims that do not fit, and for a target outside documents or a range outside
-    ids (on CUDA the latter two are a device-side assertion, to save a synchronisation); RuntimeError on a GPU or with a
-    Triton that is too old.
+    Returns:
+        An `InfoNCE`. Gradients go to queries, documents, hard and temperature; there is no double backward. The same
+            inputs give the same bits.
+
+    Raises:
+        ValueError: for shapes, dtypes or dims that do not fit, a target outside documents, and a range outside ids. On
+            CUDA the latter two are a device-side assertion, to save a synchronisation.
+        RuntimeError: on a GPU or with a Triton that is too old.
+
+    Memory is O((N + M) * E + I). Sums are fp32, with an online log-sum-exp. A vector whose prefix is zero, or shorter
+    than 1e-22, has similarity 0 and no gradient there.
     """
     dims = (queries.shape[-1],) if dims is None else tuple(dims)
     weights = (1.0 / max(1, len(dims)),) * len(dims) if weights is None else tuple(weights)
@@ -93,7 +107,7 @@ def info_nce(
     found = _form(queries)(*vectors, query_group, document_group, known, margin, symmetric)
     if not symmetric:
         return InfoNCE(*found)
-    # positive [k, N], of z; columns [k, M]: log-sum-exps over the queries but the positives'
+    # positive [k, N]: z of the positives; columns [k, M]: log-sum-exps over the queries without the positives'
     loss, loss_per_dim, *rest, positive, columns = found
     others = combine(columns) if combine else columns
     of_documents = torch.nn.functional.softplus(others[:, target] - positive).mean(1)
@@ -111,9 +125,11 @@ def log_sum_exp_of_documents(
     document_group: Tensor,
     known: Known | None = None,
 ) -> Tensor:
-    """Over the queries, log-sum-exp of each document's s / T, as `info_nce` knows these, a query's own group, groups
-    that it knows, and target[i] left out: fp32 [len(dims), M], -1e20 where nothing is left. Arguments and errors as
-    there; a gradient flows to vectors and temperature."""
+    """log-sum-exp over the queries of each document's s / T: fp32 [len(dims), M], -1e20 where nothing is left.
+
+    Left out are target[i], a query's own group, and groups that it knows. Arguments and errors are those of `info_nce`;
+    gradients go to the vectors and the temperature.
+    """
     dims, weights = tuple(dims), (0.0,) * len(dims)
     _check(queries, documents, target, temperature, dims, weights, None, query_group, document_group, known)
     vectors = queries, documents, target, _scalar(temperature, queries.device), dims, weights, None
@@ -127,11 +143,11 @@ def _scalar(temperature, device):
 
 
 def _form(queries):
-    """What does it on the device."""
+    """The function that computes it on the device of the queries."""
     if not queries.is_cuda:
         return chunked_info_nce
-    architecture(queries.device)  # says in one line what is missing, before anything is imported or launched
-    from conan_kernels.info_nce.launch import fused_info_nce  # here, because a CPU machine has no Triton
+    architecture(queries.device)  # raises an error in one line before anything is imported or launched
+    from conan_kernels.info_nce.launch import fused_info_nce  # imported here, since a CPU machine lacks Triton
 
     return fused_info_nce
 

@@ -1,20 +1,20 @@
-"""InfoNCE on the CPU, in plain PyTorch: chunks of queries against all documents, the gradient in the same pass.
+"""InfoNCE on a CPU, in plain PyTorch: chunks of queries against all documents, with the gradient in the same pass.
 
-The math, per query i, candidate j, Matryoshka dim k with prefix width d_k and inverse prefix norms rq_ik, rd_jk:
+The math, for query i, candidate j, Matryoshka dim k with prefix width d_k and inverse prefix norms rq_ik, rd_jk:
 
     dot_k = dot_{k-1} + q[d_{k-1}:d_k] . d[d_{k-1}:d_k]         a running sum: all dims for one matrix product
     z_k   = dot_k * rq_k * rd_k / T                             the cosine over T
     u_k   = dLoss/dz_k = weight_k / N * (softmax_j(z_k) - [j is the positive])
     dLoss/dq[block b] = sum_j (sum_{k>=b} u_k rq_k rd_k / T) d[block b]  -  (sum_{k>=b} rq_k^2 sum_j u_k z_k) q[block b]
 
-The first term goes through the dot products, again one matrix product for all dims; the second through the norm.
-Documents likewise, with sums over i. dLoss/dT = -sum(u z) / T.
+The first term comes from the dot products, again one matrix product for all dims, the second from the norm. For
+documents the same with sums over i. dLoss/dT = -sum(u z) / T.
 
-A chunk sees its whole rows, so the gradient needs no second computation of the similarities: three matrix products in
-all, where an online softmax takes four. The workspace is len(dims) x chunk x M.
+A chunk has whole rows, so the gradient needs the similarities only once: three matrix products in all, where an online
+softmax takes four. The workspace is len(dims) x chunk x M.
 
-Both ways (`symmetric`) it takes four: a column is whole when all chunks are through, so the backward begins again, and
-adds to u
+With `symmetric` it takes four: a column is complete after all chunks, so the backward pass computes the similarities
+again, and adds to u
 
     u_k  += c_jk exp(z_k - l_jk),     l_jk the column's log-sum-exp over i, c_jk = dLoss/dl_jk,
                                       and dLoss/dz_k of the positive beside it
@@ -46,9 +46,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# Similarities of one chunk and dim that should fit the cache beside each other: 2 MiB in fp32.
+# Similarities of a chunk and dim that fit the cache together: 2 MiB in fp32.
 TILE = 1 << 19
-LOWEST = -1e20  # a row's maximum is taken from here, so that what is LEFT_OUT vanishes in a row that has nothing else
+LOWEST = -1e20  # the least maximum of a row, so that LEFT_OUT vanishes in a row that has nothing else
 
 
 def chunked_info_nce(
@@ -65,8 +65,9 @@ def chunked_info_nce(
     margin: Any,
     symmetric: bool,
 ) -> tuple[Tensor, ...]:
-    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those
-    of the columns."""
+    """The same as `conan_kernels.info_nce` with all arguments given. Returns its five tensors, and with symmetric
+    the columns' two.
+    """
     differentiable = any(x is not None and x.requires_grad for x in (queries, documents, hard, temperature))
     found = _op(
         queries,
@@ -92,17 +93,20 @@ def chunked_info_nce(
 
 
 def chunk_rows(N: int, M: int, E: int, k: int) -> int:
-    """Queries a chunk: enough for an efficient matrix product, and a workspace k x chunk x M of at most 4 x M x E.
+    """Queries per chunk: enough for an efficient matrix product, with a workspace k x chunk x M of at most 4 x M x
+    E.
 
-    Measured on one core at N = M = 2,048, 7 dims: E = 512 takes 470 ms at 64 rows and 337 at 256, E = 3,584 1.36 s at
-    64, 1.19 at 256, 1.22 at 512.
+    Measured on one core at N = M = 2,048 and 7 dims: E = 512 takes 470 ms with 64 rows and 337 ms with 256; E = 3,584
+    takes 1.36 s with 64, 1.19 s with 256, 1.22 s with 512.
     """
     return max(1, min(N, 4 * E // k, max(256, TILE // M)))
 
 
 def mark_known(left_out: Tensor, first: Tensor, last: Tensor, ids: Tensor, ascending: Any) -> None:
-    """left_out [n, M] becomes True for the documents whose group is among ids[first[i] : last[i]], below 0 aside.
-    `ascending`: document_group sorted, as torch.sort gives it."""
+    """Set left_out [n, M] to True for documents whose group is among ids[first[i] : last[i]], except groups below 0.
+
+    ascending: document_group sorted, as torch.sort gives it.
+    """
     row, place = _ranges(first, last)
     row, ids = row[ids[place] >= 0], ids[place][ids[place] >= 0]
     bounds = [torch.searchsorted(ascending.values, ids, right=right) for right in (False, True)]
@@ -131,9 +135,12 @@ def _op(
     queries, documents, target, temperature, hard, query_group, document_group, known_first, known_last, known_ids,
     dims, weights, absolute, fraction, gradients, both_ways, dloss, dpositive, columns, dcolumns,
 ):  # fmt: skip
-    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [k, N] and log-sum-exps of the
-    columns [k, M]; then fp32 gradients (these are empty unless asked for): of the loss, or, given the columns, of what
-    has those gradients for the loss, the positives' z and the columns."""
+    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [k, N] and log-sum-exps of
+    the columns [k, M]; then fp32 gradients, empty unless asked for.
+
+    They are the gradients of the loss, or, given the columns, of a scalar that has the given gradients for the loss,
+    the positives' z and the columns.
+    """
     if not 0 <= target.min() <= target.max() < len(documents):
         raise ValueError(f"target in 0..{len(documents) - 1} expected, got {target.min()}..{target.max()}")
     if known_ids is not None and not (
@@ -167,7 +174,7 @@ def _op(
             rows = slice(first, min(N, first + chunk))
             n = rows.stop - first
             positive = torch.arange(n), target[rows]
-            # The positive is left out of the matrix' softmax and added by softmax_of_rows.
+            # softmax_of_rows adds the positive, so it is left out of the matrix.
             left_out = torch.zeros(n, M, dtype=torch.bool)
             if query_group is not None:
                 left_out = (query_group[rows, None] == document_group) & (document_group >= 0)
@@ -185,7 +192,7 @@ def _op(
                 if both_ways:
                     torch.logaddexp(sums[k], z.logsumexp(0), out=sums[k])
                 top = z.amax(1).clamp_(min=LOWEST)  # [n]
-                # [n, M], times a row's factor
+                # [n, M], to be multiplied by a factor per row
                 p = torch.sub(z, top[:, None], out=weighted[k if gradients else 0, :n]).exp_()
                 total = p.sum(1)
                 loss, lse, u = softmax_of_rows(top + total.log(), z_own[k, rows])
@@ -199,7 +206,7 @@ def _op(
                     uz_columns_here = None if columns is None else z * of_column
                     z.mul_(p)
                     uz_rows[k] = factor * z.sum(1) + uz_own.sum(1)
-                    # sum(u) is 0 but for rounding, which the large z of a low temperature must not multiply
+                    # sum(u) is 0 except for rounding, which the large z of a low temperature must not multiply
                     excess = factor * total + u_own[k].sum(1)
                     uz_total += (uz_rows[k] - excess * z_own[k, rows, 0]).sum()
                     uz_columns[k].addmv_(z.T, factor).index_add_(0, target[rows], uz_own[:, 0])
@@ -256,7 +263,7 @@ def _setup_context(ctx, inputs, output):
         ctx.options = inputs[10:14]
     else:
         ctx.save_for_backward(*output[7:])
-    ctx.set_materialize_grads(False)  # the other outputs are detached: no zeros of their size
+    ctx.set_materialize_grads(False)  # the other outputs are detached: make no zeros of their size
 
 
 def _backward(ctx, gradient, *others):
@@ -265,7 +272,7 @@ def _backward(ctx, gradient, *others):
     if gradient is None:
         return (None,) * 20
     dq, dd, dhard, dtemperature = ctx.saved_tensors
-    # scaled before rounding to the input's dtype: a loss scaler's factor must not come too late for fp16
+    # scaled before rounding to the input's dtype: for fp16, the factor of a loss scaler must not come too late
     vectors = [(x * gradient).to(ctx.dtype) for x in (dq, dd, dhard)]
     dtemperature = (dtemperature * gradient).reshape(ctx.temperature_shape)
     return vectors[0], vectors[1], None, dtemperature, vectors[2], *(None,) * 15

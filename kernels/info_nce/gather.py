@@ -1,4 +1,4 @@
-"""Documents of all ranks as negatives for each rank's queries."""
+"""Gather the documents of all ranks as negatives for each rank's queries."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ if TYPE_CHECKING:
 
 
 def gather_documents(documents: Tensor, group: Any = None) -> Tensor:
-    """Every rank's documents [m, ...] as one tensor [world * m, ...], with gradient; m and the dtype are the same on
-    all.
+    """Concatenate every rank's documents [m, ...] to [world * m, ...], with gradient.
 
-    Rank r's row j is row r * m + j of the result, on every rank: labels are to be made by this order (where they assume
-    another, the loss trains on wrong positives without a sound; sentence-transformers pull 3453). Backward
-    reduce-scatters: each rank receives, for its own rows, the sum of all ranks' gradients, so the ranks' losses are to
-    be divided by the number of ranks if their mean is meant. `group`: a process group, default the world; a collective
-    call in both directions. Without torch.distributed, or with one rank, documents is returned as it is.
+    Args:
+        documents: m and the dtype are the same on all ranks.
+        group: a process group; the world by default.
+
+    Returns:
+        On every rank, row r * m + j is row j of rank r. Labels must follow this order: with another, the loss silently
+            trains on wrong positives (sentence-transformers pull 3453). Without torch.distributed, or with one rank,
+            documents is returned as it is.
+
+    The backward pass is a reduce-scatter: each rank receives, for its own rows, the sum of all ranks' gradients. For
+    their mean, divide the losses by the number of ranks. A collective in both directions.
     """
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return documents

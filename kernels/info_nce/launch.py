@@ -1,18 +1,18 @@
-"""InfoNCE on CUDA: similarities of all Matryoshka dims in one pass, never the N x M matrix.
+"""InfoNCE on CUDA: similarities of all Matryoshka dims in one pass, without the N x M matrix.
 
-The math is that of chunked.py, with dot, z, u as there; what differs is who keeps what:
+The math is that of chunked.py, with the same dot, z and u. What differs is where it is kept:
 
-    forward   A program owns a tile of queries x documents. It walks the columns once; wherever a dim ends, the running
-              dot product is that dim's, and the tile's log-sum-exp of z goes to memory: one number a row, tile and dim.
-    backward  For a panel of 4,096 queries x 4,096 documents the same walk is done again; wherever a dim k ends,
+    forward   A program owns a tile of queries x documents. It walks the columns once. Where a dim ends, the running
+              dot product is that dim's, and the tile's log-sum-exp of z goes to memory: a number per row, tile and dim.
+    backward  A panel of 4,096 queries x 4,096 documents is walked again in the same way. Where a dim k ends,
               G_k = u_k rq_k rd_k / T goes to memory, then the sums W_b = sum_{k>=b} G_k over it. With W of the panel,
               dq[block b] += W_b @ d[block b] and dd[block b] += W_b.T @ q[block b], accumulated in fp32.
 
-So four matrix products of N x M x E altogether, however many dims: similarities twice, and the two gradients. A panel
-of documents at E = 3,584 in bf16 is 29 MB: it stays in the L2 cache (50 MB on an H100 or H200) while its tiles are
-worked on. Both ways (`symmetric`) the tiles of the forward also give the log-sum-exp of their columns, and those of the
-backward add what a column's log-sum-exp gives to u (chunked.py): no further product. Nothing is atomic, so the same
-inputs give the same bits.
+So there are four matrix products of N x M x E for any number of dims: the similarities twice, and two gradients. A
+panel of documents at E = 3,584 in bf16 is 29 MB and stays in the L2 cache (50 MB on an H100 or H200) while its tiles
+are computed. With `symmetric`, the forward tiles also give the log-sum-exp of their columns, and the backward tiles add
+to u what these contribute (chunked.py), without another product. Nothing is atomic, so the same inputs give the same
+bits.
 """
 
 from __future__ import annotations
@@ -45,12 +45,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-PANEL = 4096  # W of a panel and 7 dims: 235 MB in bf16
+PANEL = 4096  # W of a panel at 7 dims: 235 MB in bf16
 
 
 class _Blocks:
-    """The Matryoshka blocks as the kernels read them. unit: the largest power of two up to 64 that divides every dim,
-    so that Triton knows how far addresses are aligned."""
+    """The Matryoshka blocks as the kernels read them.
+
+    unit: the largest power of two up to 64 that divides every dim, which tells Triton the alignment of addresses.
+    """
 
     def __init__(self, dims, device):
         self.slices = blocks_of(dims)
@@ -68,13 +70,16 @@ class _Blocks:
 
 
 def _group_numbers(query_group, document_group, first, last, ids, padding):
-    """As the kernels take them: int32, ids by numbers that are equal where the ids are, -2 and -1 for those below 0:
-    half the registers of an int64."""
+    """The groups as the kernels take them: int32 numbers that are equal where the ids are, in half the registers of
+    int64.
+
+    Ids below 0 become -2 for queries and -1 for documents.
+    """
     if query_group is None:
         return (None,) * 5
     order = document_group.sort().values
 
-    def numbers(x):  # -2 as well for an id that no document has: its place is that of another
+    def numbers(x):  # -2 also for an id that no document has, whose position belongs to another id
         place = torch.searchsorted(order, x, out_int32=True)
         return place.masked_fill((x < 0) | (order[place.clamp(max=len(order) - 1)] != x), -2)
 
@@ -94,8 +99,9 @@ def _forward(
     queries, documents, target, temperature, hard, query_group, document_group, known_first, known_last, known_ids,
     dims, weights, absolute, fraction, both_ways,
 ):  # fmt: skip
-    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [K, N] and log-sum-exps of the
-    columns [K, M], else empty; for the backward similarity_own, r_own, rq, rd, lse."""
+    """-> loss, loss_per_dim, positive, hard, accuracy; with both_ways z of the positives [K, N] and log-sum-exps of
+    the columns [K, M], else empty; for the backward pass similarity_own, r_own, rq, rd, lse.
+    """
     N, M, K = len(queries), len(documents), len(dims)
     torch._assert_async(((target >= 0) & (target < M)).all(), "info_nce: target outside documents")
     if known_ids is not None:
@@ -117,7 +123,7 @@ def _forward(
         column_tiles = triton.cdiv(count, options["BN"])
         tile_lse, tile_best = rq.new_empty(column_tiles, K, N), rq.new_empty(column_tiles, N)
         tile_columns = rq.new_empty(row_tiles, K, column_tiles * options["BN"]) if both_ways else None
-        with torch.cuda.device_of(queries):  # a backward needs none: autograd runs it on its tensors' device
+        with torch.cuda.device_of(queries):  # not needed in the backward pass: autograd sets the device
             forward_tile[(row_tiles * column_tiles,)](
                 queries, documents, target, rq, whole_rd, temperature, limits if absolute != torch.inf else None,
                 *groups, blocks.starts, tile_lse, tile_best, tile_columns,
@@ -184,7 +190,7 @@ def _backward(
     of_columns = [None if dcolumns is None else torch.nn.functional.pad(x, (0, padding)) for x in (columns, dcolumns)]
 
     dqueries, dhard = torch.zeros_like(queries), torch.zeros_like(hard)
-    # fp32 sums by panel, so that at the end each becomes its dtype and goes before the next one does
+    # fp32 sums by panel; in the end each is converted and freed before the next one
     sums = [torch.zeros(count, E, dtype=torch.float32, device=queries.device) for _, count in _panels(M)]
     uz_columns, uz_total = torch.zeros_like(rd), torch.zeros_like(gradient)
     W = torch.empty(K * _whole(min(N, PANEL), BM) * _whole(min(M, PANEL), BN), dtype=W_dtype, device=queries.device)
@@ -251,7 +257,7 @@ def _(gradient, dpositive, dcolumns, queries, documents, target, temperature, ha
 def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:10], output[6] if inputs[14] else None, *output[7:])
     ctx.options = inputs[10:14]
-    ctx.set_materialize_grads(False)  # the other outputs are detached: no zeros of their size
+    ctx.set_materialize_grads(False)  # the other outputs are detached: make no zeros of their size
 
 
 def _differentiate(ctx, gradient, *others):
@@ -282,8 +288,9 @@ def fused_info_nce(
     margin: Any,
     symmetric: bool,
 ) -> tuple[Tensor, ...]:
-    """As `conan_kernels.info_nce` with every argument given; returns its tuple's five tensors, and with symmetric those
-    of the columns."""
+    """The same as `conan_kernels.info_nce` with all arguments given. Returns its five tensors, and with symmetric
+    the columns' two.
+    """
     hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
     vectors = queries.contiguous(), documents.contiguous()
     groups = [x if x is None else x.contiguous() for x in (query_group, document_group, *(known or (None, None, None)))]

@@ -1,5 +1,7 @@
-"""What both forms of InfoNCE share: prefix norms, and a query's own candidates, its positive and its hard negatives,
-which are so few (N x (1+K)) that plain PyTorch does for them, on any device."""
+"""What both forms of InfoNCE share: prefix norms, and a query's own candidates, its positive and its hard negatives.
+
+There are few own candidates, N x (1+K), so plain PyTorch is fast enough on any device.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +15,13 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-# The z of what the softmax leaves out. Finite, so that 0 * LEFT_OUT is 0; its exponential, less any maximum, is 0 too.
+# z of a candidate that the softmax leaves out. Finite, so that 0 * LEFT_OUT is 0; its exponential, less any maximum, is
+# 0 too.
 LEFT_OUT = -1e30
-OWN_ELEMENTS = 1 << 25  # of own candidates widened to fp32 at a time: 128 MiB
+OWN_ELEMENTS = 1 << 25  # numbers of own candidates that are widened to fp32 at a time: 128 MiB
 
 
-# What both forms' operators take first, and the settings that follow, as torch.library writes a schema.
+# What the operators of both forms take first, and the settings that follow, as a schema of torch.library.
 INPUTS = (
     "Tensor queries, Tensor documents, Tensor target, Tensor temperature, Tensor hard, Tensor? query_group, "
     "Tensor? document_group, Tensor? known_first, Tensor? known_last, Tensor? known_ids"
@@ -27,14 +30,16 @@ SETTINGS = "SymInt[] dims, float[] weights, float absolute, float fraction"
 
 
 def schema(arguments: str, results: int) -> str:
-    """Of an operator that returns so many tensors."""
+    """The schema of an operator that returns `results` tensors."""
     return f"({arguments}) -> ({', '.join(['Tensor'] * results)})"
 
 
 def empty_results(queries: Tensor, documents: Tensor, hard: Tensor, k: int, both_ways: bool) -> tuple[Tensor, ...]:
-    """What both forms return first, for k dims, with nothing in it, fp32: loss [], loss_per_dim [k], positive [N], hard
-    [N, K], accuracy []; z of the positives [k, N] and log-sum-exps of the columns [k, M], both [0] without
-    both_ways."""
+    """Empty fp32 tensors for what both forms return first, for k dims.
+
+    loss [], loss_per_dim [k], positive [N], hard [N, K], accuracy []; z of the positives [k, N] and log-sum-exps of the
+    columns [k, M], both [0] without both_ways.
+    """
     (N, K, _), M = hard.shape, len(documents)
     of_columns = ((k, N), (k, M)) if both_ways else ((0,), (0,))
     return tuple(queries.new_empty(shape, dtype=torch.float32) for shape in ((), (k,), (N,), (N, K), (), *of_columns))
@@ -46,8 +51,7 @@ def blocks_of(dims: Sequence[int]) -> list[slice]:
 
 
 def inverse_norms(vectors: Tensor, blocks: list[slice]) -> Tensor:
-    """[..., E] -> fp32 [k, ...]: 1 / norm of each prefix that ends with a block; 0 for a zero prefix, so its cosines
-    are 0."""
+    """[..., E] -> fp32 [k, ...]: 1 / norm of each prefix; 0 for a zero prefix, so that its cosines are 0."""
     norms = [torch.linalg.vector_norm(vectors[..., block], dim=-1, dtype=torch.float32) for block in blocks]
     squares = torch.stack(norms).square().cumsum(0)
     return torch.where(squares > 0, squares, torch.inf).rsqrt()
@@ -61,7 +65,7 @@ def suffix_sum(x: Tensor) -> Tensor:
 def own_similarities(
     queries: Tensor, documents: Tensor, target: Tensor, hard: Tensor, blocks: list[slice], rq: Tensor, rd: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and inverse norms, each fp32 [k, N, 1+K], of each query's positive (first) and hard negatives."""
+    """Cosines and inverse norms of each query's positive (first) and hard negatives, each fp32 [k, N, 1+K]."""
     inverse = torch.cat((rd[:, target, None], inverse_norms(hard, blocks)), dim=2)
     N, K, E = hard.shape
     similarity = torch.empty_like(inverse)
@@ -77,8 +81,10 @@ def own_similarities(
 
 
 def own_logits(similarity_own: Tensor, T: float | Tensor, absolute: float, fraction: float) -> tuple[Tensor, Tensor]:
-    """z = similarity / T of a query's own candidates [k, N, 1+K], hard negatives above the margin left out; and the
-    limit [k, N], in z, above which any candidate is left out."""
+    """z = similarity / T of a query's own candidates [k, N, 1+K], without hard negatives above the margin.
+
+    Also returns the limit [k, N], in z, above which any candidate is left out.
+    """
     positive = similarity_own[..., 0]
     limit = (positive + absolute + fraction * positive.abs()) / T
     z = similarity_own / T
@@ -88,12 +94,12 @@ def own_logits(similarity_own: Tensor, T: float | Tensor, absolute: float, fract
 
 
 def softmax_of_rows(others: Tensor, z_own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The softmax over everything a query sees, of which the shared documents but the positive are known by `others`.
+    """The softmax over everything a query sees.
 
-    others [...]: log-sum-exp of those documents' z; z_own [..., 1+K]: the positive's and the hard negatives'.
-    -> loss [...] = -log softmax of the positive, lse [...], dloss/dz_own [..., 1+K]. As the positive enters the sum
-      with the value that it is compared with, the loss is never below 0; softplus keeps its digits where the others
-      hardly count.
+    others [...]: log-sum-exp of z of the shared documents without the positive; z_own [..., 1+K]: of the positive and
+    the hard negatives. Returns loss [...] = -log softmax of the positive, lse [...], dloss/dz_own [..., 1+K]. The
+    positive enters the sum with the value that it is compared with, so the loss is never below 0; softplus keeps its
+    digits where the others hardly count.
     """
     positive = z_own[..., 0]
     others = torch.cat((others[..., None], z_own[..., 1:]), dim=-1).logsumexp(-1)
@@ -112,9 +118,10 @@ def add_hard_gradients(
     dqueries: Tensor,
     dhard: Tensor,
 ) -> None:
-    """Add to dqueries (fp32 [N, E]) and write to dhard [N, K, E] what flows through the hard negatives' similarities.
+    """Add to dqueries (fp32 [N, E]) and write to dhard [N, K, E] the gradients through the hard negatives'
+    similarities.
 
-    weighted, radial: [k, N, K], what multiplies the other side and the own vector in each block.
+    weighted, radial: [k, N, K], the factors of the other side and of the own vector in each block.
     """
     for b, block in enumerate(blocks):
         w, h, q = weighted[b, ..., None], hard[..., block].float(), queries[:, None, block]

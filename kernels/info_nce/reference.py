@@ -1,5 +1,4 @@
-"""InfoNCE as the textbook writes it: a loop over dims, the full N x M matrix. What the other forms are tested
-against."""
+"""InfoNCE as a textbook writes it: a loop over dims, the full N x M matrix. The other forms are tested against it."""
 
 from __future__ import annotations
 
@@ -28,7 +27,9 @@ def info_nce_reference(
     known: Known | None = None,
     symmetric: bool = False,
 ) -> InfoNCE:
-    """As `conan_kernels.info_nce`, in the inputs' own dtype: fp64 for a reference. Memory is O(N * (M + K))."""
+    """The same as `conan_kernels.info_nce`, in the dtype of the inputs (fp64 for a reference). Memory is O(N * (M +
+    K)).
+    """
     dims = dims or (queries.shape[1],)
     weights = weights or (1.0 / len(dims),) * len(dims)
     losses = []
@@ -38,7 +39,7 @@ def info_nce_reference(
         )
         positive = similarity[is_positive]  # [N]
         losses.append((logits.logsumexp(1) - positive / temperature).mean())
-        if symmetric:  # a document's negatives: the queries that count it as theirs
+        if symmetric:  # the negatives of a document are the queries that count it as theirs
             others = logits.masked_fill(is_positive, -torch.inf)[:, : len(documents)].clamp(
                 min=torch.finfo(logits.dtype).min
             )
@@ -64,8 +65,9 @@ def similarities_and_logits(
     margin: float | Margin | None = None,
     known: Any = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Of one dim, over the documents and then each query's hard negatives: similarities and logits (-inf for who is no
-    candidate), and which is the positive, each [N, M + K]."""
+    """For one dim, over the documents and then each query's hard negatives, each [N, M + K]: similarities; logits,
+    -inf for what is no candidate; and which is the positive.
+    """
     margin = margin if isinstance(margin, Margin) or margin is None else Margin(margin)
     hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
     is_positive = torch.arange(len(documents), device=target.device) == target[:, None]  # [N, M]

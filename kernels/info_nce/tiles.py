@@ -1,11 +1,13 @@
-"""The Triton kernels of InfoNCE: tiles of similarities for all Matryoshka dims at once. The math and who calls what
-when: launch.py. Shapes by letter: N queries, M documents, E width, K dims; z, u, W as there."""
+"""The Triton kernels of InfoNCE: tiles of similarities for all Matryoshka dims at once. launch.py has the math.
+
+Shapes: N queries, M documents, E width, K dims; z, u, W as there.
+"""
 
 import triton
 import triton.language as tl
 
-LOWEST = tl.constexpr(-1e20)  # where a row's maximum starts, so that -inf - LOWEST is -inf and not NaN
-LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential is base 2
+LOWEST = tl.constexpr(-1e20)  # the initial maximum of a row, so that -inf - LOWEST is -inf and not NaN
+LOG2E = tl.constexpr(1.4426950408889634)  # the hardware's exponential has base 2
 
 
 @triton.jit
@@ -25,9 +27,11 @@ def _add_block(dot, q_rows, d_rows, start, end, EVEN: tl.constexpr, PRECISION: t
 
 @triton.jit
 def _opaque_zero(starts):
-    """0, which the compiler cannot know: what is added to it is computed where it is used, instead of once before the
-    loop over dims, where it would hold registers through the matrix products (measured: 7 to 17 of them spilled on
-    sm_90)."""
+    """0, which the compiler cannot know.
+
+    What is added to it is computed where it is used, not once before the loop over dims, where it would occupy
+    registers during the matrix products (measured: 7 to 17 of them spilled on sm_90).
+    """
     return tl.load(starts, volatile=True)
 
 
@@ -43,11 +47,12 @@ def _split(x, PIECES: tl.constexpr):
 
 @triton.jit
 def _similarities(dot, k, row, columns, positive, rq, rd, per_T, limits, query_group, document_group, N, M, whole_M):
-    """Of some columns of a tile: z and what made it, z = dot * per_row * per_column; who counts as a candidate (not
-    beyond M, not of the query's own group, not above the margin), and where the positive is.
+    """For some columns of a tile: z = dot * per_row * per_column and its factors, which columns are candidates, and
+    where the positive is.
 
-    rd [K, whole_M] and document_group [whole_M] are padded to whole tiles: addresses that need no bound are one
-    register and constants, where bounded ones would be a register each, kept through the matrix product.
+    A candidate is not beyond M, not of the query's own group, and not above the margin. rd [K, whole_M] and
+    document_group [whole_M] are padded to whole tiles: addresses without a bound are one register and constants, where
+    each bounded one would occupy a register during the matrix product.
     """
     per_row = tl.load(rq + k * N + row) * per_T
     per_column = tl.load(rd + k * whole_M + columns)
@@ -62,8 +67,11 @@ def _similarities(dot, k, row, columns, positive, rq, rd, per_T, limits, query_g
 
 @triton.jit
 def _without_known(x, nothing, row, columns, document_group, known_first, known_last, known_ids):
-    """x [BM, columns], `nothing` where a document is known to be right for the row's query. A pass over the tile for
-    each of the most ids that a row of it has, so that only x itself is kept meanwhile: most batches hold hardly any."""
+    """x [BM, columns], with `nothing` where a document is known to be right for the row's query.
+
+    One pass over the tile for each id, as many as the row with the most ids has, so that only x stays in registers:
+    most batches have hardly any.
+    """
     if known_ids is not None:
         first, last = tl.load(known_first + row), tl.load(known_last + row)
         document = tl.load(document_group + columns)
@@ -81,12 +89,13 @@ def forward_tile(
     UNIT: tl.constexpr, EVEN: tl.constexpr, PRECISION: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
-    """lse [column tile, K dims, N]: log-sum-exp over the tile's documents, the positive left out; best
-    [column tile, N]: the largest z of the last dim. limits [K, N] in units of z, or None. columns_lse [row tile, K,
-    column tiles * BN]: the same over the tile's queries, or None.
+    """lse [column tile, K dims, N]: log-sum-exp over the tile's documents without the positive.
 
-    Column tiles of one row tile are neighbours in time: together the programs in flight read a panel of documents from
-    the L2 cache and few queries. Rows and columns beyond the end repeat the last one and are left out afterwards.
+    best [column tile, N]: the largest z of the last dim. limits [K, N] in units of z, or None. columns_lse [row tile,
+    K, column tiles * BN]: the same over the tile's queries, or None.
+
+    Column tiles of one row tile run at about the same time: together, the programs in flight read a panel of documents
+    from the L2 cache, and few queries. Rows and columns beyond the end repeat the last one and are left out afterwards.
     """
     row_tile, column_tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
     rows = row_tile * BM + tl.arange(0, BM)
@@ -152,11 +161,13 @@ def weight_tile(
     BM: tl.constexpr, BN: tl.constexpr, BE: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """weighted [K, R, C]: W_b for every block b of a panel of R rows x C columns (whole tiles), zero beyond N and M.
+
     uz_rows [column tile, K, R] and uz_columns [row tile, K, C]: sums of u * z over the tile. lse, u_positive [K, N]:
-    the rows' log-sum-exp, and u of the positive; share [K]: dloss / dloss_k / N. columns_lse, dcolumns [K, whole_M]:
-    the columns' log-sum-exp, and dloss / d of it; or None."""
+    the rows' log-sum-exp, and u of the positive. share [K]: dloss / dloss_k / N. columns_lse, dcolumns [K, whole_M]:
+    the columns' log-sum-exp and the gradient with respect to it, or None.
+    """
     row_tile, column_tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
-    rows = row_tile * BM + tl.arange(0, BM)  # within the panel, as is `place`
+    rows = row_tile * BM + tl.arange(0, BM)  # positions within the panel, as `place` is
     row = tl.minimum(first_row + rows, N - 1)
     columns = tl.minimum(first_column + column_tile * BN + tl.arange(0, BN), M - 1)
     q_rows = queries + row.to(tl.int64)[:, None] * E
@@ -205,11 +216,11 @@ def weight_tile(
             uz = u * z
             uz_row += tl.sum(uz, axis=1)
             tl.store(uz_columns + (row_tile * K + k) * C + place, tl.sum(uz, axis=0))
-            # 7 dims x 4,096 x 4,096 at most: 32 bits hold the offsets
+            # at most 7 dims x 4,096 x 4,096: 32 bits hold the offsets
             here = weighted + ((k * R + rows) * C)[:, None] + place[None, :]
             tl.store(here, (u * per_row[:, None] * per_column[None, :]).to(weighted.dtype.element_ty))
         tl.store(uz_rows + (column_tile * K + k) * R + rows, uz_row)
-    if K > 1:  # G of all dims is still in the cache: a tile of 128 x 128 and 7 dims is 229 KB in bf16
+    if K > 1:  # G of all dims is still in the cache: a tile of 128 x 128 with 7 dims is 229 KB in bf16
         tl.debug_barrier()
         for p in tl.static_range(PIECES):
             place = column_tile * BN + p * (BN // PIECES) + tl.arange(0, BN // PIECES)
@@ -227,8 +238,8 @@ def add_product(
     UNIT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     PIECES: tl.constexpr,
 ):  # fmt: skip
-    """total [rows_count, E], fp32, += W_b @ vectors[first : first + inner_count], each block b of columns with its own
-    W.
+    """total [rows_count, E], fp32, += W_b @ vectors[first : first + inner_count], with its own W for each block b of
+    columns.
 
     tiles [column_tiles, 3]: block, first column / UNIT, end of block / UNIT. W is zero for inner rows beyond
     inner_count.

@@ -1,5 +1,6 @@
 """What lies between matrix products, one Triton kernel each: norms, RoPE, SwiGLU, the LM head's softmax, mixed
-additions, pooling."""
+additions, pooling.
+"""
 
 from conan_kernels.pointwise.api import (
     add_,

@@ -1,6 +1,7 @@
-"""What a transformer does between its matrix products, each in one pass over memory, forward and backward, on CUDA.
+"""What a transformer computes between its matrix products, each in one pass over memory, forward and backward, on
+CUDA.
 
-PyTorch's own forms make several passes, in fp32 where one of the inputs is. The engine has other forms for a CPU.
+PyTorch's own forms make several passes, in fp32 if one of the inputs is. The engine has other forms for a CPU.
 """
 
 from __future__ import annotations
@@ -14,32 +15,36 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-PROGRAMS = 512  # that share the rows of add_rms_norm's backward: fixed, so that the order of its sums is too
+# programs that share the rows in the backward pass of add_rms_norm; fixed, so that the order of its sums is fixed
+PROGRAMS = 512
 
 
 @functools.cache
 def _tiles():
-    """The kernels; here, because a CPU machine may have no Triton."""
+    """The kernels; imported here, since a CPU machine may lack Triton."""
     from conan_kernels.pointwise import tiles
 
     return tiles
 
 
 def _over(count, size):
-    """How many blocks of that size hold so many."""
+    """How many blocks of `size` hold `count`."""
     return -(-count // size)
 
 
 def _power(n):
-    """The smallest power of 2 that is not less."""
+    """The smallest power of 2 that is at least n."""
     return 1 << (n - 1).bit_length()
 
 
 def add_rms_norm(
     x: Tensor, y: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
-    """(x + y, its RMSNorm) of x and y [T, C]: (x + y) / sqrt(mean((x + y)^2) + eps) * weight [C] (arXiv 1910.07467),
-    the first in x's dtype, the second in `dtype`, by default x's. y None: x itself, and its norm."""
+    """(x + y, RMSNorm(x + y)) of x and y [T, C] (arXiv 1910.07467); y None means x alone.
+
+    RMSNorm(z) = z / sqrt(mean(z^2) + eps) * weight, weight [C]. The first has the dtype of x, the second `dtype`, by
+    default that of x.
+    """
     return _AddRMSNorm.apply(x, y, weight, eps, dtype or x.dtype)
 
 
@@ -82,8 +87,11 @@ def _row(C):
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, heads: int) -> Tensor:
-    """RoPE (arXiv 2104.09864): x [T, N, D], its first `heads` with their pairs (x[d], x[d + D/2]) turned by the angles
-    of cos and sin [T, 1, D/2], the others as they are -> [T, N, D]. Tokens may be any stride apart."""
+    """RoPE (arXiv 2104.09864): rotate the pairs (x[d], x[d + D/2]) of the first `heads` heads of x [T, N, D].
+
+    cos and sin [T, 1, D/2] are of the angles; the other heads are copied. Returns [T, N, D]. Tokens may have any
+    stride.
+    """
     return _Rotate.apply(x, cos, sin, heads)
 
 
@@ -110,7 +118,7 @@ def _turned(x, cos, sin, heads, sign):
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """silu(gate) * up (arXiv 2002.05202) of gate_up [T, 2F], the gate first -> [T, F]."""
+    """silu(gate) * up (arXiv 2002.05202) of gate_up [T, 2F], gate first -> [T, F]."""
     return _SwiGLU.apply(gate_up)
 
 
@@ -137,8 +145,10 @@ class _SwiGLU(torch.autograd.Function):
 
 
 def sum_sequences(x: Tensor, cu_seqlens: Tensor) -> Tensor:
-    """The sum of each sequence's rows: x [T, C], cu_seqlens int32 [B+1] -> fp32 [B, C]. Unlike index_add, whose atomics
-    add in any order, the same bits on every run."""
+    """The sum of each sequence's rows: x [T, C], cu_seqlens int32 [B+1] -> fp32 [B, C].
+
+    It gives the same bits on every run, unlike index_add, whose atomics add in any order.
+    """
     return _SumSequences.apply(x, cu_seqlens)
 
 
@@ -161,7 +171,7 @@ class _SumSequences(torch.autograd.Function):
 
 
 def softmax_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """logits [n, V] -> (the largest of each row, the sum of exp(logit - it)), fp32 [n] both."""
+    """logits [n, V] -> (largest of each row, sum of exp(logit - largest)), both fp32 [n]."""
     peak, total = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(logits):
         _tiles().softmax_row[(len(logits),)](logits, peak, total, logits.shape[1], BLOCK=4096, num_warps=8)
@@ -169,7 +179,7 @@ def softmax_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def softmax_minus_target_(logits: Tensor, lse: Tensor, target: Tensor) -> Tensor:
-    """In place of logits [n, V]: exp(logits - lse [n]), minus 1 at target [n] (int64; -1: that of no column here)."""
+    """Replace logits [n, V] by exp(logits - lse [n]), minus 1 at target [n] (int64; -1: no column of these)."""
     n, V = logits.shape
     with torch.cuda.device_of(logits):
         _tiles().softmax_gradient[(n, _over(V, 4096))](logits, lse, target, V, BLOCK=4096, num_warps=8)
@@ -177,8 +187,10 @@ def softmax_minus_target_(logits: Tensor, lse: Tensor, target: Tensor) -> Tensor
 
 
 def add_(total: Tensor, part: Tensor) -> Tensor:
-    """total += part, of as many numbers, total contiguous. On CUDA PyTorch's own takes more than twice as long where
-    the dtypes differ."""
+    """total += part, with the same number of elements, total contiguous.
+
+    PyTorch's own addition on CUDA takes more than twice as long if the dtypes differ.
+    """
     if not total.is_cuda or part.dtype == total.dtype:
         return total.add_(part.view_as(total))
     part, n = part.contiguous(), total.numel()

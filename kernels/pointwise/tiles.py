@@ -1,7 +1,6 @@
-"""The Triton kernels of what a transformer does between its matrix products; api.py launches them.
+"""The Triton kernels of what lies between matrix products; api.py launches them.
 
-Each reads its inputs once and writes its outputs once: their time is that of memory. All compute in fp32, whatever they
-read and write.
+Each reads its inputs once and writes its outputs once, so memory bounds its time. All compute in fp32.
 """
 
 import triton
@@ -10,8 +9,9 @@ import triton.language as tl
 
 @triton.jit
 def rms_norm_row(x, y, total, weight, out, inverse, C, eps, BLOCK: tl.constexpr):
-    """A row of total = x + y, out = total * inverse * weight, and inverse = 1 / sqrt(mean(total^2) + eps); y and total
-    may be None."""
+    """A row of total = x + y, out = total * inverse * weight, and inverse = 1 / sqrt(mean(total^2) + eps); y and
+    total may be None.
+    """
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
     inside = columns < C
@@ -27,9 +27,11 @@ def rms_norm_row(x, y, total, weight, out, inverse, C, eps, BLOCK: tl.constexpr)
 
 @triton.jit(do_not_specialize=["rows", "each"])
 def rms_norm_gradients(x, weight, inverse, dout, dtotal, dx, dy, dweight, rows, each, C, BLOCK: tl.constexpr):
-    """dx of `each` rows, in another dtype also as dy, and their summands of dweight [programs, C], fp32: one owner a
-    sum, the same bits on every run. x is what was normalised, dtotal the gradient that comes to it from elsewhere;
-    dtotal and dy may be None."""
+    """dx of `each` rows, also as dy in another dtype, and their summands of dweight [programs, C], fp32.
+
+    Every sum has one owner, so the bits are the same on every run. x is what was normalised, dtotal the gradient that
+    it gets from elsewhere; dtotal and dy may be None.
+    """
     first = tl.program_id(0).to(tl.int64) * each
     columns = tl.arange(0, BLOCK)
     inside = columns < C
@@ -41,7 +43,7 @@ def rms_norm_gradients(x, weight, inverse, dout, dtotal, dx, dy, dweight, rows, 
         given = tl.load(dout + here, mask=inside, other=0.0).to(tl.float32)
         sums += given * normed
         given *= weights
-        along = tl.sum(given * normed, 0) / C  # the gradient's share along x, which the length takes away
+        along = tl.sum(given * normed, 0) / C  # the part of the gradient along x, which the norm removes
         gradient = (given - normed * along) * tl.load(inverse + row)
         if dtotal is not None:
             gradient += tl.load(dtotal + here, mask=inside, other=0.0).to(tl.float32)
@@ -65,8 +67,9 @@ def rotate_token(
     BLOCK: tl.constexpr,
     HEADS: tl.constexpr,
 ):
-    """The N heads of a token: the pairs (x[d], x[d + HALF]) of the first TURNED turned by cos and sign * sin [T, HALF],
-    the others copied."""
+    """The N heads of a token: rotate the pairs (x[d], x[d + HALF]) of the first TURNED heads by cos and sign * sin
+    [T, HALF], copy the others.
+    """
     token = tl.program_id(0).to(tl.int64)
     heads, columns = tl.arange(0, HEADS), tl.arange(0, BLOCK)
     c = tl.load(cos + token * HALF + columns, mask=columns < HALF, other=1.0).to(tl.float32)[None, :]
@@ -110,7 +113,7 @@ def swiglu_gradients(gate_up, dout, dgate_up, F, BLOCK: tl.constexpr):
 
 @triton.jit
 def sum_sequence(x, cu_seqlens, out, C, BLOCK: tl.constexpr):
-    """Some columns of the sum over a sequence's rows, one after another: the same bits on every run."""
+    """Some columns of the sum over a sequence's rows, in order: the same bits on every run."""
     first = tl.load(cu_seqlens + tl.program_id(0)).to(tl.int64)
     last = tl.load(cu_seqlens + tl.program_id(0) + 1).to(tl.int64)
     columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -123,7 +126,7 @@ def sum_sequence(x, cu_seqlens, out, C, BLOCK: tl.constexpr):
 
 @triton.jit
 def softmax_row(logits, peak, total, V, BLOCK: tl.constexpr):
-    """A row's largest logit and the sum of exp(logit - it)."""
+    """A row's largest logit and the sum of exp(logit - largest)."""
     row = tl.program_id(0).to(tl.int64)
     highest = tl.full((BLOCK,), float("-inf"), tl.float32)
     sums = tl.zeros((BLOCK,), tl.float32)
@@ -131,7 +134,7 @@ def softmax_row(logits, peak, total, V, BLOCK: tl.constexpr):
         columns = first + tl.arange(0, BLOCK)
         values = tl.load(logits + row * V + columns, mask=columns < V, other=float("-inf")).to(tl.float32)
         higher = tl.maximum(highest, values)
-        finite = tl.maximum(higher, -3e38)  # a lane beyond V has seen nothing: exp(-inf), and not exp(-inf + inf)
+        finite = tl.maximum(higher, -3e38)  # for a lane beyond V: exp(-inf), not exp(-inf + inf)
         sums = sums * tl.exp(highest - finite) + tl.exp(values - finite)
         highest = higher
     largest = tl.max(highest, 0)
@@ -141,7 +144,7 @@ def softmax_row(logits, peak, total, V, BLOCK: tl.constexpr):
 
 @triton.jit
 def softmax_gradient(logits, lse, target, V, BLOCK: tl.constexpr):
-    """In place of a part of a row's logits: softmax minus 1 at the target; target -1: that of no column here."""
+    """Replace a part of a row's logits by softmax, minus 1 at the target; target -1: no column of these."""
     row, columns = tl.program_id(0).to(tl.int64), tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = columns < V
     here = logits + row * V + columns

@@ -7,7 +7,7 @@ from typing import Any
 
 
 class Bad(Exception):
-    """`reason` in a few words, to count by; the message for a person."""
+    """A record that cannot be used. `reason`: a few words to count by; the message is for a person."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
@@ -15,14 +15,14 @@ class Bad(Exception):
 
 
 def wrong(value: Any, place: str, wanted: str) -> Bad:
-    """A Bad for a value of another type."""
+    """The Bad of a value that has another type than `wanted`."""
     return Bad("wrong type", f"{place} is {short(value)}; expected {wanted}")
 
 
 def short(value: Any) -> str:
-    """A value as a line shows it."""
+    """A value as an error line shows it."""
     try:
         shown = json.dumps(value, default=repr)
-    except ValueError:  # an integer of more digits than Python prints
+    except ValueError:  # an integer with more digits than Python prints
         shown = "a number of more than 4,000 digits"
     return shown if len(shown) <= 60 else shown[:57] + "..."

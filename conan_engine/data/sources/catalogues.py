@@ -1,4 +1,4 @@
-"""Sentences in up to a hundred languages: the gettext catalogues (.mo and .po) that installed packages carry."""
+"""Sentences in up to a hundred languages: the gettext catalogues (.mo and .po) of installed packages."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from typing import NamedTuple
 from conan_engine.data.sources import places
 from conan_engine.data.sources.processes import Pool
 
-FOLDERS = {  # of a package, in site-packages
+FOLDERS = {  # package -> its folder in site-packages
     "django": ["django"], "wagtail": ["wagtail"], "sphinx": ["sphinx"], "plone.app.locales": ["plone/app/locales"],
     "mercurial": ["mercurial"], "pretalx": ["pretalx"], "django-allauth": ["allauth"], "django-cms": ["cms"],
     "horizon": ["horizon", "openstack_dashboard"], "nova": ["nova"], "keystone": ["keystone"], "glance": ["glance"],
     "jupyterlab-language-pack-ja-JP": ["jupyterlab_language_pack_ja_JP"],
     "jupyterlab-language-pack-ko-KR": ["jupyterlab_language_pack_ko_KR"],
 }  # fmt: skip
-MORE_FOLDERS = {  # of those that `make texts` installs
+MORE_FOLDERS = {  # of the packages of `make texts`
     "gramps": ["share/locale"], "pretix": ["pretix"], "weblate": ["weblate"], "indico": ["indico"],
     "django-oscar": ["oscar"], "Trac": ["trac"], "ckan": ["ckan", "ckanext"], "geonode": ["geonode"],
     "shuup": ["shuup"], "deluge": ["deluge"], "spyder": ["spyder"], "misago": ["misago"], "thonny": ["thonny"],
@@ -35,24 +35,25 @@ MORE_FOLDERS = {  # of those that `make texts` installs
 
 class Message(NamedTuple):
     package: str
-    language: str  # de, zh: the primary subtag
-    locale: str  # de, zh_Hans
+    language: str  # the primary subtag: de, zh
+    locale: str  # the whole: de, zh_Hans
     english: str
     foreign: str
 
 
 def held_out(english: str) -> bool:
-    """Whether a message is kept for the evaluation in every language: a fifth of them, by a hash of the English
-    text."""
+    """Whether a message is kept for the evaluation, in every language: a fifth of them, by a hash of the English
+    text.
+    """
     return int.from_bytes(hashlib.blake2b(english.encode(), digest_size=8).digest(), "little") % 5 == 0
 
 
 def read(packages: Iterable[str] = tuple(FOLDERS)) -> Iterator[Message]:
     """Yield the Messages of packages: whole sentences (three words or more in English) that are really translated.
 
-    A text that stands in several catalogues of a language comes once. Of a catalogue in both forms the source is read:
-    it may hold the English where the compiled one holds only a name. Raises UserError for a package that is not
-    installed.
+    A text that is in several catalogues of a language comes once. If a catalogue is there in both forms, the source is
+    read: it may hold the English text where the compiled one holds only a name. Raises UserError for a package that is
+    not installed.
     """
     files = [(package, path) for package in packages for path in _files(package)]
     seen = set()
@@ -86,21 +87,23 @@ def _read_files(files):
 
 
 def read_mo(path: Path) -> Iterator[tuple[str, str]]:
-    """(English, translation) of a compiled catalogue; of a plural, its singular form."""
-    import polib  # here: a machine that trains on shards alone may do without
+    """(English, translation) of a compiled catalogue; of a plural, the singular."""
+    import polib  # imported here, since a machine that only trains on shards may lack it
 
     entries = {}
     for entry in polib.mofile(str(path)):
         message = entry.msgid if entry.msgctxt is None else f"{entry.msgctxt}\x04{entry.msgid}"
         key = (message, 0) if entry.msgid_plural else message
         entries[key] = entry.msgid, entry.msgstr_plural.get(0, "") if entry.msgid_plural else entry.msgstr
-    # in the order that the demo's scores were measured with
+    # in the order in which the demo's scores were measured
     yield from (entries[key] for key in sorted(entries, key=lambda key: str((key, entries[key][1]))))
 
 
 def read_po(path: Path) -> Iterator[tuple[str, str]]:
-    """(English, translation) of a source catalogue. Where the message id is a name, the English is in its comment
-    `Default: "..."`. Fuzzy (unchecked) entries are left out."""
+    """(English, translation) of a source catalogue, without fuzzy (unchecked) entries.
+
+    Where the message id is a name, the English text is in its comment `Default: "..."`.
+    """
     for entry in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace")):
         fields, comment, current = {}, "", None
         for line in entry.splitlines():
@@ -125,10 +128,10 @@ def read_po(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def _unquote(text):
-    """The value of one or several adjacent quoted strings, which PO writes as C does."""
+    """The value of one or several adjacent quoted strings, in the syntax of C."""
     if "\\" not in text and text.count('"') == 2:
-        return text[1:-1]  # nearly all of a million lines, and much faster
+        return text[1:-1]  # true for nearly all of a million lines, and much faster
     try:
         return ast.literal_eval(f"({text})")
     except (SyntaxError, ValueError):
-        return ""  # a broken line is a missing translation
+        return ""  # a broken line counts as a missing translation

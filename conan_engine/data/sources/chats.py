@@ -1,5 +1,4 @@
-"""Conversations as people have them: OpenAI's messages, ShareGPT's conversations, TRL's prompt and completion, Alpaca's
-history."""
+"""Conversations: OpenAI's messages, ShareGPT's conversations, TRL's prompt and completion, Alpaca's history."""
 
 from __future__ import annotations
 
@@ -7,7 +6,7 @@ from typing import Any
 
 from conan_engine.data.sources.bad import Bad, wrong
 
-# who speaks, by the names that are in use -> system, user, assistant, tool
+# the names of speakers -> system, user, assistant, tool
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
     **dict.fromkeys(("user", "human", "prompter"), "user"),
@@ -17,8 +16,11 @@ ROLES = {
 
 
 def of_row(row: dict[str, Any]) -> tuple[str, dict] | None:
-    """(kind, record) of a row that is a conversation in parts, None of any other: TRL's prompt and completion, Alpaca's
-    with a history. Raises Bad."""
+    """(kind, record) of a row that is a conversation in parts: TRL's prompt and completion, or Alpaca's with a
+    history.
+
+    None for any other row. Raises Bad.
+    """
     if "prompt" in row and "completion" in row:
         prompt, completion = row["prompt"], row["completion"]
         if isinstance(prompt, str) and isinstance(completion, str):
@@ -46,8 +48,10 @@ def conversation(value: Any, place: str) -> list[dict]:
 
 
 def turns(value: Any, place: str, learn: bool = True) -> list[dict]:
-    """A list of messages, {"role" or "from", "content" or "value"}, or one text of a user, as dicts with role, content
-    (text), whether it is to be learnt, and whatever else they had. Raises Bad."""
+    """Messages as dicts with role, content (text), whether they are learned, and their other keys. Raises Bad.
+
+    value: a list of messages, {"role" or "from", "content" or "value"}, or one text of a user.
+    """
     if isinstance(value, str):
         value = [{"role": "user" if not learn else "assistant", "content": value}]
     if not isinstance(value, list) or not value:
@@ -64,7 +68,7 @@ def _turn(message, place, learn):
     if role is None:
         raise Bad("unknown role", f"{place} has a message of role {said!r}; expected one of {', '.join(ROLES)}")
     content = message.pop("content", message.pop("value", ""))
-    if isinstance(content, list):  # of parts
+    if isinstance(content, list):  # a content of several parts
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             raise wrong(content, place, "text, as content of a message")
         content = "".join(part["text"] for part in content)
@@ -81,5 +85,5 @@ def _answered(messages):
 
 
 def text(value: Any, place: str) -> str:
-    """What a list of messages says, one after another, as ms-swift has texts to embed. Raises Bad."""
+    """What a list of messages says, one after another: ms-swift's form of a text to embed. Raises Bad."""
     return "\n".join(message["content"] for message in turns(value, place))

@@ -1,4 +1,4 @@
-"""The source code of installed packages, whole files: text that a language model learns from."""
+"""The source code of installed packages, whole files, as text for language modelling."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from conan_engine.data.sources import docstrings
 
-SHORTEST, LONGEST = 400, 200_000  # characters: less says little, more is mostly data
-WIDEST = 200  # characters a line on average: beyond it a file was written by a program
+SHORTEST, LONGEST = 400, 200_000  # shortest and longest file in characters: less says little, more is mostly data
+WIDEST = 200  # widest average line in characters: beyond it, a program wrote the file
 
 
 class CodeFile(NamedTuple):
@@ -18,8 +18,10 @@ class CodeFile(NamedTuple):
 
 
 def read(packages: Iterable[str], without: Iterable[str] = ()) -> Iterator[CodeFile]:
-    """Yield the CodeFiles of packages, each text once; of modules with a part of their name in `without` none: other
-    packages carry copies. Raises UserError for a package that is not installed."""
+    """Yield the CodeFiles of packages, each text once. Raises UserError for a package that is not installed.
+
+    without: modules whose name has one of these parts are left out, since other packages carry copies of them.
+    """
     seen = set()
     for package in packages:
         for path, module in docstrings.modules(package):

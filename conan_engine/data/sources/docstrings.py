@@ -1,5 +1,4 @@
-"""The documentation of installed packages, read and never run: first paragraph, the rest, and the code that they
-describe."""
+"""The documentation of installed packages, read and never run: first paragraph, the rest, and the code."""
 
 from __future__ import annotations
 
@@ -18,8 +17,8 @@ from typing import NamedTuple
 from conan_engine.data.sources import places
 from conan_engine.data.sources.processes import Pool
 
-CODE_LINES = 12  # more than a training step reads
-# by the compiler, to a class
+CODE_LINES = 12  # more lines than a training step reads
+# names that the compiler gives a class
 GIVEN = {"__name__", "__module__", "__qualname__", "__type_params__", ".type_params", "__firstlineno__"}
 SKIPPED_FOLDERS = {"tests", "test", "idlelib", "lib2to3", "site-packages", "__pycache__"}
 
@@ -31,15 +30,15 @@ class Docstring(NamedTuple):
     path: str
     line: int
     summary: str  # the first paragraph, on one line
-    rest: str  # "" where there is none
-    code: str = ""  # of a function, its first statements under a line with its name and parameters
+    rest: str  # "" if there is none
+    code: str = ""  # for a function: its name and parameters, then its first statements
 
 
 def read(packages: Iterable[str]) -> Iterator[Docstring]:
-    """Yield the Docstrings of packages ("stdlib", or a top-level name in site-packages or beside it (places)), each
-    (summary, rest) once.
+    """Yield the Docstrings of packages, each (summary, rest) once.
 
-    A file that Python cannot parse is left out. Raises UserError for a package that is not installed.
+    packages: "stdlib", or a top-level name in site-packages or beside it (places). A file that Python cannot parse is
+    left out. Raises UserError for a package that is not installed.
     """
     files = [(package, path, module) for package in packages for path, module in modules(package)]
     seen = set()
@@ -63,7 +62,7 @@ def _read_files(files):
 
 
 def modules(package: str) -> Iterator[tuple[Path, str]]:
-    """(file, dotted name) of every module of a package, in sorted order. Raises UserError where it is not installed."""
+    """(file, dotted name) of every module of a package, sorted. Raises UserError if it is not installed."""
     start = Path(sysconfig.get_path("stdlib")) if package == "stdlib" else places.find(package, package)
     root = start if package == "stdlib" else start.parent
     for path in sorted(start.rglob("*.py")):
@@ -73,17 +72,20 @@ def modules(package: str) -> Iterator[tuple[Path, str]]:
 
 
 def _documented(path, module):
-    """(dotted name, line, docstring, code) of a module, its classes and functions; and of what numpy and torch document
-    from outside by add_newdoc(module, name, text) and add_docstr(torch.name, text)."""
-    # as `import` would load it, without running it: from the bytecode that pip has compiled, 10 times faster than from
-    # the source
+    """(dotted name, line, docstring, code) of a module, its classes and functions.
+
+    Included is what numpy and torch document from outside, by add_newdoc(module, name, text) and add_docstr(torch.name,
+    text).
+    """
+    # loaded as `import` would, but not run: from the bytecode that pip has compiled, 10 times faster than from the
+    # source
     loader = SourceFileLoader(module, str(path))
     try:
-        with warnings.catch_warnings(action="ignore"):  # of what the compiler finds odd in other people's code
+        with warnings.catch_warnings(action="ignore"):  # warnings about other people's code
             code, source = loader.get_code(module), loader.get_source(module)
     except (SyntaxError, ValueError, EOFError, ImportError):
-        # ImportError: of an encoding that is not what the file says
-        return  # templates and deliberate errors that packages ship
+        # ImportError: another encoding than the file says
+        return  # packages ship templates and deliberate errors
     yield from _of_code(code, module, source.split("\n"))
     if {"add_newdoc", "add_docstr"}.intersection(code.co_names):
         for node in ast.walk(ast.parse(source)):
@@ -96,12 +98,12 @@ def _of_code(code, name, lines):
     if text is not None:
         yield name, code.co_firstlineno, text, _statements(code, lines)
     for inner in code.co_consts:
-        if isinstance(inner, types.CodeType):  # "<generic parameters of f>" stands around f
+        if isinstance(inner, types.CodeType):  # "<generic parameters of f>" encloses f
             yield from _of_code(inner, name if inner.co_name.startswith("<") else f"{name}.{inner.co_name}", lines)
 
 
 def _statements(code, lines):
-    """Of a function, "def name(parameters):" and the CODE_LINES lines behind its docstring, or fewer where it ends."""
+    """For a function, "def name(parameters):" and up to CODE_LINES lines after its docstring."""
     first = min((line for _, _, line in code.co_lines() if line and line > code.co_firstlineno), default=None)
     if first is None or not code.co_flags & inspect.CO_OPTIMIZED:
         return ""
@@ -119,10 +121,13 @@ def _margin(line):
 
 
 def _docstring(code):
-    """None where there is none. It is the first constant of a function (from Python 3.14 only where a flag says so) and
-    of a module; of a class the first behind its name and, from Python 3.13, its line. These two store it as __doc__: a
-    literal, where that is the first name that is their own."""
-    if code.co_flags & inspect.CO_OPTIMIZED:  # "<lambda>" and "<listcomp>" are no functions
+    """The docstring of a code object, or None.
+
+    It is the first constant of a function (from Python 3.14 only if a flag says so) and of a module. Of a class it is
+    the first after its name and, from Python 3.13, its line number. Modules and classes store it as __doc__: it is a
+    literal if that is the first name of their own.
+    """
+    if code.co_flags & inspect.CO_OPTIMIZED:  # "<lambda>" and "<listcomp>" are not functions here
         flagged = not code.co_name.startswith("<") and (
             sys.version_info < (3, 14) or code.co_flags & inspect.CO_HAS_DOCSTRING
         )

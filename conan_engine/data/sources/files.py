@@ -1,5 +1,7 @@
-"""A person's own text: JSON Lines, CSV, TSV and plain text, as they are or as .gz or .zst, and Parquet and Arrow where
-pyarrow is installed. One kind of record a source."""
+"""Read the user's own files: JSON Lines, CSV, TSV and plain text, also as .gz or .zst; Parquet and Arrow by pyarrow.
+
+All records of a source are of one kind.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +28,27 @@ if TYPE_CHECKING:
 
 
 DECODER = json.JSONDecoder()
-BATCH = 1024  # rows of a table that are objects of Python at a time
+BATCH = 1024  # rows of a table that become Python objects at a time
 MAKE_LINES = "python -c 'import json,sys; [print(json.dumps(r)) for r in json.load(sys.stdin)]'"
 
 
 def read(source: str | Path, columns: dict | None = None, reject: Callable | None = None) -> Iterator[tuple[str, dict]]:
-    """Yield (kind, record) for the records of the files of a source (paths.of), one after another, streaming: dicts of
-    only the keys of their kind, as forms.record gives.
+    """Yield (kind, record) for the records of a source's files (paths.of), streaming; records as forms.record gives
+    them.
 
-    columns: {the engine's key: the file's}, where the file's own names are none that forms.FORMS knows. reject: called
-    with the path, the place ("line 3") and the Bad of each record that cannot be used, which is then left out; None: it
-    raises UserError, naming file and line (or row). Raises UserError too for a missing file, one that is not what its
-    ending says, files of different kinds, and a source without a record.
+    columns: {our key: the file's}, if the file's names are not in forms.FORMS. reject: called with the path, the place
+    ("line 3") and the Bad of each bad record, which is then left out. Raises UserError for a missing file, one that is
+    not what its ending says, files of different kinds, a source without records, and, without `reject`, for a bad
+    record, naming file and line.
     """
     return _some(source, Reader([paths.Piece(path) for path in paths.of(source)], columns, reject))
 
 
 class Reader:
-    """The records of Pieces of files, as `read` gives them, which may be none. While they are read: `where` is the
-    (path, place) of the last one, `behind` the bytes of the pieces that are behind it, about."""
+    """The records of Pieces of files, as `read` gives them; there may be none.
+
+    While it reads, `where` is the (path, place) of the last record, and `behind` about the number of bytes read.
+    """
 
     def __init__(self, pieces: list[Piece], columns: dict | None = None, reject: Callable | None = None) -> None:
         self.pieces, self.columns, self.reject = pieces, columns or {}, reject
@@ -72,10 +76,12 @@ class Reader:
 
     @property
     def where(self) -> tuple[Path, str]:
+        """(path, place) of the last record."""
         return self._file.path, self._file.located(self._place)
 
     @property
     def behind(self) -> int:
+        """About how many bytes have been read."""
         return self._before + (self._file.behind() if self._file else 0)
 
     def _left_out(self, place, bad):
@@ -86,7 +92,7 @@ class Reader:
 
 
 def _some(name, records):
-    """The same, of which there must be one."""
+    """The same records, of which there must be one. Raises UserError."""
     none = True
     for one in records:
         none = False
@@ -96,12 +102,15 @@ def _some(name, records):
 
 
 def nothing_in(source: str | Path) -> UserError:
+    """The error of a source without records."""
     return UserError(f'{source}: holds no records that can be used; give at least one line such as {{"text": "..."}}')
 
 
 def rows(path: str | Path, ending: str = "") -> Iterator[Any]:
-    """Yield (place, dict) for each row of a file, whatever its keys, or for each line of text of what has the ending
-    ".txt", streaming. Raises UserError as `read` does."""
+    """Yield (place, dict) for each row of a file, whatever its keys, streaming. Raises UserError as `read` does.
+
+    ending: read the file as one with this ending; ".txt" gives each line of text.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; check the path")
@@ -112,7 +121,7 @@ def rows(path: str | Path, ending: str = "") -> Iterator[Any]:
 
 
 def read_standard_input() -> Iterator[tuple[str, dict]]:
-    """As `read`, of standard input: JSON Lines if its first character is a brace, else a text a line."""
+    """The same as `read`, from standard input: JSON Lines if its first character is a brace, else one text a line."""
     stream, name = sys.stdin.buffer, "standard input"
     lines = _decoded(stream)
     rows = _json_lines(lines) if stream.peek(4).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{" else _text(lines)
@@ -124,7 +133,7 @@ def read_standard_input() -> Iterator[tuple[str, dict]]:
 
 
 def _records(rows, columns, typed, reject):
-    """(place, kind, record) of each row, of one kind; reject(place, bad) is called for the others."""
+    """(place, kind, record) of each row, all of one kind; reject(place, bad) is called for the others."""
     expected = None
     for place, row in rows:
         try:
@@ -143,13 +152,13 @@ def _records(rows, columns, typed, reject):
 
 
 class _File:
-    """A piece of a file, as rows.
+    """The rows of a piece of a file.
 
-    A file of lines as they are is cut at bytes: a line belongs to the part that it begins in. Of any other, a part has
-    every so many lines, rows or row groups in turn.
+    A file of plain lines is cut at bytes, and a line belongs to the part in which it begins. Of any other file, the
+    parts take turns at groups of lines, rows or row groups.
     """
 
-    STRIPE = 1024  # lines or rows
+    STRIPE = 1024  # lines or rows at a turn
 
     def __init__(self, piece, ending=""):
         self.path, self.part, self.parts = piece.path, piece.part, piece.parts
@@ -174,8 +183,11 @@ class _File:
         raise UserError(f"{self.path}: {_what(self.path)}")
 
     def lines(self, mine=lambda number: True):
-        """(place, text or Bad) for each line, decoded; a byte-order mark is left out. In a range a place counts from
-        its beginning, as `located` knows. mine: which lines, by number from 0, where the piece is no range."""
+        """(place, text or Bad) for each line, decoded, without a byte-order mark.
+
+        Within a range of bytes, a place counts from the range's beginning; `located` converts it. mine(number): which
+        lines to yield, where the piece is no range.
+        """
         try:
             with open(self.path, "rb") as self._raw:
                 if self.ranged:
@@ -202,7 +214,7 @@ class _File:
         return f"line {before + int(place.split()[1])}"
 
     def behind(self):
-        """Bytes of the piece that are read, about."""
+        """About how many bytes of the piece have been read."""
         if self._raw is None:
             return 0
         return self._raw.tell() - self._begin if self.ranged else self._raw.tell() // self.parts
@@ -211,7 +223,7 @@ class _File:
         return self.parts == 1 or self.ranged or number // self.STRIPE % self.parts == self.part
 
     def _bounds(self, file):
-        """Where the range's first line begins, and before which byte its last one does."""
+        """The byte at which the range's first line begins, and the byte before which its last line begins."""
         size = os.fstat(file.fileno()).st_size
         begin, end = (size * part // self.parts for part in (self.part, self.part + 1))
         if begin:
@@ -228,8 +240,9 @@ class _File:
             yield line
 
     def _of_batches(self, read):
-        """read(path): the file's groups of rows in turn, each as (its number of rows, what gives its record
-        batches)."""
+        """read(path): the row groups of the file in turn, each as (number of rows, function that gives its record
+        batches).
+        """
         kind = {"parquet": "a Parquet", "arrow": "an Arrow"}[self.ending]
         try:
             import pyarrow
@@ -265,7 +278,7 @@ def _of_parquet(path):
 
 
 def _of_arrow(path):
-    """Of its stream form, which datasets writes, or its file form (Feather)."""
+    """The record batches of an Arrow file, in its stream form, which datasets writes, or its file form (Feather)."""
     import pyarrow
     from pyarrow import ipc
 
@@ -284,15 +297,17 @@ def _of_arrow(path):
 
 
 def _opened(path, raw):
-    """A file that is open, unpacked."""
+    """An open file, decompressed."""
     if path.suffix == ".gz":
         return gzip.open(raw, "rb")
     return io.BufferedReader(_Zstd(path, raw), 1 << 20) if path.suffix == ".zst" else raw
 
 
 class _Zstd(io.RawIOBase):
-    """A .zst file of any number of frames, unpacked as it is read. Raises UserError where it is damaged or cut off,
-    which zstandard's own reader does not see."""
+    """A .zst file of any number of frames, decompressed while it is read.
+
+    Raises UserError if it is damaged or cut off, which zstandard's own reader does not notice.
+    """
 
     def __init__(self, path, file):
         try:
@@ -358,7 +373,7 @@ def _json_lines(lines):
             except RecursionError:
                 row = Bad("broken JSON", "broken JSON (nested too deeply); write one object a line")
             except ValueError as error:
-                if "digits" in str(error):  # Python reads integers of up to 4,300
+                if "digits" in str(error):  # Python reads integers of up to 4,300 digits
                     row = Bad(
                         "not a finite number", "holds an integer of more than 4,300 digits; expected a finite number"
                     )
@@ -370,7 +385,7 @@ def _json_lines(lines):
 
 
 def _parsed(line):
-    try:  # what json.loads looks for around it is not there nearly always
+    try:  # skips what json.loads looks for around the value, which is nearly never there
         row, end = DECODER.raw_decode(line)
         if line[end:] in ("\n", "\r\n", ""):
             return row
@@ -380,8 +395,10 @@ def _parsed(line):
 
 
 def _table(path, numbered, delimiter):
-    """CSV with a header, as RFC 4180 and spreadsheets have it: quoted cells may hold delimiters, doubled quotes and
-    line breaks. An empty cell is an absent key."""
+    """CSV with a header, in the form of RFC 4180 and of spreadsheets; an empty cell is an absent key.
+
+    Quoted cells may hold delimiters, doubled quotes and line breaks.
+    """
     last, broken = ["line 1"], []
 
     def lines():
@@ -392,7 +409,7 @@ def _table(path, numbered, delimiter):
                 line = "\n"
             yield line
 
-    csv.field_size_limit(sys.maxsize)  # 128 KiB otherwise, which a text may well be longer than
+    csv.field_size_limit(sys.maxsize)  # the default is 128 KiB, which a text can exceed
     rows = csv.reader(lines(), delimiter=delimiter, strict=True)
     header = None
     while True:
@@ -425,7 +442,7 @@ def _table(path, numbered, delimiter):
 
 
 def _holds_lines(path):
-    """Whether a .json file is JSON Lines under another name."""
+    """Whether a .json file holds JSON Lines."""
     line = next((line for _, line in _File(paths.Piece(path)).lines() if isinstance(line, Bad) or line.strip()), "")
     try:
         return isinstance(json.loads(line), dict)
@@ -434,7 +451,7 @@ def _holds_lines(path):
 
 
 def _what(path):
-    """For a file that cannot be read: what it is, and what to do."""
+    """What a file is that cannot be read, and what to do."""
     _, first = next(_File(paths.Piece(path)).lines(), ("", ""))
     head = "" if isinstance(first, Bad) else first.lstrip()
     if head.startswith("["):

@@ -1,7 +1,7 @@
-"""The records that people have, as the engine's own six kinds: which keys say what, and what is wrong with a record.
+"""Recognise the forms of records that people have, and turn them into the engine's six kinds.
 
-Read are the engine's own keys, and the forms that sentence-transformers, FlagEmbedding, Tevatron, ms-swift, TRL and
-OpenAI document. Other columns are named in the config ("columns": the engine's key -> theirs).
+Recognised are the engine's own keys, and the forms that sentence-transformers, FlagEmbedding, Tevatron, ms-swift, TRL
+and OpenAI document. A config names other columns ("columns": our key -> theirs).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from conan_engine.data.sources import chats
 from conan_engine.data.sources.bad import Bad, short, wrong
 
-# kind -> key -> the types its value may have. A key that is optional has None among them.
+# kind -> key -> the types of its value; an optional key has None among them
 KINDS: dict[str, dict[str, tuple]] = {
     "instruction": {"instruction": (str,), "input": (str, None), "output": (str,)},
     "pairs": {
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, tuple]] = {
     "chat": {"messages": (list,)},
     "text": {"text": (str,)},
 }
-# The first whose keys a record has says what it is: (kind, {the engine's key: the record's}).
+# The first form whose keys a record has decides: (kind, {our key: the record's}).
 FORMS: tuple[tuple[str, dict[str, str]], ...] = (
     ("instruction", {"instruction": "instruction", "output": "output"}),
     ("pairs", {"query": "messages", "pos": "positive_messages"}),  # ms-swift's
@@ -53,23 +53,23 @@ FORMS: tuple[tuple[str, dict[str, str]], ...] = (
     ("text", {"text": "text"}),
 )
 NEGATIVES = re.compile(r"neg|negative(_\d+)?|negative_(passages|messages)")
-COLUMNS = tuple(dict.fromkeys(key for keys in KINDS.values() for key in keys))  # what a config may name
+# the keys that a config may name columns for
+COLUMNS = tuple(dict.fromkeys(key for keys in KINDS.values() for key in keys))
 LISTS = ("pos", "neg")
-SCORES = {"pos_scores": "pos", "neg_scores": "neg"}  # one for each text of the other, where they are there
-LARGEST = float(np.finfo(np.float32).max)  # of a score, which shards keep as float32
+SCORES = {"pos_scores": "pos", "neg_scores": "neg"}  # one score for each text of the other key, if there are any
+LARGEST = float(np.finfo(np.float32).max)  # the largest score, since shards keep float32
 
 
 def kind_of(keys: Iterable[str]) -> str | None:
-    """Which of KINDS a record with these of the engine's own keys is, or None."""
+    """The kind of a record with these keys of ours, or None."""
     return next((kind for kind, form in FORMS if form.keys() == set(form.values()) and form.keys() <= set(keys)), None)
 
 
 def record(row: dict[str, Any], columns: dict, typed: bool = True) -> tuple[str, dict]:
-    """A row as a record of the engine's: (kind, dict of the keys of its kind), "pos" and "neg" always lists, "label"
-    text.
+    """A row as (kind, dict of the keys of its kind). "pos" and "neg" are always lists, "label" is text. Raises Bad.
 
-    columns: {the engine's key: the row's, or a list of those (pos, neg)}; empty: FORMS say. typed: False where every
-    value is text (CSV), and a number must be read from it. A null is an absent key. Raises Bad.
+    columns: {our key: the row's, or a list of those (pos, neg)}; empty: FORMS decide. typed: False if every value is
+    text (CSV) and numbers must be parsed. A null counts as an absent key.
     """
     if None in row.values():
         row = {key: value for key, value in row.items() if value is not None}
@@ -81,7 +81,7 @@ def record(row: dict[str, Any], columns: dict, typed: bool = True) -> tuple[str,
         kind, named = _form(tuple(row))
         if kind is None:
             raise Bad("missing key", _missing(row))
-        if kind == "text" and type(row["text"]) is str:  # the most there are, and nothing else to look at
+        if kind == "text" and type(row["text"]) is str:  # the most frequent kind, with nothing else to check
             return kind, {"text": row["text"]}
     found: dict[str, Any] = {}
     for key, types in KINDS[kind].items():
@@ -100,12 +100,12 @@ def record(row: dict[str, Any], columns: dict, typed: bool = True) -> tuple[str,
         if key in LISTS:
             found[key] = _texts(values, place)
         elif key in SCORES:
-            if values[0] != []:  # as some write where they have none
+            if values[0] != []:  # some files hold an empty list where there is none
                 found[key] = _scores(values[0], place, typed, found.get(SCORES[key], []))
         else:
             value = chats.text(values[0], place) if named[key] == "messages" else values[0]
             found[key] = _number(value, place, typed) if float in types else _text(value, types, place)
-        # they may be empty there, a text to embed may not
+        # an empty text is allowed there, but not one to embed
         if kind not in ("text", "instruction") and key not in SCORES:
             for text in found[key] if key in LISTS else [found[key]]:
                 if isinstance(text, str) and not text.strip():
@@ -123,9 +123,9 @@ def record(row: dict[str, Any], columns: dict, typed: bool = True) -> tuple[str,
     return kind, found
 
 
-@functools.lru_cache(4096)  # a file's rows have the same keys nearly always
+@functools.lru_cache(4096)  # the rows of a file nearly always have the same keys
 def _form(keys):
-    """The kind of a record with these keys, and which of them is which of the engine's; (None, None) for no kind."""
+    """(kind, {our key: the record's}) of a record with these keys; (None, None) for no kind."""
     kind, form = next(((kind, form) for kind, form in FORMS if all(key in keys for key in form.values())), (None, None))
     if kind is None:
         return None, None
@@ -136,7 +136,7 @@ def _form(keys):
 
 
 def _value(row, name):
-    """What a column holds, or, where none is called so, a dotted name reaches within one; None for nothing."""
+    """The value of a column. If there is none of this name, a dotted name reaches within one; None for nothing."""
     if name in row or "." not in name:
         return row.get(name)
     for part in name.split("."):
@@ -164,7 +164,7 @@ def _texts(values, place):
                 and isinstance(item.get("text"), str)
                 and isinstance(item.get("title"), str | None)
             ):
-                # Tevatron's passages, as it joins them
+                # a passage of Tevatron, joined as Tevatron does
                 item = f"{item['title']} {item['text']}" if item.get("title") else item["text"]
             if not isinstance(item, str):
                 raise wrong(value, place, "list of texts or text")
@@ -208,13 +208,11 @@ def _scores(value, place, typed, texts):
 
 
 def _missing(row):
-    """What the record most likely lacks: the form that shares most keys with it says."""
+    """What the record probably lacks, by the form that shares most keys with it."""
     likeness = [len(set(form.values()) & row.keys()) for _, form in FORMS]
     if not max(likeness):
         known = ", ".join(str(list(keys)) for keys in KINDS.values())
-        return (
-            f"found keys {sorted(row)}; expected one of {known} (README: your own data), or their names in the config"
-        )
+        return f"found keys {sorted(row)}; expected one of {known} (docs/data.md), or their names in the config"
     kind, form = FORMS[likeness.index(max(likeness))]
     lacking = [key for key in form.values() if key not in row]
     return (

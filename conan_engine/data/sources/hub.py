@@ -1,5 +1,4 @@
-"""Sources that the Hub has: "hf:OWNER/NAME", "hf:OWNER/NAME:CONFIG:SPLIT@REVISION", through the `datasets` package and
-its cache."""
+"""Datasets of the Hugging Face Hub, "hf:OWNER/NAME:CONFIG:SPLIT@REVISION", by the `datasets` package and its cache."""
 
 from __future__ import annotations
 
@@ -13,11 +12,12 @@ PREFIX = "hf:"
 FORM = re.compile(r"hf:([^:@]+)(?::([^:@]*))?(?::(\w+))?(?:@([^:@]+))?")
 
 
-@functools.cache  # each stage asks
+@functools.cache  # each stage asks for it
 def files(source: str) -> list[Path]:
-    """The Arrow files in which `datasets` keeps a split, "train" unless the source says another; downloaded where it
-    has to be. Offline, what is cached is taken. Raises UserError for what cannot be loaded, and where `datasets` is not
-    installed."""
+    """The Arrow files in which `datasets` keeps a split ("train" by default), downloaded if they are not cached.
+
+    Raises UserError if it cannot be loaded, and if `datasets` is not installed.
+    """
     found = FORM.fullmatch(source)
     if not found:
         raise UserError(
@@ -33,7 +33,7 @@ def files(source: str) -> list[Path]:
         ) from None
     try:
         loaded = datasets.load_dataset(name, config or None, split=split or "train", revision=revision)
-    except Exception as error:  # of the network, of the Hub, of the dataset's own files: it has no class for all
+    except Exception as error:  # errors of the network, the Hub and the dataset's files share no class
         raise UserError(
             f"{source}: datasets cannot load it ({type(error).__name__}: {' '.join(str(error).split())[:300]}); "
             "check the name, its config and split, and the network"

@@ -1,8 +1,8 @@
-"""Training text that needs no download: the documentation and message catalogues of the packages installed here.
+"""Training text without a download: documentation and message catalogues of the packages installed here.
 
-Held out, never seen in any stage: the docstrings of networkx and sympy, and a fifth of the English messages in every
-language (`catalogues.held_out`). Of the rest one fiftieth is for validation, under the names that end in ".validation".
-"docstrings" and "catalogues" are those of the packages that the engine's own set-up installs; "library" and
+Held out, and never seen in any stage: the docstrings of networkx and sympy, and a fifth of the English messages in
+every language (`catalogues.held_out`). A fiftieth of the rest is for validation, in the sources that end in
+".validation". "docstrings" and "catalogues" read the packages that the engine's set-up installs; "library" and
 "library.catalogues" add those of `make texts`.
 """
 
@@ -56,21 +56,22 @@ MORE_PACKAGES = (
 )  # fmt: skip
 HELD_OUT_PACKAGES = ("networkx", "sympy")
 
-SHORTEST_CODE = 120  # characters, its first line included; less says little
-WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # of a name: readCSVFile2 has four
+SHORTEST_CODE = 120  # shortest code in characters, with its first line; less says little
+WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+")  # a word of a name: readCSVFile2 has four
 PARAGRAPH = re.compile(r"\n\s*\n")
-SHORTEST_SECTION = 60  # characters
+SHORTEST_SECTION = 60  # shortest section in characters
 SECTIONS = 8
-NAMED = 500  # characters of what a name stands for
+NAMED = 500  # longest text in characters of what a name stands for
 
-# English is the other side.
+# English is the other side of each pair.
 LANGUAGE_SHARES = {language: share for language, share in PAPER.items() if language != "en"}
 
 
 @functools.cache  # several stages read them
 def _docs(packages):
-    """Each summary once, with more behind it if any has: of two documents with one summary no search could tell which
-    is meant."""
+    """Each summary once, preferably with more text: of two documents with the same summary, no search could tell
+    which is meant.
+    """
     return list(
         {doc.summary: doc for doc in sorted(docstrings.read(packages), key=lambda doc: doc.rest != "")}.values()
     )
@@ -82,12 +83,12 @@ def _messages(packages):
 
 
 def docs(validation: bool = False, packages: tuple[str, ...] = TRAINING_PACKAGES) -> Iterable[Docstring]:
-    """Docstrings of more than a summary, to train on or kept for validation: all that have one text are on one side."""
+    """Docstrings with more than a summary, for training or validation; all with the same text are on one side."""
     return [doc for doc in _all_docs(validation, packages) if doc.rest]
 
 
 def functions(validation: bool = False, packages: tuple[str, ...] = TRAINING_PACKAGES) -> Iterable[Docstring]:
-    """Docstrings of functions, with or without more than a summary, to train on or kept for validation."""
+    """Docstrings of functions, with or without more than a summary, for training or validation."""
     return [doc for doc in _all_docs(validation, packages) if len(doc.code) >= SHORTEST_CODE]
 
 
@@ -96,7 +97,7 @@ def _all_docs(validation, packages):
 
 
 def messages(validation: bool = False, packages: tuple[str, ...] = tuple(catalogues.FOLDERS)) -> Iterable[Message]:
-    """Messages in every language, to train on or kept for validation: by their English."""
+    """Messages in every language, for training or validation, by their English."""
     return [m for m in _messages(packages) if _kept(m.english) is validation]
 
 
@@ -105,7 +106,7 @@ def _kept(text):
 
 
 def code(validation: bool = False, packages: tuple[str, ...] = TRAINING_PACKAGES) -> Iterable[CodeFile]:
-    """Files of source code, to train on or kept for validation; copies of the held-out packages are left out."""
+    """Files of source code, for training or validation, without copies of the held-out packages."""
     return (file for file in code_files.read(packages, HELD_OUT_PACKAGES) if _kept(file.text) is validation)
 
 
@@ -125,16 +126,15 @@ def _doc_instructions(docs):
 
 
 def _doc_names(docs):
-    """What is it that is called so? The last two parts of the dotted name, in words; each once."""
+    """The last two parts of a dotted name, in words -> what it stands for; each name once."""
     named = {" ".join(part for name in doc.name.split(".")[-2:] for part in WORD.findall(name)): doc for doc in docs}
     for words, doc in named.items():
-        if words:  # not so of "__"
+        if words:  # false for
             yield {"query": words, "pos": [f"{doc.summary}\n{doc.rest}"[:NAMED]]}
 
 
 def _doc_sections(docs):
-    """What is said further down: the first paragraph, and each that stands beyond the second, up to SECTIONS of a
-    text."""
+    """First paragraph -> each paragraph after the second, up to SECTIONS per text."""
     for doc in docs:
         further = [p for p in PARAGRAPH.split(doc.rest)[1:] if len(p) >= SHORTEST_SECTION]
         for paragraph in further[:SECTIONS]:
@@ -147,14 +147,15 @@ def _doc_code(docs):
 
 
 def _doc_labels(docs):
-    """Which module is it from? The label's text is the module's name."""
+    """Summary -> the name of its module, as the label's text."""
     for doc in docs:
         yield {"text": doc.summary, "label": " ".join(doc.module.split(".")[:2])}
 
 
 def doc_sts(docs: list[Docstring]) -> Iterator[dict]:
-    """Graded by structure: a summary and its own text 1, another text of the same module 0.5, of the same package 0.25,
-    of another package 0."""
+    """Pairs graded by structure: a summary with its own text 1, with a text of the same module 0.5, of the same
+    package 0.25, of another package 0.
+    """
     by_module, by_package = {}, {}
     for doc in docs:
         by_module.setdefault(doc.module, []).append(doc)
@@ -171,13 +172,12 @@ def doc_sts(docs: list[Docstring]) -> Iterator[dict]:
 
 
 def _shared_out(messages):
-    """Messages in the recipe's languages and shares: the most that keep to them, those beyond a share left out
-    evenly."""
+    """As many messages as keep to the recipe's languages and shares; those beyond a share are left out evenly."""
     kept = [m for m in messages if m.language in LANGUAGE_SHARES]
     have = dict.fromkeys(LANGUAGE_SHARES, 0)
     for message in kept:
         have[message.language] += 1
-    # the total is set by the languages that carry the most; a rare one gives all it has
+    # the languages with the most messages set the total; a rare one gives all it has
     total = max(have[language] / share for language, share in LANGUAGE_SHARES.items() if share >= 5)
     for message in kept:
         wanted = total * LANGUAGE_SHARES[message.language] / have[message.language]
@@ -186,7 +186,7 @@ def _shared_out(messages):
 
 
 def fraction(text: str) -> float:
-    """Of the way from 0 to 1, by a hash."""
+    """A number from 0 to 1, by a hash of the text."""
     return (
         int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little") / 2**64
     )
@@ -203,7 +203,7 @@ def _message_instructions(messages):
 
 
 def message_sts(messages: Iterable[Message]) -> Iterator[dict]:
-    """A message in two languages 1; a message and another one of the same package 0.25; of another package 0."""
+    """A message in two languages 1; with another message of the same package 0.25, of another package 0."""
     messages = list(_shared_out(messages))
     by_english, by_package = {}, {}
     for message in messages:
@@ -222,7 +222,7 @@ def message_sts(messages: Iterable[Message]) -> Iterator[dict]:
 
 
 def translations(messages: Iterable[Message]) -> Iterator[dict]:
-    """One message in two languages 1, two messages in any 0: half of either."""
+    """Half of the pairs are one message in two languages, 1; the others are two messages in any languages, 0."""
     messages = list(_shared_out(messages))
     by_english = {}
     for message in messages:
@@ -239,7 +239,7 @@ def _read(records, of, validation):
 
 
 def _readers():
-    """(source, kind of record, records, of): what _read needs."""
+    """(source, kind of record, records, package names) of each built-in source."""
     for source, packages in (("docstrings", TRAINING_PACKAGES), ("library", TRAINING_PACKAGES + MORE_PACKAGES)):
         texts, with_code = functools.partial(docs, packages=packages), functools.partial(functions, packages=packages)
         yield source, "text", _doc_text, texts

@@ -1,5 +1,7 @@
-"""The files that a source names: one, a folder, a pattern, or a list of these; always in the same order. And how they
-are cut into units of work, which depends on their names and sizes alone."""
+"""The files of a source, always in the same order, and how they are cut into units of work.
+
+The units depend on the names and sizes of the files alone.
+"""
 
 from __future__ import annotations
 
@@ -13,20 +15,19 @@ from conan_engine.errors import UserError
 
 FORMATS = ("jsonl", "ndjson", "json", "csv", "tsv", "txt")
 PACKED = (".gz", ".zst")
-TABLES = (".parquet", ".arrow")  # of groups of rows
+TABLES = (".parquet", ".arrow")  # files of row groups
 LIST = ".list"
 ENDINGS = f".jsonl, .csv, .tsv, .txt (each also with {' or '.join(PACKED)}), .parquet or .arrow"
-RANGED = (".jsonl", ".ndjson", ".txt")  # a line ends where its text does, so one can begin anywhere
+RANGED = (".jsonl", ".ndjson", ".txt")  # one text a line, so a part can begin anywhere
 
-UNIT = (8 * 2**20, 2**30)  # bytes of files in a unit, at least (what is there allowing) and at most
-MOST_UNITS = 4096  # of a source, where UNIT allows
-# The parts of a file without RANGED's ending each read all of it, and keep every so many lines; more of them would
-# mostly read.
+UNIT = (8 * 2**20, 2**30)  # bytes of files in a unit, at least (if there are so many) and at most
+MOST_UNITS = 4096  # units of a source, unless UNIT needs more
+# Each part of a file that is not RANGED reads all of it and keeps some lines; more parts would mostly read.
 MOST_STRIPES = 16
 
 
 class Piece(NamedTuple):
-    """A file, or part `part` of `parts` of it (see files.py); `bytes` is about how much of the file that is."""
+    """A file, or part `part` of `parts` of it (see files.py); `bytes`: about how much of the file that is."""
 
     path: Path
     bytes: int = 0
@@ -41,8 +42,9 @@ def unpacked(path: Path) -> str:
 
 
 def cut(source: str | Path) -> list[list[Piece]]:
-    """A source's files as units of work, each a list of Pieces: neighbours together up to a size, large files in
-    parts."""
+    """Cut a source's files into units of work, each a list of Pieces: small neighbours together, large files in
+    parts.
+    """
     sizes = [(path, os.stat(path).st_size) for path in of(source)]
     most = min(max(sum(size for _, size in sizes) // MOST_UNITS, UNIT[0]), UNIT[1])
     units, filled = [[]], 0
@@ -60,13 +62,13 @@ def cut(source: str | Path) -> list[list[Piece]]:
 
 
 def of(source: str | Path) -> list[Path]:
-    """The files of a source, sorted by name, not as the file system has them.
+    """The files of a source, sorted by name.
 
-    source: a file; a folder that `datasets` saved or that says itself which files are which (saved.py); any other
-    folder, of which and below which all files count whose ending is one of ENDINGS and whose name begins with neither a
-    dot nor an underscore; a pattern of files with * ? [] and ** for any folders; or a file that ends in .list, with one
-    of these a line, from the list's own folder on, in the list's order; or what the Hub has, "hf:NAME" (hub.py). Raises
-    UserError where there is none.
+    source: a file; a folder that `datasets` saved or that declares its files (saved.py); any other folder, with all
+    files in and below it whose ending is one of ENDINGS and whose name begins with neither a dot nor an underscore; a
+    pattern with * ? [] and ** for any folders; a file that ends in .list, with one of these a line, relative to the
+    list's own folder, in the list's order; or a dataset of the Hub, "hf:NAME" (hub.py). Raises UserError if there is
+    none.
     """
     if str(source).startswith(hub.PREFIX):
         return hub.files(str(source))

@@ -1,4 +1,4 @@
-"""Where installed text lies: in site-packages, or in a folder beside it from which nothing here could import."""
+"""Where installed text is: in site-packages, or in a folder beside it from which nothing here can import."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ TEXTS = "texts"  # in the environment's folder; `make texts` fills it
 
 
 def find(name: str, folder: str) -> Path:
-    """The folder of that name, of the package `name`. Raises UserError where it is not installed."""
+    """The folder of that name of the package `name`. Raises UserError if it is not installed."""
     places = [Path(sysconfig.get_path("purelib"), folder), Path(sysconfig.get_path("data"), TEXTS, folder)]
     for place in places:
         if place.is_dir():

@@ -1,4 +1,4 @@
-"""Work on several processes."""
+"""Run work on several processes."""
 
 from __future__ import annotations
 
@@ -13,23 +13,28 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, wait
 from typing import Any
 
-import loky  # whose processes, other than multiprocessing's, need not import the main module and with it torch
+import loky  # unlike multiprocessing, its processes need not import the main module, and with it torch
 from loky.process_executor import TerminatedWorkerError
 
 from conan_engine.errors import UserError
 
 
 class Pool:
-    """`processes` of them (0: one a CPU core), started when first needed; close() ends them, and so does the end of
-    this process, however it comes. set_up(*arguments) is called in each of them first."""
+    """`processes` of them (0: one per core), started when first needed, ended by close() or with this process.
+
+    set_up(*arguments) is called in each of them first.
+    """
 
     def __init__(self, processes: int = 0, set_up: Callable | None = None, *arguments) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
         self._executor = loky.ProcessPoolExecutor(self.processes, initializer=_begin, initargs=(set_up, arguments))
 
     def map(self, function: Callable, items: Iterable) -> Iterator[Any]:
-        """function(item) for each item, in order; at most twice as many as processes are under way. Raises what the
-        function raises, and UserError if a process is killed."""
+        """function(item) for each item, in order. Raises what the function raises, and UserError if a process is
+        killed.
+
+        At most twice as many items as processes are under way.
+        """
         waiting = collections.deque()
         with _told(self.processes):
             for item in items:
@@ -40,7 +45,7 @@ class Pool:
                 yield waiting.popleft().result()
 
     def unordered(self, function: Callable, items: Iterable, look: Callable[[], None]) -> Iterator[Any]:
-        """(i, function(item)) for item i, as each is done; look() is called every second. Raises as `map` does."""
+        """(i, function(item)) for item i, as each is finished; look() is called every second. Raises as `map` does."""
         items, waiting = enumerate(items), {}
         with _told(self.processes):
             while True:
@@ -65,7 +70,7 @@ class Pool:
 
 @contextlib.contextmanager
 def _told(processes):
-    """A killed process is said in one line."""
+    """Report a killed process as a UserError."""
     try:
         yield
     except TerminatedWorkerError:
@@ -77,7 +82,7 @@ def _told(processes):
 
 
 def _begin(set_up, arguments):
-    # which reach all of a job's processes: the first one ends these
+    # these signals reach all processes of a job: the first process ends the others
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
@@ -86,6 +91,6 @@ def _begin(set_up, arguments):
 
 
 def _end_with(parent):
-    while os.getppid() == parent:  # after kill -9 nobody else would tell
+    while os.getppid() == parent:  # after a kill -9 of the parent, nobody else would end this process
         time.sleep(1)
     os._exit(1)

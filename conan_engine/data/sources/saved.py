@@ -1,4 +1,4 @@
-"""Folders that say themselves which of their files are which: what `datasets` saves, and repositories of the Hub."""
+"""Folders that declare which of their files are which: saved by `datasets`, or repositories of the Hub."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from pathlib import Path
 
 from conan_engine.errors import UserError
 
-HEAD = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)  # of a README.md: YAML
+HEAD = re.compile(r"---\s*\n(.*?)\n---\s*\n", re.DOTALL)  # the YAML at the head of a README.md
 SPLIT = "train"
 
 
 def files(folder: Path) -> list[Path]:
-    """The files of the split "train", sorted; none where the folder says nothing. Raises UserError where it has no such
-    split."""
-    if (folder / "state.json").exists():  # save_to_disk of a Dataset
+    """The files of the split "train", sorted; an empty list if the folder declares nothing. Raises UserError if it
+    has no such split.
+    """
+    if (folder / "state.json").exists():  # a Dataset saved by save_to_disk
         listed = _json(folder / "state.json").get("_data_files")
         return sorted(folder / file["filename"] for file in listed) if listed else []
-    if (folder / "dataset_dict.json").exists():  # ... of a DatasetDict
+    if (folder / "dataset_dict.json").exists():  # a DatasetDict saved by save_to_disk
         return files(folder / _chosen(folder, _json(folder / "dataset_dict.json").get("splits", [])))
     return _declared(folder)
 
@@ -38,7 +39,7 @@ def _chosen(folder, splits):
 
 
 def _declared(folder):
-    """By the `configs` at the head of a README.md, as the Hub has them."""
+    """The files that the `configs` at the head of a README.md declare, as on the Hub."""
     readme = folder / "README.md"
     head = HEAD.match(readme.read_text(encoding="utf-8", errors="replace")) if readme.exists() else None
     if not head:
@@ -48,7 +49,7 @@ def _declared(folder):
     try:
         about = yaml.safe_load(head[1])
     except yaml.YAMLError:
-        return []  # no dataset's
+        return []  # this README.md is not a dataset's
     configs = about.get("configs") if isinstance(about, dict) else None
     if not isinstance(configs, list) or not all(isinstance(config, dict) for config in configs):
         return []
