@@ -102,19 +102,13 @@ def test_the_ranges_of_documents_serve_further_ones(untrained_run, tmp_path):
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
-        (["--precision=int8"], "holds 1 record; --precision=int8 takes its ranges from many"),
-        (["--precision=binary", "--ranges=r.npy"], "--ranges is for --precision=int8; with binary leave it out"),
-        (["--precision=int8", "--ranges=nowhere.npy"], "nowhere.npy: is no .npy file of ranges"),
-        (["--precision=int8", "--ranges=in.jsonl"], "in.jsonl: is no .npy file of ranges"),
-        (
-            ["--precision=int8", "--ranges=r.npy"],
-            "r.npy: holds float32 [2, 31], not the least and the largest of 32 numbers",
-        ),
+        (["--precision=int8"], "holds 1 record; --precision=int8 needs at least 2"),
+        (["--precision=binary", "--ranges=r.npy"], "--ranges is for --precision=int8, and --precision is binary"),
+        (["--precision=int8", "--ranges=nowhere.npy"], "nowhere.npy: cannot read it as a .npy file of ranges"),
+        (["--precision=int8", "--ranges=in.jsonl"], "in.jsonl: cannot read it as a .npy file of ranges"),
+        (["--precision=int8", "--ranges=r.npy"], "r.npy: holds float32 [2, 31]; expected float32 [2, 32]"),
         # the largest first
-        (
-            ["--precision=int8", "--ranges=r.npy", "--dim=31"],
-            "r.npy: holds float32 [2, 31], not the least and the largest of 31 numbers",
-        ),
+        (["--precision=int8", "--ranges=r.npy", "--dim=31"], "r.npy: holds float32 [2, 31]; expected float32 [2, 31]"),
     ],
 )
 def test_a_mistake_in_precision_or_ranges_gets_one_line(untrained_run, tmp_path, extra, said):
@@ -169,7 +163,7 @@ def test_a_mistake_in_standard_input_gets_one_line(untrained_run, tmp_path, give
         ('{"text": "a"}\n{"text": 5}\n', [], "line 2: 'text' is 5"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', [], "line 2: not UTF-8"),
         ('{"sentence1": "a", "sentence2": "b", "score": 1}\n', [], "holds sentence pairs"),
-        ('{"text": "a"}\n', ["--dim", "33"], "--dim is 33; this model has 1 to 32"),
+        ('{"text": "a"}\n', ["--dim", "33"], "--dim is 33; expected 1 to 32"),
         ('{"text": "a"}\n', ["--dim", "0"], "--dim is 0"),
     ],
 )

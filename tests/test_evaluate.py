@@ -149,7 +149,7 @@ def test_results_beside_that_cannot_be_read_are_named(untrained_run, tmp_path, c
     assert (
         done.returncode == 2
         and done.stderr.count("\n") == 1
-        and "other.json: no results that can be read" in done.stderr
+        and "other.json: cannot read results from it" in done.stderr
     )
 
 

@@ -49,8 +49,8 @@ def test_the_papers_shares_are_of_26_languages():
 
 @pytest.mark.parametrize(("name", "text", "said"), [
     ("x.toml", "de = 3\nfr = 1\n", None), ("x.json", '{"de": 3, "fr": 1, "ja": 0}', None),
-    ("x.toml", "xx = 1", "'xx' is none of the languages"),
-    ("x.toml", "de = -1", "de is -1; expected a number, 0 or more"), ("x.toml", "de = 0", "no language has a share"),
+    ("x.toml", "xx = 1", "'xx' is not a language of the recipe"),
+    ("x.toml", "de = -1", "de is -1; expected a number, 0 or more"), ("x.toml", "de = 0", "all shares are 0"),
     ("x.toml", "de: 1", "cannot read these shares"),
 ])  # fmt: skip
 def test_shares_of_ones_own(tmp_path, name, text, said):

@@ -57,7 +57,7 @@ def test_a_run_that_is_not_so_far_is_named(tiny, whole, tmp_path):
     for what, said in (
         ("nothing", "is at no checkpoint yet"),
         ("weak", "is at step"),
-        ("all", "the supervised stage is under way"),
+        ("all", "the supervised stage has begun"),
     ):
         if what != "nothing":
             shutil.copytree(whole, run, dirs_exist_ok=True)
@@ -76,4 +76,4 @@ def test_a_checkpoint_whose_pools_are_gone_is_named(tiny, whole, tmp_path):
     for path in run.glob("negatives/*"):
         shutil.rmtree(path)
     code, _, err = train(tiny, run)
-    assert code == 2 and "cannot go on with the negatives mined here" in err and "Traceback" not in err
+    assert code == 2 and "cannot continue with the negatives mined here" in err and "Traceback" not in err

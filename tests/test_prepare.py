@@ -44,7 +44,7 @@ def prepare(config, *arguments):
 def test_training_takes_what_is_prepared_in_parts(config, tmp_path):
     run = f"--out_dir={tmp_path}/run"
     first = prepare(config, run, "--part", "2/2", "--workers", "1")
-    assert first.returncode == 0 and "the other parts are not done" in first.stdout, first.stderr
+    assert first.returncode == 0 and "the other parts are not finished" in first.stdout, first.stderr
     done = prepare(config, run, "--part", "1/2")
     assert done.returncode == 0, done.stderr
     rows = [line.split("  ") for line in done.stdout.splitlines()]

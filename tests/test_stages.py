@@ -399,9 +399,9 @@ CLASSES = [
 @pytest.mark.parametrize(
     ("classes", "said"),
     [
-        (3, "3 different answers: 2 hard negatives a query, where 7 were to be"),
-        (2, "2 different answers: 1 hard negative a query"),
-        (1, "1 different answers: no hard negatives"),
+        (3, "3 different answers, so 2 hard negatives per query instead of 7"),
+        (2, "2 different answers, so 1 hard negative per query"),
+        (1, "1 different answers, so no hard negatives"),
     ],
 )
 def test_a_source_of_few_classes_has_what_negatives_it_has(tiny, tmp_path, classes, said):

@@ -88,7 +88,7 @@ def test_a_blended_stage_ends_between_what_it_began_with_and_what_it_made(tiny, 
         torch.testing.assert_close(weight, 0.75 * began[name] + 0.25 * made[name], rtol=1e-6, atol=1e-7)
     for lost in ("weak-00000006", "sft-00000004", "sft-00000006"):
         shutil.rmtree(run / "checkpoints" / lost)
-    one_line(train(tiny, run, *options), "holds nothing of sft any more, which weak.blend = 0.25 needs")
+    one_line(train(tiny, run, *options), "holds no checkpoint of sft any more, which weak.blend = 0.25 needs")
 
 
 def test_the_first_stage_blends_with_what_the_seed_draws(tiny, whole, untrained_run, tmp_path):
@@ -187,7 +187,10 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, whole, tmp_path):
         [sys.executable, "-c", spoil, str(tiny), f"--out_dir={run}"], capture_output=True, text=True, timeout=120
     )
     one_line(
-        (done.returncode, done.stdout, done.stderr), "supervised step", "not finite", "Lower supervised.lr (now 0.001)"
+        (done.returncode, done.stdout, done.stderr),
+        "supervised step",
+        "no longer finite",
+        "Lower supervised.lr (now 0.001)",
     )
     assert {path: path.read_bytes() for path in run.glob("checkpoints/*/*")} == before
 
@@ -203,7 +206,9 @@ def test_a_full_disk_ends_the_run_with_the_checkpoint_before_it_whole(tiny, whol
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (room, room))  # no file may grow beyond it
         out, err = process.communicate()
         one_line(
-            (process.returncode, out, err), "supervised-00000006: cannot write it", "goes on from the checkpoint before"
+            (process.returncode, out, err),
+            "supervised-00000006: cannot write it",
+            "continues from the checkpoint before",
         )
         assert not list(run.glob("checkpoints/.*")) and not (run / "checkpoints/supervised-00000006").exists()
     code, _, err = train(tiny, run)
@@ -287,10 +292,9 @@ def test_help_lists_every_setting_and_version_says_which(tmp_path, monkeypatch, 
     monkeypatch.chdir(tmp_path)
     said = answer(engine, "--help")
     for line in (
-        "  --weak.temperature=0.02  # [1e-3, 100]; ours: the paper writes none\n",
-        "  --pretrain.batch=256  # [1, 2**31); rows of",
-        "  --negatives.bound=0.7  # [-2, 2]\n",
-        "  --plan_only=false  # print",
+        "  --weak.temperature=0.02\n      of InfoNCE; ours: the paper gives none (number in [1e-3, 100])\n",
+        "  --STAGE.batch=64 (pretrain: 256, supervised: 4)\n      per step, over all ranks: rows of",
+        "  --plan_only=false\n      print",
     ):
         assert line in said
     for command in (engine, evaluate, search, encode):

@@ -110,7 +110,7 @@ def test_true_translations_whatever_the_server_does_first(tmp_path, server, aske
     ]
     again = run(tmp_path, server)
     assert again.returncode == 2 and again.stderr.strip().endswith(
-        "out.jsonl: is there already; remove it, or name another"
+        "out.jsonl: exists already; remove it, or name another"
     )
 
 
@@ -161,7 +161,7 @@ def test_what_holds_no_queries_is_told(tmp_path, server, messages):
     write_lines(tmp_path / "queries.jsonl", [{"text": "no id"}])
     (tmp_path / "shares.toml").write_text(SHARES)
     done = run(tmp_path, server)
-    assert done.returncode == 2 and "queries.jsonl: holds neither" in done.stderr.splitlines()[-1]
+    assert done.returncode == 2 and "queries.jsonl: holds other records; expected" in done.stderr.splitlines()[-1]
 
 
 def test_killed_again_and_again_it_pays_for_nothing_twice(tmp_path, server, asked, messages):
@@ -196,12 +196,12 @@ def test_an_endpoint_that_does_not_answer_ends_it_and_keeps_the_rest(tmp_path, s
     assert (
         done.returncode == 2
         and said in done.stderr.splitlines()[-1]
-        and "queries are answered: the same command goes on" in done.stderr
+        and "queries are answered: run the same command again" in done.stderr
         and "Traceback" not in done.stderr
     )
     first = server.asked.copy()
     other = run(tmp_path, server, "--seed=2")
-    assert other.returncode == 2 and "out.journal: of another command (seed was 1, is 2)" in other.stderr
+    assert other.returncode == 2 and "out.journal: belongs to another command (seed was 1, is 2)" in other.stderr
     server.always = {}
     assert run(tmp_path, server).returncode == 0
     assert [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()] == expected(asked, messages)

@@ -132,7 +132,10 @@ def make_tokenizer(
         sources = {source: (source, *how, skip) for source, *how in sources}.values()
         total = sum(len(text) for source in sources for text in texts(*source))
         if total == 0:
-            raise UserError(f"the sources {', '.join(s for s, *_ in sources)} hold no text to train a tokenizer on")
+            raise UserError(
+                f"the sources {', '.join(s for s, *_ in sources)} hold no text to train a tokenizer "
+                "on; add text, or set tokenizer.path"
+            )
         share = settings.train_bytes / total
         everything = (text for source in sources for text in texts(*source))
         # steps of the golden ratio sample all texts evenly, and all fields of a record (every third text would always

@@ -72,8 +72,8 @@ def answers(messages: list[dict], text: str) -> Iterator[tuple[int, int]]:
         begin = text.find(content, at)
         if begin < 0:
             raise UserError(
-                f"the tokenizer's chat template leaves out what a message says ({content[:60]!r}); take its "
-                "chat_template out of tokenizer_config.json, or such messages out of the data"
+                f"the tokenizer's chat template leaves out what a message says ({content[:60]!r}); remove "
+                "chat_template from tokenizer_config.json, or such messages from the data"
             )
         at = begin + len(content)
         if message["learn"]:
@@ -99,8 +99,8 @@ def render(tokenizer: Any, messages: list[dict]) -> str:
         )
     except jinja2.TemplateError as error:
         raise UserError(
-            f"the tokenizer's chat template: {' '.join(str(error).split())}; take it out of "
-            "tokenizer_config.json, or what it does not take out of the data"
+            f"the tokenizer's chat template: {' '.join(str(error).split())}; remove "
+            "chat_template from tokenizer_config.json, or such conversations from the data"
         ) from None
 
 

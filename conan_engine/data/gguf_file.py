@@ -41,7 +41,6 @@ def _read(path, _):
         ) from None
     if fields.get("split.count", 1) > 1:
         raise UserError(
-            f"{path}: is one of {fields['split.count']} parts; put them together with llama.cpp's "
-            "`llama-gguf-split --merge`"
+            f"{path}: is one of {fields['split.count']} parts; join them with llama.cpp's `llama-gguf-split --merge`"
         )
     return fields, tensors

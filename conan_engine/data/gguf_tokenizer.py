@@ -211,7 +211,7 @@ def write(writer: Any, tokenizer: Any, rows: int, where: str) -> None:
     if len(tokenizer.prefix) > 1 or tokenizer.suffix not in ([], [tokenizer.eos_id]):
         raise UserError(
             f"{where}: its tokenizer puts {len(tokenizer.prefix)} tokens before and {len(tokenizer.suffix)} "
-            "behind a text, for which GGUF has no place; take another --format"
+            "behind a text, for which GGUF has no place; use another --format"
         )
     if tokenizer.prefix:
         writer.add_bos_token_id(tokenizer.prefix[0])

@@ -67,7 +67,7 @@ class JsonTokenizer:
             raise _unreadable(path, error) from None
         if end is None:
             raise UserError(
-                f"{path}: says nowhere which token ends a text; put a tokenizer_config.json with eos_token beside it"
+                f"{path}: does not say which token ends a text; put a tokenizer_config.json with eos_token beside it"
             )
         return cls.checked(path, model, end, begin, template)
 
@@ -83,7 +83,7 @@ class JsonTokenizer:
         if tokenizer.decode(tokenizer.encode(PROBE)) != PROBE:
             raise UserError(
                 f"{path}: this tokenizer loses text: {PROBE!r} comes back as "
-                f"{tokenizer.decode(tokenizer.encode(PROBE))!r}; take one that keeps case, spaces and every "
+                f"{tokenizer.decode(tokenizer.encode(PROBE))!r}; use one that keeps case, spaces and every "
                 "character"
             )
         return tokenizer

@@ -152,4 +152,4 @@ def of(shards: Shards) -> Known:
         with np.load(path) as arrays:
             return Known(**{name: arrays[name] for name in ("records", "lists", "starts", "groups", "negatives")})
     except Exception as error:  # a ZIP file, whose parts have checksums, can be damaged in any way
-        raise UserError(f"{path}: damaged ({error}); delete it and run again: it is worked out anew") from None
+        raise UserError(f"{path}: damaged ({error}); delete it and run again: it is computed again") from None

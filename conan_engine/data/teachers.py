@@ -120,7 +120,7 @@ def vectors(
     """
     if not has_vectors(setting, name, device):
         raise UserError(
-            f"{setting}: {name} gives scores alone, and vectors are wanted; expected "
+            f"{setting}: {name} gives only scores, but vectors are needed; expected "
             '"sentence-transformers:FOLDER", or an object with queries(texts) and documents(texts)'
         )
     given = np.asarray(getattr(load(setting, name, device), kind)(texts), np.float32)

@@ -60,7 +60,7 @@ class Tokenizer:
         if tokenizer.eos_id < 0 or tokenizer.decode(tokenizer.encode(" \u2581\u0ddf\n")) != " \u2581\u0ddf\n":
             raise UserError(
                 f"{path}: this sentencepiece model loses text (it needs byte fallback, no normalisation and an "
-                "end id); train one here"
+                "end id); leave tokenizer.path empty to train one"
             )
         return tokenizer
 

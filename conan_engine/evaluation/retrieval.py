@@ -62,15 +62,13 @@ def read_corpus(path: str | Path) -> Iterator[tuple[str, str]]:
 def _id(row, path, place):
     found = row.get("_id")
     if not isinstance(found, str | int):
-        raise UserError(f"{path}: {place}: _id is {found!r}; expected each line's own name, as BEIR's files have it")
+        raise UserError(f"{path}: {place}: _id is {found!r}; expected the name of the line, as in BEIR's files")
     return str(found)
 
 
 def _new(name, seen, path, place):
     if name in seen:
-        raise UserError(
-            f"{path}: {place}: _id {name!r} has come before; leave one of them out, or give it another name"
-        )
+        raise UserError(f"{path}: {place}: _id {name!r} occurs a second time; remove one of the lines, or rename it")
     seen.add(name)
     return name
 

@@ -35,7 +35,7 @@ def convert(tokenizer: AnyTokenizer) -> tokenizers.Tokenizer:
     every = tokenizer.decode(ids) + tokenizer.decode(reversed(ids))
     if fast.encode(every).ids != tokenizer.encode(every):
         raise UserError(
-            "the run's tokenizer is no sentencepiece BPE model and has no other form; export works with one "
-            "trained here (tokenizer.path empty)"
+            "the run's tokenizer is neither a tokenizer.json nor a sentencepiece BPE model; export needs one of these, "
+            "such as one trained here (tokenizer.path empty)"
         )
     return fast

@@ -37,7 +37,7 @@ def write(folder: Path, run: str, encoder: Encoder, dtype: str) -> None:
     if shape.qk_norm and shape.rope_scaling.factor != 1:
         raise UserError(
             f"{run}: has both model.rope_scaling and model.qk_norm; llama.cpp's Qwen3 knows no scaling of this "
-            "kind: take another --format"
+            "kind: use another --format"
         )
     name = checkpoint.newest(run)[0].parent.parent.resolve().name
     writer = GGUFWriter(folder / f"{name}-{ending}.gguf", "qwen3" if shape.qk_norm else "llama-embed")

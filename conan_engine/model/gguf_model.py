@@ -58,7 +58,7 @@ def shape(path: str | Path) -> tuple[dict[str, Any], None]:
     for key, (what, allowed) in CANNOT.items():
         if of(key) not in (None, *allowed):
             raise UserError(
-                f"{path}: {kind}.{key} is {of(key)!r}: {what}, which this engine does not have; take a model without"
+                f"{path}: {kind}.{key} is {of(key)!r}: {what}, which this engine does not support; use another model"
             )
     for key in ("embedding_length", "block_count", "feed_forward_length", "attention.head_count"):
         if not isinstance(of(key), int):
@@ -76,7 +76,7 @@ def shape(path: str | Path) -> tuple[dict[str, Any], None]:
             f"{path}: {kind}.attention.head_count_kv is {kv_heads!r}; expected a whole number, the same for every block"
         )
     if "token_embd.weight" not in tensors:
-        raise UserError(f"{path}: holds no token_embd.weight; take a file with a whole model")
+        raise UserError(f"{path}: holds no token_embd.weight; use a file with a whole model")
     context, window = of("context_length", 2048), of("attention.sliding_window") or math.inf
     theta = float(of("rope.freq_base", 10_000.0))
     found = {
@@ -100,7 +100,7 @@ def shape(path: str | Path) -> tuple[dict[str, Any], None]:
     if pooling and pooling not in POOLING:
         raise UserError(
             f"{path}: {kind}.pooling_type is {pooling}; this engine has "
-            f"{' and '.join(f'{n} ({name})' for n, name in POOLING.items())}: take a file that says one of "
+            f"{' and '.join(f'{n} ({name})' for n, name in POOLING.items())}: use a file with one of "
             "these, or none"
         )
     return found | ({"pooling": POOLING[pooling]} if pooling else {}), None
@@ -147,7 +147,7 @@ def _values(path, tensor):
     except NotImplementedError:
         raise UserError(
             f"{path}: {tensor.name} is quantised as {tensor.tensor_type.name}, which the package gguf cannot "
-            "undo; take a file in Q8_0, Q4_K, F16 or the like"
+            "undo; use a file in Q8_0, Q4_K, F16 or the like"
         ) from None
 
 

@@ -103,7 +103,7 @@ def load_weights(start: str | Path, model: Transformer, layers: list[int] | None
         and name != "lm_head.weight"
     )
     if left:
-        raise UserError(f"{start}: holds {left[0]}, which this engine's model has no place for")
+        raise UserError(f"{start}: holds {left[0]}, which this engine's model has no place for; use another model")
 
 
 def _tensors(folder):

@@ -52,8 +52,8 @@ def adopt(config: Config, given: set[str], where: str) -> None:
     )
     if not found and start != config.init_from:
         raise UserError(
-            f"{where}: init_from is {config.init_from!r}, which is not there; name a run, a folder of "
-            "transformers or a .gguf file that is"
+            f"{where}: init_from is {config.init_from!r}, which does not exist; name a run, a folder of "
+            "transformers or a .gguf file"
         )
     if found and start == config.init_from and (layers := chosen_layers(config.init_layers)):
         if max(layers) >= found["layers"]:
@@ -121,7 +121,7 @@ def of_transformers(folder: str | Path) -> tuple[dict[str, Any], list[int] | Non
     for key, (what, allowed) in CANNOT.items():
         if about.get(key) not in allowed:
             raise UserError(
-                f"{path}: {key} is {about[key]!r}: {what}, which this engine does not have; take a model without"
+                f"{path}: {key} is {about[key]!r}: {what}, which this engine does not support; use another model"
             )
     for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
         if not isinstance(about.get(key), int):

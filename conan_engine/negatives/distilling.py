@@ -95,8 +95,8 @@ def on_disk(work: Callable) -> np.ndarray:
         return work()
     except OSError as error:
         raise UserError(
-            f"{error.filename}: cannot write here ({error.strerror}); make room, then run again: it goes on "
-            "behind what is finished"
+            f"{error.filename}: cannot write here ({error.strerror}); make room, then run again: what is finished "
+            "is kept"
         ) from None
     finally:
         teachers.forget()

@@ -127,8 +127,8 @@ class Mining:
             self._fill(search)
         except OSError as error:
             raise UserError(
-                f"{self.folder}: cannot write here ({error.strerror}); make room, then run again: it goes on "
-                "behind what is finished"
+                f"{self.folder}: cannot write here ({error.strerror}); make room, then run again: what is "
+                "finished is kept"
             ) from None
 
     @property
@@ -258,9 +258,8 @@ class Mining:
             best = np.concatenate((best, _without(right, corpus, spare)))
         if not len(best):
             raise UserError(
-                f"{self.source}: record {record}: no negative to be found for its query, {len(right)} of "
-                "its kind are right for it; "
-                "give more data, or leave out queries that everything answers"
+                f"{self.source}: record {record}: no document is a negative for its query, {len(right)} groups "
+                "of documents are right for it; add data, or remove queries that every document answers"
             )
         distinct = best[np.sort(np.unique(best, return_index=True)[1])]
         return np.resize(distinct, pool)  # repeats a document only if the corpus has no others
@@ -403,8 +402,8 @@ def _ready(faiss, index, rule, mesh):
             space.set_index_parameters(index, rule.search)
         except RuntimeError as error:
             raise UserError(
-                f"negatives.search: {rule.search!r} is nothing for an index {rule.index!r} ({_said(error)}); "
-                'expected such as "nprobe=32"'
+                f"negatives.search: {rule.search!r} does not fit the index {rule.index!r} ({_said(error)}); "
+                'expected parameters such as "nprobe=32"'
             ) from None
     return index
 

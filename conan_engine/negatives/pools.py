@@ -105,8 +105,8 @@ class Pools:
                 raise ValueError("it holds other pools")
         except (OSError, ValueError, KeyError) as error:
             raise UserError(
-                f"{folder}: cannot go on with the negatives mined here ({error}); put it back as it was, or "
-                "delete the stage's checkpoints to mine anew"
+                f"{folder}: cannot continue with the negatives mined here ({error}); restore the folder, or "
+                "delete the stage's checkpoints to mine again"
             ) from None
         if rule.bounds == "quantile":
             rule = dataclasses.replace(rule, bounds="cosine", low=about["low"], bound=about["bound"])

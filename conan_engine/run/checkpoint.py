@@ -42,7 +42,7 @@ def newest(
     if Path(run, "state.json").exists():
         damage = _damage(Path(run), mesh)
         if damage:
-            raise UserError(f"{run}: damaged ({damage}); take another checkpoint")
+            raise UserError(f"{run}: damaged ({damage}); use another checkpoint")
         return Path(run), json.loads(Path(run, "state.json").read_text())
     for stage in reversed(STAGES):
         there = of_stage(run, stage) if stage in stages else []
@@ -73,8 +73,8 @@ def start_from(
     found = newest(start, mesh=mesh)
     if found is None:
         raise UserError(
-            f"init_from: {start} has no whole checkpoint, and is no folder of transformers and no .gguf file; "
-            "name one that is, or leave init_from empty"
+            f"init_from: {start} is neither a run with a whole checkpoint, nor a folder of transformers, nor a "
+            ".gguf file; name one of these, or leave init_from empty"
         )
     load_weights(*found, model, tokenizer, mesh, layers)
 
@@ -109,9 +109,7 @@ def load_base(
     """
     base = state["base"]
     if not Path(base["folder"]).exists() or base_of(base["folder"], mesh) != base:
-        raise UserError(
-            f"{folder}: holds adapters of {base['folder']}, which is gone or another one now; put it back as it was"
-        )
+        raise UserError(f"{folder}: holds adapters of {base['folder']}, which is missing or has changed; restore it")
     own = chosen_layers(state["config"].get("init_layers"))
     start_from(base["folder"], model, tokenizer, mesh, [own[i] for i in layers] if own and layers else own or layers)
 
@@ -157,8 +155,8 @@ def load_weights(
             weights.read_into(p.detach().view(-1), pretrained.source(name, layers), p, model.tensor.group)
         except KeyError:
             raise UserError(
-                f"{folder}: holds no {name}: it was saved by a stage that does without; start from one of an "
-                "earlier stage, or set model.tied = true"
+                f"{folder}: holds no {name}, since the stage that saved it has none; start from a checkpoint "
+                "of an earlier stage, or set model.tied = true"
             ) from None
     if merge:
         lora.merge(model)

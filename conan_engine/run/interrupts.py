@@ -44,7 +44,7 @@ class Interrupts:
         self.ignore()  # a launcher and a scheduler may both send a signal
         told = f"stopped by {self.asked or 'a signal to another rank'}"
         raise Stopped(
-            f"{told} {standing}; the same command goes on from there" if os.environ.get("RANK", "0") == "0" else ""
+            f"{told} {standing}; the same command continues from there" if os.environ.get("RANK", "0") == "0" else ""
         )
 
     def ignore(self) -> None:

@@ -74,8 +74,8 @@ def before(
     found = checkpoint.newest(config.out_dir, earlier, mesh)
     if earlier and not found:
         raise UserError(
-            f"{config.out_dir}/checkpoints: holds nothing of {earlier[0]} any more, which {name}.blend = "
-            f"{getattr(config, name).blend} needs; put it back or set that to 1"
+            f"{config.out_dir}/checkpoints: holds no checkpoint of {earlier[0]} any more, which {name}.blend = "
+            f"{getattr(config, name).blend} needs; restore it, or set {name}.blend = 1"
         )
     with mesh.together():
         return make(config, tokenizer, shards, mesh, found, [name])[0]

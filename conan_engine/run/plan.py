@@ -49,15 +49,15 @@ def report(config: Config, mesh: Mesh) -> None:
             f"{count_parameters(config.model, vocab) / 1e6:,.0f}M parameters"
             + (f", {adapters / 1e6:,.2f}M of them in adapters trained" if adapters else "")
             + f"; per device ({mesh.world} in all) "
-            f"{fixed / 2**30:.2f} GiB of weights, gradients and optimiser state, at most "
+            f"{fixed / 2**30:.2f} GiB of weights, gradients and optimizer state, at most "
             f"{needs / 2**30:.1f} GiB with activations; "
             f"this one has {has / 2**30:.1f} GiB",
             flush=True,
         )
     if fixed > has and not config.plan_only:
         raise UserError(
-            f"the model needs {fixed / 2**30:.1f} GiB a device before activations and this one has "
+            f"the model needs {fixed / 2**30:.1f} GiB a device before activations, and this one has "
             f"{has / 2**30:.1f} GiB; "
-            "use more ranks (the optimiser state is shared out), tensor_parallel (the weights are) or a "
-            "smaller [model]"
+            "use more ranks, which share out the optimizer's state, tensor_parallel, which shares out the weights, "
+            "or a smaller [model]"
         )

@@ -60,7 +60,7 @@ def differences(folder: str | Path, state: dict[str, Any], config: Config, under
     ]
     if adapters:
         raise UserError(
-            f"{folder}: {'; '.join(adapters)}: adapters go on as they are; set it back, or choose another "
+            f"{folder}: {'; '.join(adapters)}: adapters cannot change; set it back, or choose another "
             f"out_dir with init_from = {config.out_dir}, which merges them"
         )
     fixed = [("seed",), *((under_way, key) for key in FIXED)] if under_way else []
@@ -89,7 +89,7 @@ def check_data(
         for source, before in state.get("data", {}).get(use, {}).items():
             if fingerprints[use][source] != before:
                 raise UserError(
-                    f"{folder}: {source} holds other records than it did: that cannot change while "
+                    f"{folder}: {source} has other records than before: that cannot change while "
                     f"{under_way} is under way; "
                     "put the old ones back, or choose another out_dir"
                 )

@@ -92,9 +92,9 @@ class Saver:
             finite.append(torch.stack(values.aminmax()).isfinite().all())
         if self.mesh.any(bool(finite) and not torch.stack(finite).all()):
             raise UserError(
-                f"{stage} step {step}: weights or moments are not finite any more; they are not saved, and "
-                f"the checkpoint before stays as it is. Lower {stage}.lr "
-                f"(now {getattr(self.config, stage).lr:g}), then start again: it goes on from there"
+                f"{stage} step {step}: weights or moments are no longer finite; they are not saved, and "
+                f"the checkpoint before is kept. Lower {stage}.lr "
+                f"(now {getattr(self.config, stage).lr:g}) and start again: the run continues from there"
                 if self.mesh.rank == 0
                 else ""
             )
@@ -141,8 +141,8 @@ class Saver:
         if failed:
             self.mesh.of_all(lambda: self.mesh.rank or shutil.rmtree(self._partial(), ignore_errors=True))
             said = (
-                f"cannot write it ({failed}); make room or free the folder, "
-                f"then start the same command again: it goes on from the checkpoint before"
+                f"cannot write it ({failed}); make room, or make the folder writable, "
+                f"then run the same command again: it continues from the checkpoint before"
             )
             raise UserError(f"{self.folder / self.name}: {said}" if self.mesh.rank == 0 else "")
         state, self.state = self.state, None

@@ -21,9 +21,7 @@ def check_layers(config: Config, where: str) -> None:
             "layers counted from 0, such as [0, 2, 4]"
         ) from None
     if layers and not config.init_from:
-        raise UserError(
-            f"{where}: init_layers is {config.init_layers!r}; there is no init_from whose layers these could be"
-        )
+        raise UserError(f"{where}: init_layers is {config.init_layers!r}; it needs init_from, whose layers these are")
 
 
 def check(config: Config, where: str) -> None:

@@ -44,8 +44,8 @@ def queries(path: str | Path) -> Any:
     for number, (key, record) in enumerate(records):
         if key is None:
             raise UserError(
-                f'{path}: holds neither {{"query", "pos"}} records nor BEIR\'s queries, {{"_id", '
-                f'"text"}}, which translate takes'
+                f'{path}: holds other records; expected {{"query", "pos"}} records, or queries of BEIR, {{"_id", '
+                f'"text"}}'
             )
         yield number, record, key
 

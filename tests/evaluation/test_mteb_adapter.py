@@ -169,7 +169,7 @@ def test_mteb_is_told_what_the_model_is(model, untrained_run):
 
 @pytest.mark.parametrize("dim", [0, 33])
 def test_a_dim_that_the_model_lacks(untrained_run, dim):
-    with pytest.raises(UserError, match=f"dim is {dim}; this model has 1 to 32"):
+    with pytest.raises(UserError, match=f"dim is {dim}; expected 1 to 32"):
         Model(untrained_run, dim=dim)
 
 

@@ -126,12 +126,12 @@ def test_ones_own_files_are_searched_and_scored_by_language(mine, untrained_run,
         (
             "corpus.jsonl",
             '{"_id": "d0", "text": "a"}\n{"_id": "d0", "text": "b"}\n',
-            "corpus.jsonl: line 2: _id 'd0' has come before",
+            "corpus.jsonl: line 2: _id 'd0' occurs a second time",
         ),
         (
             "queries.jsonl",
             '{"_id": 1, "text": "a"}\n{"_id": "1", "text": "b"}\n',
-            "queries.jsonl: line 2: _id '1' has come before",
+            "queries.jsonl: line 2: _id '1' occurs a second time",
         ),
         ("qrels/test.tsv", "query-id\tcorpus-id\tscore\n1\td1\t0\n", "test.tsv: no document is right for any query"),
     ],
@@ -245,5 +245,5 @@ def test_a_search_without_queries_is_one_line_and_exit_code_2(untrained_run, opt
     )
     assert (
         done.returncode == 2
-        and done.stderr.strip() == "error: --queries is missing: a search of your own needs queries and a corpus"
+        and done.stderr.strip() == "error: --queries is missing; your own data needs both --queries and --corpus"
     )

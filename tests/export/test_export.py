@@ -37,8 +37,8 @@ def test_each_form(untrained_run, tmp_path, options, file):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--format=onnx", "--dtype=float16"], "--dtype is float16; onnx has float32"),
-        (["--dtype=q8_0"], "--dtype is q8_0; sentence-transformers has float32, bfloat16, float16"),
+        (["--format=onnx", "--dtype=float16"], "--dtype is float16; expected float32 for onnx"),
+        (["--dtype=q8_0"], "--dtype is q8_0; expected float32 or bfloat16 or float16 for sentence-transformers"),
     ],
 )
 def test_a_dtype_that_a_form_lacks(untrained_run, tmp_path, options, said):
@@ -58,7 +58,7 @@ def test_a_folder_with_something_in_it_is_left_alone(untrained_run, tmp_path):
     (tmp_path / "mine").write_text("mine")
     for folder in (tmp_path, tmp_path / "mine"):
         code, _, err = export(untrained_run, folder)
-        assert (code, err.count("\n")) == (2, 1) and f"{folder}: is there already" in err
+        assert (code, err.count("\n")) == (2, 1) and f"{folder}: exists already" in err
     assert (tmp_path / "mine").read_text() == "mine"
 
 

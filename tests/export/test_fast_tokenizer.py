@@ -123,5 +123,5 @@ def test_what_is_no_bpe_is_named(tmp_path):
         vocab_size=1000,
         **options,
     )
-    with pytest.raises(UserError, match="no sentencepiece BPE model"):
+    with pytest.raises(UserError, match="neither a tokenizer.json nor a sentencepiece BPE model"):
         convert(Tokenizer.load(tmp_path / "u.model"))

@@ -150,7 +150,7 @@ def test_pooling_and_window_are_the_files(tmp_path):
     [
         (
             lambda writer: writer.add_expert_count(8),
-            "llama.expert_count is 8: a mixture of experts, which this engine does not have",
+            "llama.expert_count is 8: a mixture of experts, which this engine does not support",
         ),
         (
             lambda writer: writer.add_rope_scaling_type(gguf.RopeScalingType.YARN),
@@ -165,7 +165,7 @@ def test_pooling_and_window_are_the_files(tmp_path):
             lambda writer: writer.add_value_length(16),
             "llama.attention.value_length is 16; expected the size of a head, 64",
         ),
-        (lambda writer: writer.add_uint16("split.count", 3), "is one of 3 parts; put them together"),
+        (lambda writer: writer.add_uint16("split.count", 3), "is one of 3 parts; join them"),
     ],
 )
 def test_what_we_cannot_do_is_named(tmp_path, change, said):

@@ -120,7 +120,7 @@ def test_weights_that_are_not_what_they_were_are_named(tiny, adapted_run, whole,
     state = next(base.glob("checkpoints/supervised-*/state.json"))
     state.write_text(json.dumps(json.loads(state.read_text()) | {"step": 5}))
     for _ in range(2):
-        with pytest.raises(checkpoint.UserError, match="holds adapters of .*, which is gone or another one now"):
+        with pytest.raises(checkpoint.UserError, match="holds adapters of .*, which is missing or has changed"):
             checkpoint.load_model(tmp_path / "run")
         shutil.rmtree(base, ignore_errors=True)
 

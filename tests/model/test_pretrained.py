@@ -171,7 +171,7 @@ def test_the_next_tokens_loss_is_theirs(tmp_path, kind):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"attention_bias": True}, "attention_bias is True: biases in attention, which this engine does not have"),
+        ({"attention_bias": True}, "attention_bias is True: biases in attention, which this engine does not support"),
         ({"mlp_bias": True}, "mlp_bias is True: biases in the FFN"),
         ({"use_sliding_window": True}, "use_sliding_window is True: a sliding window"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu': another activation"),
@@ -304,7 +304,7 @@ def _lower(folder):
             "has no token '[END]'",
         ),
         (_lower, "this tokenizer loses text"),
-        (_without("end"), "says nowhere which token ends a text"),
+        (_without("end"), "does not say which token ends a text"),
     ],
 )
 def test_a_tokenizer_json_that_will_not_do_is_named(tmp_path, change, said):
@@ -369,7 +369,7 @@ def test_trained_exported_and_loaded_and_all_the_way_round(shapeless, tmp_path, 
 
 
 def test_a_start_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(UserError, match="init_from is .*/absent.gguf', which is not there"):
+    with pytest.raises(UserError, match="init_from is .*/absent.gguf', which does not exist"):
         adopted(tmp_path, tmp_path / "absent.gguf", f"--out_dir={tmp_path}/run")
 
 
@@ -378,7 +378,7 @@ def test_the_readmes_command_is_taken(tmp_path):
     save_tokenizer(tmp_path / "model")
     (command,) = re.findall(
         r"^    torchrun conan_engine/train.py (configs/finetune.toml .*)$",
-        (ROOT / "README.md").read_text(),
+        (ROOT / "README.md").read_text().replace("\\\n", ""),
         re.MULTILINE,
     )
     path, *options = shlex.split(command.replace("FOLDER", str(tmp_path / "model")))
@@ -525,7 +525,7 @@ def test_init_layers_and_a_gguf_files_shape_and_tokenizer(tmp_path):
         (["--init_layers=first:0"], "init_layers is 'first:0'; expected"),
         (["--init_layers=[-1]"], "init_layers is [-1]; expected"),
         (["--init_layers=1"], "init_layers is 1; expected str or a list of int"),
-        (["--init_layers=first:1", "--init_from="], "init_layers is 'first:1'; there is no init_from"),
+        (["--init_layers=first:1", "--init_from="], "init_layers is 'first:1'; it needs init_from"),
         (["--init_layers=first:1", "--model.layers=2"], "model.layers is 2; the model in {} has 1"),
     ],
 )

@@ -345,7 +345,7 @@ def test_a_run_that_distils_has_the_same_losses_on_a_mesh(tiny, tmp_path, teache
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        (["--supervised.distil=kl"], "supervised.distil: no record brings scores"),
+        (["--supervised.distil=kl"], "supervised.distil: no record has scores"),
         (["--supervised.distil=cosine"], "expected '' or 'kl' or 'margin_mse'"),
         (
             ["--supervised.teacher=own_teacher:score"],
@@ -363,11 +363,11 @@ def test_a_run_that_distils_has_the_same_losses_on_a_mesh(tiny, tmp_path, teache
         ),
         (
             [*VECTORS[:1], "--weak.distil_teacher=own_teacher:score", "--weak.texts={ TEXTS = 1 }"],
-            "weak.distil_teacher: own_teacher:score gives scores alone, and vectors are wanted",
+            "weak.distil_teacher: own_teacher:score gives only scores, but vectors are needed",
         ),
         (
             [*VECTORS, "--weak.texts={ TEXTS = 1 }", "--model.width=4", "--weak.dims=[]", "--supervised.dims=[4]"],
-            "have 8 numbers, and the model's 4; raise model.width",
+            "have 8 numbers, the model's have 4; raise model.width",
         ),
     ],
 )

@@ -173,7 +173,7 @@ def test_no_positive_of_the_query_is_mined_or_taken_from_those_given(tmp_path):
 def test_a_query_that_everything_answers_is_named(tmp_path):
     shards = FakeShards(np.arange(9), np.zeros(9))
     known = find(np.zeros(9, np.int64), 10**6 + np.arange(9), np.arange(9), np.empty(0, np.int64))
-    with pytest.raises(UserError, match="x.jsonl: record 0: no negative to be found for its query, 9 "):
+    with pytest.raises(UserError, match="x.jsonl: record 0: no document is a negative for its query, 9 "):
         mine(
             tmp_path,
             shards,
@@ -387,7 +387,7 @@ def test_a_query_is_measured_by_its_own_positive(tmp_path):
         (Negatives(pool=4, index="IVF64,Flat"), "negatives.index: faiss cannot make 'IVF64,Flat' of 50 vectors"),
         (
             Negatives(pool=4, index="IVF2,Flat", search="nonsense=3"),
-            "negatives.search: 'nonsense=3' is nothing for an index 'IVF2,Flat'",
+            "negatives.search: 'nonsense=3' does not fit the index 'IVF2,Flat'",
         ),
     ],
 )

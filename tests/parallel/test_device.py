@@ -14,9 +14,7 @@ def test_auto_is_the_cpu_where_there_is_no_gpu(monkeypatch):
 
 def test_more_processes_than_gpus(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    with pytest.raises(
-        UserError, match=r"asks for CUDA GPU 2 and torch .* sees 2; use --device=cpu, or fewer processes"
-    ):
+    with pytest.raises(UserError, match=r"needs CUDA GPU 2, and torch .* sees 2; use --device=cpu, or fewer processes"):
         device.choose("cuda", 2)
 
 

@@ -45,7 +45,7 @@ def test_one_rank_stopped_goes_on_bit_for_bit(tiny, whole, tmp_path, moment, how
     run, (place, where) = tmp_path / "run", MOMENTS[moment]
     code, err = stop(start(tiny, run, linger=place), getattr(signal, how))
     assert code == 143 and "Traceback" not in err, err
-    assert said(err) == [f"stopped by {how} {where}; the same command goes on from there"]
+    assert said(err) == [f"stopped by {how} {where}; the same command continues from there"]
     code, out, err = train(tiny, run)
     assert code == 0 and ("resuming" in out) == (moment != "preparing"), err
     assert losses(run) == losses(whole)
@@ -68,7 +68,7 @@ def test_two_ranks_stopped_go_on_bit_for_bit(tiny, whole_of_two, tmp_path, momen
     code, err = stop(start(tiny, run, ranks=2, linger=place), getattr(signal, how))
     (line,) = said(err)  # the other rank may have come to mine first
     assert code == 1 and line.removeprefix(f"stopped by {how} ").removesuffix(
-        "; the same command goes on from there"
+        "; the same command continues from there"
     ) in (where, "while starting supervised"), err
     assert "RuntimeError" not in err and "UserError" not in err, err
     code, _, err = train(tiny, run, ranks=2)
@@ -97,7 +97,7 @@ def test_a_signal_to_one_rank_stops_both_after_the_step(tiny, whole, tmp_path):
     _, err = process.communicate(timeout=60)
     (line,) = said(err)
     assert (
-        line.endswith("after step 1 of weak, which is saved; the same command goes on from there")
+        line.endswith("after step 1 of weak, which is saved; the same command continues from there")
         and "RuntimeError" not in err
     )
     assert (run / "checkpoints/weak-00000001/state.json").exists()

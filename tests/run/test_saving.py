@@ -151,10 +151,10 @@ def _cannot_write(mesh, folder):
             saver.poll()
     expected = (
         f"{folder}/run/checkpoints/weak-00000003: cannot write it ([Errno 28] No space left on device); "
-        f"make room or free the folder, "
+        f"make room, or make the folder writable, "
     )
     assert str(error.value) == (
-        expected + "then start the same command again: it goes on from the checkpoint before" if mesh.rank == 0 else ""
+        expected + "then run the same command again: it continues from the checkpoint before" if mesh.rank == 0 else ""
     )
     assert [path.name for path in (folder / "run/checkpoints").iterdir()] == ["weak-00000002"]
     optimizer.close()

@@ -75,9 +75,8 @@ def _told(processes):
         yield
     except TerminatedWorkerError:
         raise UserError(
-            f"one of {processes} processes that prepare data was killed; if memory ran out, take fewer "
-            "(tokenizer.processes). "
-            f"Run again: it goes on behind what is finished"
+            f"one of {processes} processes that prepare data was killed; if memory ran out, use fewer "
+            "(tokenizer.processes). Run again: what is finished is kept"
         ) from None
 
 
