@@ -11,6 +11,7 @@ import textwrap
 import tomllib
 from pathlib import Path
 
+import error_lines
 import numpy
 import pytest
 import settings_page
@@ -144,6 +145,10 @@ def test_a_section_of_a_config_in_the_text_is_known(page, head):
 
 def test_the_settings_page_is_as_the_code_has_it():
     assert settings_page.page() == settings_page.PAGE.read_text(), "run python scripts/settings_page.py"
+
+
+def test_the_troubleshooting_page_has_every_error_line():
+    assert set(error_lines.on_page()) == set(error_lines.lines()), "python scripts/error_lines.py --check says which"
 
 
 @pytest.fixture
