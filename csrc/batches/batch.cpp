@@ -9,7 +9,7 @@
 namespace {
 
 constexpr int32_t kNoTarget = -100;  // torch's ignore_index
-constexpr size_t kAhead = 3;         // of so many sequences the memory is asked for while one is widened
+constexpr size_t kAhead = 3;         // prefetch so many sequences while one is widened
 
 [[noreturn]] void bad(const Piece& piece, const std::string& what) {
     throw UserError(
@@ -68,8 +68,9 @@ std::vector<Span> checked_fields(const Settings& settings, const Piece& piece) {
     return spans;
 }
 
-// Reads everything once beforehand; what cannot be read is left out, or replaced where the number of records must stay
-// (all ranks bring equally many to in-batch negatives) by a neighbour of equal group, which is no negative of itself.
+// Reads everything once beforehand. A record that cannot be read is left out; where the number of records must stay,
+// since all ranks bring the same number of in-batch negatives, a neighbour of the same group replaces it, which is no
+// negative of itself.
 void leave_out_bad(const Settings& settings, std::vector<Piece>& pieces, std::vector<uint32_t>& row_start,
                    std::vector<std::string>& skipped) {
     std::vector<int32_t> scratch;

@@ -1,4 +1,4 @@
-// A step's batch on one rank, packed: what Plan says, read from the shards.
+// The batch of a step on one rank: what Plan says, read from the shards and packed.
 #pragma once
 
 #include <memory>
@@ -8,12 +8,12 @@
 
 #include "batches/plan.h"
 
-// Large memory that goes from batch to batch: fresh memory would be zeroed by the kernel page by page, which takes
-// longer than filling it.
+// Large buffers that are reused from batch to batch. The kernel zeroes fresh memory page by page, which takes longer
+// than filling it.
 class BufferPool : public std::enable_shared_from_this<BufferPool> {
 public:
     explicit BufferPool(size_t spare) : keep_(spare) {}
-    std::shared_ptr<uint8_t> take(size_t bytes);  // aligned to 64; returns to the pool when the last owner lets go
+    std::shared_ptr<uint8_t> take(size_t bytes);  // aligned to 64; returns to the pool when its last owner releases it
 
 private:
     struct Buffer {
@@ -35,10 +35,10 @@ struct Batch {
     size_t tokens_count = 0;
     std::shared_ptr<uint8_t> memory;  // of the next four, or of ids
     int32_t* tokens = nullptr;        // [T]
-    int32_t* positions = nullptr;     // [T], of each token in its sequence
-    // [T], the token that follows, or -100 where there is none to learn; language only
+    int32_t* positions = nullptr;     // [T], position of each token in its sequence
+    // [T], the next token, or -100 where there is none to learn; language only
     int32_t* targets = nullptr;
-    uint8_t* mask = nullptr;          // [T], whether targets has one; language only
+    uint8_t* mask = nullptr;          // [T], whether there is a target; language only
     uint32_t width = 0;               // raw: bytes an id; else 0
     uint8_t* ids = nullptr;           // raw: [T * width] instead of the four above; and, for text, the last targets:
     std::vector<int32_t> follow;      // [B], the token after the sequence, -100 where its record ends with it
@@ -49,7 +49,7 @@ struct Batch {
     std::vector<int64_t> groups;      // [n]
     std::vector<float> scores;        // [n]
     std::vector<int64_t> state;       // for Planner::seek: after this batch
-    // what was wrong with each record that was left out (pairs: replaced by its neighbour)
+    // what was wrong with each record that was left out (pairs: replaced by a neighbour)
     std::vector<std::string> skipped;
 };
 

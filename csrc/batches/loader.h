@@ -1,4 +1,4 @@
-// Batches made ahead of time by threads of their own, handed out in the order of the steps.
+// Threads make batches ahead of time; they are handed out in the order of the steps.
 #pragma once
 
 #include <chrono>
@@ -10,15 +10,15 @@
 
 class Loader {
 public:
-    // `threads` make batches, up to `ahead` of them before anyone asks. The planner stands where the stream begins.
+    // `threads` make batches, up to `ahead` of them in advance, from where the planner stands.
     Loader(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources, Planner planner,
            uint32_t threads, uint32_t ahead);
     ~Loader();
     Loader(const Loader&) = delete;
     Loader& operator=(const Loader&) = delete;
 
-    // The next step's batch, or null if none was ready within the time. Rethrows what went wrong while that batch was
-    // made, then and at every further call. Throws std::runtime_error after close() and in a forked process.
+    // The batch of the next step, or null if it was not ready in time. Rethrows the error of making that batch, also at
+    // every further call. Throws std::runtime_error after close() and in a forked process.
     std::unique_ptr<Batch> next(std::chrono::milliseconds patience);
 
     // Ends and joins the threads; a batch that is being made is finished first. Batches handed out stay whole.

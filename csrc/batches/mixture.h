@@ -1,5 +1,5 @@
-// Which source each step draws from: the one furthest behind its share. After any number of steps every source has been
-// drawn within one step (with two sources; n - 1 with n) of its exact share, and in integers nothing drifts.
+// Which source each step draws from: the one that is furthest behind its share. After any number of steps, each source
+// has been drawn within one step of its exact share (with two sources; n - 1 with n). Integers do not drift.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +34,7 @@ public:
         return pick;
     }
 
-    // To any step: a few ns a step from here, or from the beginning to go back.
+    // Moves to a step, at a few ns per step from here, or from the beginning to go back.
     void seek(uint64_t step) {
         if (step < step_) {
             std::fill(drawn_.begin(), drawn_.end(), 0);

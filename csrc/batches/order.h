@@ -1,4 +1,4 @@
-// A seeded permutation of [0, count), one position at a time: no index array, whatever the count.
+// A seeded permutation of [0, count), computed one position at a time, without an index array.
 //
 // A Feistel network over pairs (left, right) of digits below side, the next even number from sqrt(count), with addition
 // modulo side for the exclusive or, and cycle walking over the few values of side^2 that lie past the count: Black and

@@ -1,4 +1,4 @@
-// What each step holds, and which part of it is this rank's: lengths and positions only, no token is touched. The
+// What each step holds, and which part of it is this rank's. A plan needs lengths and positions, but no tokens. The
 // global batch of a step depends on the seed, the sources and the step alone, never on ranks or threads.
 #pragma once
 
@@ -26,7 +26,7 @@ struct Settings {
     uint64_t seed = 0;
     uint32_t rank = 0, world = 1;
     bool skip_bad_records = false;
-    // ids as they are stored, for unpack.cu; not of instructions, whose targets are more than what follows
+    // ids as they are stored, for unpack.cu; not for instructions, whose targets are not just the next tokens
     bool raw = false;
 
     bool language() const { return kind == "text" || kind == "instruction"; }
@@ -58,8 +58,8 @@ public:
     Planner(const Settings& settings, std::vector<std::shared_ptr<const ShardSet>> sources,
             const std::vector<double>& weights);
 
-    // To the step that `state` (a Plan's `after`) stands before, or to `step` by counting through all before it, which
-    // for the shape records costs nothing. Throws std::invalid_argument for a state that is none of these sources'.
+    // Moves to the step after the Plan whose `after` is `state`; or to `step`, by counting through all steps before it,
+    // which is free for the shape records. Throws std::invalid_argument for a state of other sources.
     void seek(uint64_t step);
     void seek(const std::vector<int64_t>& state);
 

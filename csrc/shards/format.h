@@ -1,4 +1,4 @@
-// The layout of a shard file, as FORMAT.md describes it; the writer and the reader share this one statement of it.
+// The layout of a shard file, as FORMAT.md describes it, for the writer and the reader.
 #pragma once
 
 #include <cstddef>
@@ -12,7 +12,7 @@ static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "shards are little-endi
 constexpr char kHeaderMagic[8] = {'C', 'O', 'N', 'A', 'N', 'T', 'O', 'K'};
 constexpr char kFooterMagic[8] = {'C', 'O', 'N', 'A', 'N', 'E', 'N', 'D'};
 constexpr uint32_t kVersion = 1;
-// token bytes under one checksum: four pages, what one short text makes us read
+// token bytes per checksum: four pages, which is what reading one short text costs
 constexpr uint64_t kBlockBytes = 16384;
 constexpr uint64_t kMaxFields = 65535;      // a record
 constexpr uint64_t kMaxCount = UINT32_MAX;  // records, fields or tokens a shard: the index counts in 32 bits
@@ -39,7 +39,7 @@ struct Footer {
 };
 static_assert(sizeof(Footer) == 48 && std::is_trivially_copyable_v<Footer>);
 
-// What both ends derive rather than store. No product overflows: counts are below 2^32.
+// What writer and reader derive rather than store. No product overflows: counts are below 2^32.
 inline uint32_t token_bytes_for(uint64_t vocab_size) { return vocab_size <= 65536 ? 2 : 3; }
 inline uint64_t block_count(uint64_t data_bytes) { return (data_bytes + kBlockBytes - 1) / kBlockBytes; }
 inline uint64_t index_bytes(uint64_t records, uint64_t fields, uint64_t data_bytes) {

@@ -129,7 +129,7 @@ void ShardFile::check_index() const {
     index_checked_.store(true, std::memory_order_release);
 }
 
-// What follows holds every number of the index against the footer again: the file may have been rewritten since.
+// The functions below compare every number of the index with the footer again, since the file may have been rewritten.
 
 std::pair<uint32_t, uint32_t> ShardFile::fields_of(uint64_t record) const {
     check_index();

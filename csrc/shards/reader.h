@@ -1,4 +1,4 @@
-// Reads a set of shard files through the page cache, checking every byte before it is believed.
+// Reads a set of shard files through the page cache, and checks every byte before it is used.
 #pragma once
 
 #include <atomic>
@@ -20,7 +20,7 @@ struct Span {
 // meets and for a file that was cut short, rewritten or removed since it was opened.
 class ShardFile {
 public:
-    // Checks size, header and footer. The index is checked when it is first asked: ten thousand shards open at once.
+    // Checks size, header and footer. The index is checked on its first use, so ten thousand shards open quickly.
     explicit ShardFile(std::string path);
     ~ShardFile();
     ShardFile(const ShardFile&) = delete;
@@ -38,17 +38,17 @@ public:
     float score(uint64_t record) const;
     int64_t group(uint64_t record) const;
 
-    // Writes the tokens of `span`, a part of `record`, checking the blocks that nobody has checked yet.
+    // Writes the tokens of `span`, a part of `record`, and checks its blocks unless they have been checked before.
     void read(uint64_t record, Span span, const Sequence& out) const;
     // The same, as they are stored: header().token_bytes bytes each.
     void copy(uint64_t record, Span span, uint8_t* out) const;
 
-    // Hints that a record's numbers, then the places of its fields, then its tokens will be asked for soon: records
-    // come in random order, and most of the time that reading one takes is waiting for memory.
+    // Prefetches a record's numbers, then the places of its fields, then its tokens. Records come in random order, and
+    // most of the time to read one is waiting for memory.
     void prefetch_record(uint64_t record) const;
     void prefetch_fields(uint64_t record) const;
     void prefetch(Span span) const;
-    // Asks the kernel to read those of the span's blocks that nobody has checked yet.
+    // Asks the kernel to read the span's blocks that have not been checked yet.
     void read_ahead(Span span) const;
 
     // Compares the file's size and time with those at opening, at most once a second. now: steady_now(), asked once for
@@ -81,12 +81,12 @@ private:
     const uint8_t *groups_, *scores_, *field_start_, *token_start_, *block_crc_;  // the index; not aligned
     mutable std::mutex index_mutex_;
     mutable std::atomic<bool> index_checked_{false};
-    // a bit a block; two threads may both check one, which does no harm
+    // a bit per block; it does no harm if two threads check the same one
     mutable std::unique_ptr<std::atomic<uint64_t>[]> blocks_checked_;
     mutable std::atomic<int64_t> look_again_{0};  // when check_unchanged asks next: steady clock, ns
 };
 
-// All files of a data set as one run of records.
+// All files of a data set as one series of records.
 class ShardSet {
 public:
     explicit ShardSet(const std::vector<std::string>& paths);

@@ -1,17 +1,17 @@
-// Reading a mapped page that its file no longer has raises SIGBUS, which would end the process without a word. Under
-// survives() the read ends instead and the caller can say which file it was.
+// Reading a mapped page that its file no longer has raises SIGBUS, which would end the process without a message. Under
+// survives(), the read ends instead, and the caller can name the file.
 #pragma once
 
 #include <atomic>
 #include <csetjmp>
 
-// Where this thread goes on after a SIGBUS; null outside of survives().
+// Where this thread continues after a SIGBUS; null outside of survives().
 extern thread_local sigjmp_buf* sigbus_return;
 
-// Once a process. A SIGBUS outside of survives() goes to whoever handled it before.
+// Called once per process. A SIGBUS outside of survives() goes to the handler from before.
 void install_sigbus_handler();
 
-// Calls f(), which must neither throw nor own anything: it may never come to its end. False if it hit such a page.
+// Calls f(). False if it hit such a page; f() then does not finish, so it must neither throw nor own anything.
 template <typename F>
 bool survives(const F& f) {
     sigjmp_buf here;

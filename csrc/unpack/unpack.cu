@@ -16,7 +16,7 @@ void check(cudaError_t error, const char* what) {
         throw std::runtime_error(std::string("CUDA: cannot ") + what + ": " + cudaGetErrorString(error));
 }
 
-// The calling thread's device is the caller's affair: it is put back.
+// Restores the device of the calling thread.
 struct OnDevice {
     explicit OnDevice(int device) {
         check(cudaGetDevice(&before), "tell the current device");
@@ -54,7 +54,7 @@ struct UnpackRing {
                 check(cudaEventCreateWithFlags(event, cudaEventDisableTiming), "create an event");
     }
 
-    ~UnpackRing() {  // nobody holds a slot any more; what CUDA says now (at exit: that it is gone) interests no one
+    ~UnpackRing() {  // no slot is in use any more; errors of CUDA (at exit, that it is gone) do not matter
         int before = 0;
         cudaGetDevice(&before);
         cudaSetDevice(device);
@@ -69,7 +69,7 @@ struct UnpackRing {
         cudaSetDevice(before);
     }
 
-    // A slot that nobody holds, with so much room. Batches differ in size: the next may be a little larger.
+    // A free slot with this much room, and some more, since the next batch may be a little larger.
     uint32_t take(size_t pinned_bytes, size_t device_bytes) {
         uint32_t found = 0;
         {

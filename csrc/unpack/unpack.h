@@ -1,5 +1,5 @@
-// Batches to the GPU in 2 or 3 bytes a token, widened there. Built where nvcc is found (CONAN_CUDA); needs the CUDA
-// runtime alone, no torch.
+// Sends batches to the GPU with 2 or 3 bytes per token, and widens them there. Built where nvcc is found (CONAN_CUDA);
+// needs the CUDA runtime alone, no torch.
 #pragma once
 
 #include <memory>
@@ -8,9 +8,8 @@
 
 struct UnpackRing;
 
-// A batch on the device. When the last owner lets go its memory is free for another, as soon as the stream that it was
-// handed to has done what it was given until then: work on it on another stream must have been joined to that one
-// before.
+// A batch on the device. When its last owner releases it, its memory is reused as soon as the stream that it was handed
+// to has finished the work given to it until then. Work on another stream must have been joined to that stream before.
 struct Unpacked {
     std::shared_ptr<UnpackRing> ring;
     uint32_t slot;

@@ -1,4 +1,4 @@
-// What the device derives of one token; for the host's compiler too, so that it is tested where there is no GPU.
+// What the device derives for one token. The host can compile it too, so tests need no GPU.
 #pragma once
 
 #include <cstdint>
