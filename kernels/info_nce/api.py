@@ -10,6 +10,7 @@ from torch import Tensor
 
 from conan_kernels.architecture import architecture
 from conan_kernels.info_nce.chunked import chunked_info_nce
+from conan_kernels.info_nce.own import operands
 
 
 class Margin(NamedTuple):
@@ -104,7 +105,7 @@ def info_nce(
         margin = Margin(float("inf") if margin is None else margin)
     _check(queries, documents, target, temperature, dims, weights, hard, query_group, document_group, known)
     vectors = queries, documents, target, _scalar(temperature, queries.device), dims, weights, hard
-    found = _form(queries)(*vectors, query_group, document_group, known, margin, symmetric)
+    found = _form(queries)(operands(*vectors, query_group, document_group, known, margin), symmetric)
     if not symmetric:
         return InfoNCE(*found)
     # positive [k, N]: z of the positives; columns [k, M]: log-sum-exps over the queries without the positives'
@@ -133,7 +134,7 @@ def log_sum_exp_of_documents(
     dims, weights = tuple(dims), (0.0,) * len(dims)
     _check(queries, documents, target, temperature, dims, weights, None, query_group, document_group, known)
     vectors = queries, documents, target, _scalar(temperature, queries.device), dims, weights, None
-    return _form(queries)(*vectors, query_group, document_group, known, Margin(float("inf")), True)[-1]
+    return _form(queries)(operands(*vectors, query_group, document_group, known, Margin(float("inf"))), True)[-1]
 
 
 def _scalar(temperature, device):

@@ -22,7 +22,6 @@ again, and adds to u
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -51,44 +50,15 @@ TILE = 1 << 19
 LOWEST = -1e20  # the least maximum of a row, so that LEFT_OUT vanishes in a row that has nothing else
 
 
-def chunked_info_nce(
-    queries: Tensor,
-    documents: Tensor,
-    target: Tensor,
-    temperature: Tensor,
-    dims: Sequence[int],
-    weights: Sequence[float],
-    hard: Tensor | None,
-    query_group: Tensor | None,
-    document_group: Tensor | None,
-    known: Any,
-    margin: Any,
-    symmetric: bool,
-) -> tuple[Tensor, ...]:
-    """The same as `conan_kernels.info_nce` with all arguments given. Returns its five tensors, and with symmetric
-    the columns' two.
+def chunked_info_nce(operands: tuple, symmetric: bool) -> tuple[Tensor, ...]:
+    """`conan_kernels.info_nce` by chunks. operands: as own.operands gives them.
+
+    Returns its five tensors, and with symmetric the columns' two.
     """
-    differentiable = any(x is not None and x.requires_grad for x in (queries, documents, hard, temperature))
-    found = _op(
-        queries,
-        documents,
-        target,
-        temperature,
-        queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard,
-        query_group,
-        document_group,
-        *(known or (None, None, None)),
-        list(dims),
-        list(weights),
-        margin.absolute,
-        margin.fraction,
-        differentiable and torch.is_grad_enabled() and not symmetric,
-        symmetric,
-        None,
-        None,
-        None,
-        None,
-    )
+    queries, documents, _, temperature, hard, *_ = operands
+    differentiable = any(x.requires_grad for x in (queries, documents, hard, temperature))
+    gradients = differentiable and torch.is_grad_enabled() and not symmetric
+    found = _op(*operands, gradients, symmetric, None, None, None, None)
     return found[0], *(x.detach() for x in found[1:5]), *(found[5:7] if symmetric else ())
 
 

@@ -18,8 +18,7 @@ bits.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 import triton
@@ -274,27 +273,10 @@ def _differentiate(ctx, gradient, *others):
 _forward.register_autograd(_differentiate, setup_context=_setup_context)
 
 
-def fused_info_nce(
-    queries: Tensor,
-    documents: Tensor,
-    target: Tensor,
-    temperature: Tensor,
-    dims: Sequence[int],
-    weights: Sequence[float],
-    hard: Tensor | None,
-    query_group: Tensor | None,
-    document_group: Tensor | None,
-    known: Any,
-    margin: Any,
-    symmetric: bool,
-) -> tuple[Tensor, ...]:
-    """The same as `conan_kernels.info_nce` with all arguments given. Returns its five tensors, and with symmetric
-    the columns' two.
+def fused_info_nce(operands: tuple, symmetric: bool) -> tuple[Tensor, ...]:
+    """`conan_kernels.info_nce` by the Triton kernels. operands: as own.operands gives them.
+
+    Returns its five tensors, and with symmetric the columns' two.
     """
-    hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
-    vectors = queries.contiguous(), documents.contiguous()
-    groups = [x if x is None else x.contiguous() for x in (query_group, document_group, *(known or (None, None, None)))]
-    found = _forward(
-        *vectors, target.contiguous(), temperature, hard, *groups, list(dims), list(weights), *margin, symmetric
-    )
+    found = _forward(*operands, symmetric)
     return found[0], *(x.detach() for x in found[1:5]), *(found[5:7] if symmetric else ())

@@ -6,7 +6,7 @@ There are few own candidates, N x (1+K), so plain PyTorch is fast enough on any 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -27,6 +27,26 @@ INPUTS = (
     "Tensor? document_group, Tensor? known_first, Tensor? known_last, Tensor? known_ids"
 )
 SETTINGS = "SymInt[] dims, float[] weights, float absolute, float fraction"
+
+
+def operands(
+    queries: Tensor,
+    documents: Tensor,
+    target: Tensor,
+    temperature: Tensor,
+    dims: Sequence[int],
+    weights: Sequence[float],
+    hard: Tensor | None,
+    query_group: Tensor | None,
+    document_group: Tensor | None,
+    known: Any,
+    margin: Any,
+) -> tuple:
+    """The arguments of `conan_kernels.info_nce` as INPUTS and SETTINGS list them, each tensor contiguous."""
+    hard = queries.new_empty(len(queries), 0, queries.shape[1]) if hard is None else hard
+    groups = query_group, document_group, *(known or (None, None, None))
+    tensors = (x if x is None else x.contiguous() for x in (queries, documents, target, temperature, hard, *groups))
+    return *tensors, list(dims), list(weights), margin.absolute, margin.fraction
 
 
 def schema(arguments: str, results: int) -> str:
