@@ -86,7 +86,7 @@ setup(
         "conan_kernels",
         *(f"conan_kernels.{name}" for name in find_packages("kernels")),
     ],
-    package_data={"conan_engine": ["py.typed", "_loader.pyi"], "conan_kernels": ["py.typed"]},
+    package_data={"conan_engine": ["py.typed", "_loader.pyi", "report/page.html"], "conan_kernels": ["py.typed"]},
     package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
     ext_modules=[
         Extension(
@@ -106,6 +106,7 @@ setup(
         "tqdm",
         "bm25s",
         "matplotlib",
+        "scikit-learn",
         "polib",
         "pyyaml",
         "jinja2",

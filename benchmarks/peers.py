@@ -19,9 +19,9 @@ import measured
 from conan_engine import command
 from conan_engine.config import Config
 from conan_engine.data.tokenizer import Tokenizer
-from conan_engine.evaluate import NAMES
 from conan_engine.evaluation import tasks
 from conan_engine.evaluation.encoder import Encoder
+from conan_engine.evaluation.scores import NAMES
 from conan_engine.model.pretrained import adopt
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.device import choose

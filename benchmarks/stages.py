@@ -20,9 +20,9 @@ import torch
 from conan_engine import command
 from conan_engine.data import datasets
 from conan_engine.errors import UserError
-from conan_engine.evaluate import NAMES
 from conan_engine.evaluation import tasks
 from conan_engine.evaluation.encoder import Encoder
+from conan_engine.evaluation.scores import NAMES
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.run import checkpoint, models
 from conan_engine.settings import from_dict

@@ -17,7 +17,6 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,20 +29,12 @@ from conan_engine.evaluation.bm25 import bm25_ranks
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluation.metrics import ndcg, ranks
 from conan_engine.evaluation.quantize import BITS, quantize, ranges_of, restore
+from conan_engine.evaluation.scores import SMALLER, of, table
+from conan_engine.report import page
 from conan_engine.run import checkpoint
 
 if TYPE_CHECKING:
     import numpy as np
-
-
-SMALLER = [precision for precision in BITS if precision != "float32"]
-NAMES = {
-    "docs.ndcg@10": "docs nDCG@10",
-    **{f"cross_lingual.{language}.recall@20": f"{language} -> en Recall@20" for language in tasks.LANGUAGES},
-    "sts.docs.spearman": "STS docs Spearman",
-    "sts.messages.spearman": "STS messages Spearman",
-    "classification.accuracy": "classification accuracy",
-}
 
 
 def evaluate(encoder: Encoder) -> dict[str, float]:
@@ -65,13 +56,6 @@ def evaluate(encoder: Encoder) -> dict[str, float]:
     return results
 
 
-def of(name: str, key: str) -> str:
-    """The key of a baseline's score: docs.bm25.ndcg@10, dims.64.random_projection.ndcg@10."""
-    parts = key.split(".")
-    first = 2 if parts[0] == "dims" else 1
-    return ".".join([*parts[:first], name, *parts[first:]])
-
-
 def smaller(queries: np.ndarray, documents: np.ndarray, answer: list[int]) -> dict[str, Any]:
     """nDCG@10 with documents, float32 [N, dim], in each smaller precision, and the bytes of a document in every
     precision. The queries stay float32.
@@ -82,44 +66,6 @@ def smaller(queries: np.ndarray, documents: np.ndarray, answer: list[int]) -> di
         kept = restore(quantize(documents, precision, ranges), precision, dim, ranges)
         results[f"dims.{dim}.{precision}.ndcg@10"] = ndcg(ranks(queries @ kept.T, answer))
     return results
-
-
-def table(results: dict[str, Any], dims: Sequence[int], other: dict | None = None) -> str:
-    """The results as lines of text. other: (name, results) of another model, for a column of its own."""
-    columns = [("this model", lambda key: results.get(key)), ("BM25", lambda key: results.get(of("bm25", key)))]
-    columns += [("random", lambda key: results.get(of("random_projection", key)))]
-    if other:
-        columns += [(other[0], lambda key: other[1].get(key))]
-    lines = [
-        "",
-        f"{'':28}" + "".join(f"{name[:11]:>12}" for name, _ in columns) + "".join(f"{f'dim {d}':>9}" for d in dims),
-    ]
-
-    def by_dim(found, key):
-        return "".join(_cell(found.get(key.format(d)), 9) for d in dims)
-
-    for key, name in NAMES.items():
-        dim_key = f"dims.{{}}.{key.removeprefix('docs.')}"
-        lines.append(f"{name:28}" + "".join(_cell(score(key), 12) for _, score in columns) + by_dim(results, dim_key))
-        if key == "docs.ndcg@10":
-            blank = " " * 12 * len(columns)
-            lines.append(f"{'  random projection':28}{blank}{by_dim(results, of('random_projection', dim_key))}")
-            if other:
-                lines.append(f"{f'  {other[0]}':28.28}{blank}{by_dim(other[1], dim_key)}")
-            for precision in SMALLER:
-                name = f"  documents {precision}, 1/{BITS['float32'] // BITS[precision]}"
-                lines.append(f"{name:28}{blank}{by_dim(results, f'dims.{{}}.{precision}.ndcg@10')}")
-    took = ", ".join(
-        f"{results[f'seconds.{part}']:.0f} s {said}"
-        for part, said in (("train", "of training"), ("evaluate", "of evaluation"))
-    )
-    return "\n".join(
-        [*lines, f"\n{results['params'] / 1e6:.1f}M parameters, {results['docs.queries']:,} held-out docs; {took}"]
-    )
-
-
-def _cell(score, width):
-    return " " * width if score is None else f"{score:{width}.3f}"
 
 
 def main() -> None:
@@ -164,6 +110,7 @@ def main() -> None:
     results["seconds.total"] = results["seconds.train"] + results["seconds.evaluate"]
     _write(Path(arguments.run, "results.json"), results)
     print(table(results, encoder.dims, other))
+    _report(arguments.run, encoder)
 
 
 def own_search(arguments: argparse.Namespace) -> None:
@@ -192,6 +139,13 @@ def own_search(arguments: argparse.Namespace) -> None:
         f"\n{results['queries']:,} queries, {results['documents']:,} documents; written to {path}",
         sep="\n",
     )
+    _report(arguments.run, encoder)
+
+
+def _report(run, encoder):
+    """Write the run's report again, which shows the results. A checkpoint's folder has none."""
+    if Path(run, "metrics.jsonl").exists() and Path(run, "config.json").exists():
+        print(f"\nreport: {page.write(run, encoder)}")
 
 
 def _write(path, results):

@@ -40,7 +40,8 @@ from conan_engine.negatives import mining
 from conan_engine.parallel import precision
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
-from conan_engine.run import checkpoint, lock, models, plan, resuming
+from conan_engine.report import page, samples
+from conan_engine.run import checkpoint, lock, models, plan, resuming, versions
 from conan_engine.run.counters import Counters, skipped
 from conan_engine.run.interrupts import Interrupts
 from conan_engine.run.log import Log
@@ -93,6 +94,9 @@ def main() -> None:
     fingerprints = {use: {source: s.fingerprint for (u, source), s in shards.items() if u == use} for use, _ in shards}
     if found and under_way:
         resuming.check_data(*found, fingerprints, under_way)
+    with mesh.together():
+        if mesh.rank == 0:
+            samples.keep(config, tokenizer, shards, held_out)
 
     # ---- model
     interrupts.doing = "making the model"
@@ -112,6 +116,7 @@ def main() -> None:
         atomic.write(
             run / "config.json", lambda file: file.write(json.dumps(dataclasses.asdict(config), indent=1).encode())
         )
+        versions.note(run, mesh)
     log.follow(config.log_to)
 
     # ---- the stages, each of which starts from the weights of the one before
@@ -196,6 +201,7 @@ def main() -> None:
     log.say(f"done: {run}/checkpoints, {run}/metrics.jsonl, {run}/loss.png")
     mesh.close()
     if held:
+        page.write_at_end(run, log.say)
         held.close()
 
 

@@ -22,7 +22,7 @@ PACKAGES = {"conan_engine": "conan_engine", "conan_kernels": "kernels"}  # name:
 # folders.
 FLOORS = [
     ["train", "mine", "encode", "evaluate", "search", "translate", "prepare", "follow", "mteb_adapter"],
-    ["stages", "export", "translation"],
+    ["stages", "export", "translation", "report"],
     ["evaluation"],
     ["run"],
     ["settings", "negatives"],

@@ -10,7 +10,7 @@ import pytest
 from conan_engine import evaluate
 from conan_engine.data.sources import catalogues, installed
 from conan_engine.data.sources.docstrings import Docstring
-from conan_engine.evaluation import tasks
+from conan_engine.evaluation import scores, tasks
 from conan_engine.evaluation.encoder import truncate
 
 
@@ -108,10 +108,10 @@ def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, 
         and results["seconds.train"] > 0
     )
     assert all(0 <= results[f"cross_lingual.bm25.{language}.recall@20"] <= 1 for language in tasks.LANGUAGES)
-    for key in evaluate.NAMES:
+    for key in scores.NAMES:
         for dim in ("", "dims.8.", "dims.16.", "dims.32."):
             own = dim + key.removeprefix("docs.") if dim else key
-            for found in (own, evaluate.of("random_projection", own)):
+            for found in (own, scores.of("random_projection", own)):
                 assert -1 <= results[found] <= 1, found
         assert results[f"dims.32.{key.removeprefix('docs.')}"] == results[key]  # 32 is this model's whole width
     sizes = {
@@ -130,7 +130,7 @@ def test_results_hold_every_number_and_the_table_shows_them(few, untrained_run, 
     assert lines["random projection"] == [
         f"{results[f'dims.{dim}.random_projection.ndcg@10']:.3f}" for dim in (8, 16, 32)
     ]
-    assert set(evaluate.NAMES.values()) <= set(lines)
+    assert set(scores.NAMES.values()) <= set(lines)
 
 
 @pytest.mark.parametrize("content", [None, "[1]", "{", '{"docs.ndcg@10": "high"}', '{"docs.ndcg@10": null}'])

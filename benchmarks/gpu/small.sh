@@ -18,7 +18,7 @@ if [[ ! -e "$OUT/rate.jsonl" ]]; then
 fi
 steps=$("$PYTHON" benchmarks/gpu/affordable.py "$CONFIG" pretrain "${TRAIN_SECONDS:-240}" "$OUT/rate.jsonl" "$@")
 train train "$RUN" "$@" --pretrain.steps="$steps"
-cp "$RUN"/metrics.jsonl "$RUN"/loss.png "$OUT"
+cp "$RUN"/metrics.jsonl "$RUN"/loss.png "$RUN"/report.html "$OUT"
 step rates "$PYTHON" benchmarks/rates.py "$RUN" --out "$OUT"
 step stages "$PYTHON" benchmarks/stages.py "$RUN" "${tasks[@]}" --out "$OUT"
 train without "$RUN-without" "$@" --stages="['weak', 'supervised']"

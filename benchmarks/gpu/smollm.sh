@@ -20,7 +20,7 @@ share "$OUT/finetune/start"
 MOST=110 step rates "$PYTHON" benchmarks/finetune.py "$CONFIG" "$@" --steps "${RATE_STEPS:-12}" "${tasks[@]}" --out "$OUT"
 steps=$("$PYTHON" benchmarks/gpu/affordable.py "$CONFIG" weak "${TRAIN_SECONDS:-240}" "$OUT/finetune.json" "$@")
 train train "$RUN" "$@" --weak.steps="$steps"
-cp "$RUN"/metrics.jsonl "$RUN"/loss.png "$OUT"
+cp "$RUN"/metrics.jsonl "$RUN"/loss.png "$RUN"/report.html "$OUT"
 step stages "$PYTHON" benchmarks/stages.py "$RUN" "${tasks[@]}" --out "$OUT"
 step finetune "$PYTHON" benchmarks/finetune.py "$CONFIG" "$@" --steps "${RATE_STEPS:-12}" --minutes "${BESIDE_MINUTES:-0.75}" --compiled "${tasks[@]}" --out "$OUT"
 rm -rf "$OUT/finetune"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,17 @@ from tqdm import tqdm
 from conan_engine.config import METRICS, Config
 from conan_engine.run.loggers import Followers
 
+QUIET = 10  # seconds between two states of the progress bar in a file
 VALIDATED = [f"validation/{metric}" for metric in METRICS]  # what the progress line shows of validation, the loss first
+
+
+def rows(path: str | Path) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file, such as metrics.jsonl. A line that was cut off is left out."""
+    found = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(line))
+    return found
 
 
 class Log:
@@ -50,7 +61,15 @@ class Log:
     def stage(self, name: str, steps: int, done: int) -> Iterator[None]:
         """Show a progress bar for one stage."""
         self.name = name
-        self.bar = tqdm(total=steps, initial=done, desc=name, unit="step", dynamic_ncols=True, disable=not self.active)
+        self.bar = tqdm(
+            total=steps,
+            initial=done,
+            desc=name,
+            unit="step",
+            dynamic_ncols=True,
+            disable=not self.active,
+            mininterval=0.1 if sys.stderr.isatty() else QUIET,
+        )
         try:
             yield
         finally:
@@ -91,11 +110,11 @@ class Log:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
 
-        rows = [json.loads(line) for line in self.path.read_text().splitlines()]
-        stages = list(dict.fromkeys(row["stage"] for row in rows))
+        every = rows(self.path)
+        stages = list(dict.fromkeys(row["stage"] for row in every))
         figure, axes = plt.subplots(1, len(stages), figsize=(4 * len(stages), 3.8), squeeze=False)
         for axis, stage in zip(axes[0], stages):
-            mine = [row for row in rows if row["stage"] == stage]
+            mine = [row for row in every if row["stage"] == stage]
             for source in sorted({row["source"] for row in mine}):
                 points = [(row["step"], row["loss"]) for row in mine if row["source"] == source]
                 axis.plot(*zip(*points), linewidth=0.8, label=Path(source).name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def differences(folder: str | Path, state: dict[str, Any], config: Config, under
     it.
     """
     was, now = (
-        dict(_leaves(dataclasses.asdict(c))) for c in (from_dict(state["config"], f"{folder}/state.json"), config)
+        dict(leaves(dataclasses.asdict(c))) for c in (from_dict(state["config"], f"{folder}/state.json"), config)
     )
     found = [(key, was.get(key), now.get(key)) for key in {**was, **now} if was.get(key) != now.get(key)]
     adapters = [
@@ -95,7 +96,7 @@ def check_data(
                 )
 
 
-def _leaves(tree, prefix=""):
+def leaves(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """(dotted key, value) of each setting. The value of a source is its weight, or its table."""
     for key, value in tree.items():
         if isinstance(value, dict) and prefix and key in TABLES:
@@ -103,7 +104,7 @@ def _leaves(tree, prefix=""):
                 own = {k: v for k, v in about.items() if v != getattr(Source(), k) or k == "weight"}
                 yield f"{prefix}{key}.{source}", own if len(own) > 1 else about["weight"]
         elif isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 

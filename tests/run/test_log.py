@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from conan_engine.run.log import Log
+from conan_engine.run.log import Log, rows
 
 
 def row(loss, source="a"):
@@ -38,6 +38,12 @@ def test_a_resumed_run_forgets_what_it_will_do_again(run):
     with log.stage("sft", 3, 1):
         log.step(1, row(7.0))
     assert lines(run)[-1] == ("sft", 1, 7.0)
+
+
+def test_a_line_that_was_cut_off_is_not_read(run):
+    assert [(r["stage"], r["step"]) for r in rows(run / "metrics.jsonl")] == [
+        r[:2] for r in (*(("pretrain", i) for i in range(3)), ("sft", 0), ("sft", 1))
+    ]
 
 
 def test_the_picture_is_drawn_of_what_was_logged(run):

@@ -1,0 +1,1 @@
+"""RUN/report.html: one page that shows a run, without network and without script."""
