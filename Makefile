@@ -80,6 +80,15 @@ check-loggers: .venv/ready
 	$(BIN)/pip install -q tensorboard wandb mlflow-skinny trackio
 	$(BIN)/pytest tests/run/test_loggers.py
 
+# A wheel in build/wheel, which needs no checkout. setuptools would add what lies in build/lib from before.
+wheel: .venv/ready
+	rm -rf build/lib* build/bdist* build/wheel
+	$(BIN)/pip wheel -q --no-build-isolation --no-deps -w build/wheel .
+
+# The wheel in a fresh environment: every command on small data in an empty folder. Installs torch again: some minutes.
+check-wheel: .venv/ready
+	$(BIN)/pytest tests/test_wheel.py -m slow
+
 # Every kernel for every architecture with every Triton from 3.6 on: hours the first time, then cached.
 matrix: .venv/ready
 	$(BIN)/python tests/kernels/matrix.py
@@ -91,7 +100,7 @@ sanitize: .venv/ready
 # their dependencies: they are read, never imported.
 .venv/ready: setup.py pyproject.toml constraints.txt $(wildcard csrc/*.cpp csrc/*/*)
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install -q -c constraints.txt torch setuptools pybind11 ninja
+	$(BIN)/pip install -q -c constraints.txt torch setuptools setuptools-scm pybind11 ninja
 	$(BIN)/pip install -q -c constraints.txt --no-build-isolation -e .[cpu,demo,test,check]
 	$(BIN)/pip install -q -c constraints.txt --no-deps django wagtail sphinx plone.app.locales
 	$(BIN)/pip install -q -c constraints.txt --no-deps --no-compile $(CATALOGUES)
@@ -100,4 +109,4 @@ sanitize: .venv/ready
 clean:
 	rm -rf .venv build runs *.egg-info conan_engine/_loader*.so
 
-.PHONY: demo base smollm texts check docs format test test-all check-gguf check-loggers matrix sanitize clean
+.PHONY: demo base smollm texts check docs format test test-all check-gguf check-loggers wheel check-wheel matrix sanitize clean

@@ -15,6 +15,7 @@ from setuptools import Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
+COMMANDS = "train prepare mine translate encode evaluate search report export follow".split()
 NVCC = os.environ.get("NVCC", shutil.which("nvcc") or "")
 
 
@@ -77,17 +78,25 @@ def _path(path):
 
 setup(
     name="conan-engine",
-    version="0.1.0",
     description="Trains text-embedding language models from scratch (Conan-embedding-v2, arXiv 2509.12892)",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=[
         *find_packages(include=["conan_engine*"]),
         "conan_kernels",
         *(f"conan_kernels.{name}" for name in find_packages("kernels")),
+        "conan_engine.configs",
     ],
-    package_data={"conan_engine": ["py.typed", "_loader.pyi", "report/page.html"], "conan_kernels": ["py.typed"]},
-    package_dir={"conan_kernels": "kernels"},  # a top-level `kernels` would shadow the PyPI package of that name
+    package_data={
+        "conan_engine": ["py.typed", "_loader.pyi", "report/page.html"],
+        "conan_kernels": ["py.typed"],
+        "conan_engine.configs": ["*.toml"],
+    },
+    # a top-level `kernels` would shadow the PyPI package of that name
+    package_dir={"conan_kernels": "kernels", "conan_engine.configs": "configs"},
+    entry_points={"console_scripts": [f"conan-{name} = conan_engine.command:script" for name in COMMANDS]},
     ext_modules=[
         Extension(
             "conan_engine._loader",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import select
 import sys
@@ -48,8 +49,27 @@ def run(main: Callable[[], None]) -> None:
     os._exit(code)
 
 
+def script() -> None:
+    """Run the command that this process was started as: conan-encode runs conan_engine.encode."""
+    name = Path(sys.argv[0]).name.removeprefix("conan-")
+    module = importlib.import_module(f"conan_engine.{name}")
+    if hasattr(module, "__path__"):  # a folder, such as export/
+        module = importlib.import_module(f"conan_engine.{name}.__main__")
+    run(module.main)
+
+
+def answered(about: str, *more: str) -> bool:
+    """Whether this process was asked for --help or --version alone. If so, rank 0 prints it: about, or the version."""
+    asked = {"--help", "-h", "--version"} & set(sys.argv[1:])
+    if asked and os.environ.get("RANK", "0") == "0":
+        print(f"conan-engine {__version__}" if "--version" in asked else "\n".join((about.rstrip(), *more)))
+    return bool(asked)
+
+
 class Parser(argparse.ArgumentParser):
-    """The arguments of `python -m conan_engine.NAME`. `about`, its module's docstring, is what --help begins with."""
+    """The arguments of `python -m conan_engine.NAME`, or conan-NAME. `about`, its module's docstring, is what --help
+    begins with.
+    """
 
     def __init__(self, name: str, about: str | None) -> None:
         called = Path(sys.argv[0]).name

@@ -9,7 +9,8 @@ of init_from if supervised is the first stage. Stopped or killed, the same
 command continues behind the blocks that are finished.
 
 Example:
-    torchrun --nproc_per_node=8 -m conan_engine.mine run.toml --negatives.dim=256
+    torchrun --nproc_per_node=8 -m conan_engine.mine run.toml \\
+        --negatives.dim=256
 """
 
 from __future__ import annotations
@@ -31,9 +32,10 @@ from conan_engine.settings import load
 
 
 def main() -> None:
-    if len(sys.argv) < 2 or {"--help", "-h"} & set(sys.argv[1:]):
-        print(__doc__)
+    if command.answered(__doc__):
         return
+    if len(sys.argv) < 2:
+        raise UserError("CONFIG is missing; name the TOML file of the run whose hard negatives are to be mined")
     interrupts = Interrupts()
     config = load(sys.argv[1], sys.argv[2:])
     if "supervised" not in config.stages:

@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 
 def main() -> None:
     parser = command.Parser("prepare", __doc__)
-    parser.add_argument("config", metavar="CONFIG", help="a TOML file; --KEY=VALUE overrides a setting")
+    parser.add_argument(
+        "config",
+        metavar="CONFIG",
+        help="a TOML file, or one that comes with the engine; --KEY=VALUE overrides a setting",
+    )
     parser.add_argument(
         "--workers",
         type=int,

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from conan_engine import atomic, command
-from conan_engine.data.sources import docstrings
+from conan_engine.data.sources import docstrings, places
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES, TRAINING_PACKAGES
 from conan_engine.errors import UserError
 from conan_engine.evaluation.encoder import Encoder
@@ -46,7 +46,8 @@ def index(encoder: Encoder, run: str | Path) -> tuple[list[list[str]], np.ndarra
     They are kept in the run's folder until the weights or the files of documentation change. If that folder cannot be
     written, a line says so.
     """
-    packages = TRAINING_PACKAGES + HELD_OUT_PACKAGES
+    every = TRAINING_PACKAGES + HELD_OUT_PACKAGES
+    packages = [package for package in every if package == "stdlib" or places.installed(package)]
     files = [path for package in packages for path, _ in docstrings.modules(package)]
     folder, _ = checkpoint.newest(run)
     of = [

@@ -1,11 +1,12 @@
 """Train an embedding model in up to four stages.
 
-    torchrun [--nproc_per_node=N] conan_engine/train.py [CONFIG] [--KEY=VALUE ...]
+    torchrun [--nproc_per_node=N] conan_engine/train.py [CONFIG] [--KEY=VALUE]
 
-CONFIG is a TOML file, such as configs/demo.toml (the default). --KEY=VALUE sets
-one of the settings below. The same command again continues a run from its last
-checkpoint. SIGTERM and SIGUSR1 finish the step, save, and end the run with exit
-code 143.
+CONFIG is a TOML file, such as configs/demo.toml, or the name of one that comes
+with the engine (default: demo). --KEY=VALUE sets one of the settings below. The
+same command again continues a run from its last checkpoint. SIGTERM and SIGUSR1
+finish the step, save, and end the run with exit code 143. Without a checkout:
+torchrun -m conan_engine.train, or conan-train, which is one process.
 
 Examples:
     torchrun conan_engine/train.py configs/demo.toml --weak.lr=5e-4
@@ -19,7 +20,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 import random
 import sys
 import time
@@ -32,7 +32,7 @@ import torch
 if sys.path and Path(sys.path[0]) == Path(__file__).resolve().parent:
     del sys.path[0]  # as a script: modules of this folder (`data`, `model`, ...) must not hide other packages
 
-from conan_engine import __version__, atomic, command, stages
+from conan_engine import atomic, command, stages
 from conan_engine.data import datasets
 from conan_engine.errors import UserError
 from conan_engine.evaluation.validation import Validation
@@ -54,17 +54,13 @@ if TYPE_CHECKING:
     from conan_engine.config import Stage
 
 
-DEMO = Path(__file__).resolve().parent.parent / "configs" / "demo.toml"
-
-
 def main() -> None:
     # ---- settings and process group
     began = time.perf_counter()
-    arguments = sys.argv[1:]
-    if {"--help", "-h", "--version"} & set(arguments):
-        return answer(arguments)
-    interrupts = Interrupts()
-    path = arguments.pop(0) if arguments and not arguments[0].startswith("--") else DEMO
+    if command.answered(__doc__, *as_help()):
+        return
+    arguments, interrupts = sys.argv[1:], Interrupts()
+    path = arguments.pop(0) if arguments and not arguments[0].startswith("--") else "demo"
     config = load(path, arguments)
     mesh = Mesh(config.device, config.tensor_parallel, config.timeout)
     run = Path(config.out_dir)
@@ -203,15 +199,6 @@ def main() -> None:
     if held:
         page.write_at_end(run, log.say)
         held.close()
-
-
-def answer(arguments: list[str]) -> None:
-    """Print --help or --version, on one rank only."""
-    if os.environ.get("RANK", "0") == "0":
-        if "--version" in arguments:
-            print(f"conan-engine {__version__}")
-        else:
-            print(__doc__.rstrip(), *as_help(), sep="\n")
 
 
 def learning_rate(settings: Stage, step: int) -> float:

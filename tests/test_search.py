@@ -38,7 +38,8 @@ def module(tmp_path):
 @pytest.fixture
 def ask(untrained_run, module, monkeypatch, capsys):
     monkeypatch.setattr(search, "TRAINING_PACKAGES", ("p",))
-    monkeypatch.setattr(search, "HELD_OUT_PACKAGES", ())
+    monkeypatch.setattr(search, "HELD_OUT_PACKAGES", ("q",))
+    monkeypatch.setattr(search.places, "installed", lambda package: package == "p")
     monkeypatch.setattr(docstrings, "modules", lambda package: iter([(module, "p.m")]))
 
     def ask(*arguments):

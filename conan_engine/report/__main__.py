@@ -1,8 +1,8 @@
 """Write RUN/report.html: settings, curves, scores, sample searches and a map.
 
 One file, which a browser shows without network. train.py writes it when a run
-ends, and evaluate writes it again with its scores; this command writes it at any
-time, also while the run trains.
+ends, and evaluate writes it again with its scores. This command writes it at
+any time, also while the run trains.
 
 Example:
     python -m conan_engine.report runs/demo

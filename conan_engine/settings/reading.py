@@ -11,11 +11,16 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import conan_engine
 from conan_engine.config import STAGES, TABLES, Config, Source
 from conan_engine.data.sources.forms import COLUMNS, LISTS, kind_of
 from conan_engine.errors import UserError
 from conan_engine.model import pretrained
 from conan_engine.settings import rules
+
+# those that come with the engine: within an installed package, at the top of a checkout
+_PACKAGE = Path(conan_engine.__file__).parent
+CONFIGS = next(path for path in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if path.exists())
 
 
 def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -23,7 +28,7 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
     init_from.
 
     Args:
-        path: a TOML file.
+        path: a TOML file, or the name of a config that comes with the engine, such as "demo".
         overrides: settings as one types them, "--section.key=value".
 
     Returns:
@@ -33,9 +38,9 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         UserError: for a missing or broken file, an unknown key (with the nearest known one), and a value of the wrong
             type or out of range.
     """
-    config = Config()
+    config, path = Config(), _found(path)
     try:
-        tree = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"{path}: cannot read this config: {error}") from None
     where, given = str(path), set(_named(tree))
@@ -52,6 +57,19 @@ def load(path: str | Path, overrides: Iterable[str] = ()) -> Config:
         pretrained.adopt(config, given, where)
     rules.check(config, where)
     return config
+
+
+def _found(path):
+    """The path of a config's file. One of a name alone may be among CONFIGS."""
+    path, ours = Path(path), {of.stem: of for of in CONFIGS.glob("*.toml")}
+    if path.exists():
+        return path
+    if path.name == str(path) and path.name.removesuffix(".toml") in ours:
+        return ours[path.name.removesuffix(".toml")]
+    raise UserError(
+        f"{path}: there is no such config; name a TOML file, or one that comes with the engine: "
+        f"{', '.join(sorted(ours))}"
+    )
 
 
 def _named(tree, prefix=""):

@@ -227,6 +227,15 @@ def test_a_wrong_argument_is_named(argument, said):
         load(CONFIGS / "demo.toml", [argument])
 
 
+def test_a_config_that_comes_with_the_engine_goes_by_its_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert load("demo") == load("demo.toml") == load(CONFIGS / "demo.toml")
+    (tmp_path / "demo").write_text("seed = 7\n" + (CONFIGS / "demo.toml").read_text())
+    assert load("demo").seed == 7  # a file that is here comes first
+    with pytest.raises(UserError, match="configs/demo.toml: there is no such config; .* conan-1.4b, demo, "):
+        load("configs/demo.toml")
+
+
 def test_a_missing_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="absent.toml: cannot read"):
+    with pytest.raises(UserError, match="absent.toml: there is no such config"):
         load(tmp_path / "absent.toml")
