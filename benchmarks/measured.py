@@ -4,14 +4,14 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
-import os
-import platform
-import re
-import subprocess
 import sys
 from pathlib import Path
 
 import torch
+
+from conan_engine.run import versions
+
+commit, processor = versions.commit, versions.processor  # as a run notes them
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,23 +41,6 @@ class Parser(argparse.ArgumentParser):
         if getattr(found, "device", "") == "cuda" and not torch.cuda.is_available():
             self.error("torch sees no GPU; leave --device out, or say cpu")
         return found, rest
-
-
-def commit():
-    """Of the code, "-dirty" where it is not as committed; outside a repository what CONAN_COMMIT says."""
-    if "CONAN_COMMIT" in os.environ:
-        return os.environ["CONAN_COMMIT"]
-    return subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=Path(__file__).parent, capture_output=True, text=True
-    ).stdout.strip()
-
-
-def processor():
-    """What the processor calls itself, where Linux says it."""
-    try:
-        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1].strip()
-    except (OSError, TypeError):
-        return platform.machine()
 
 
 def machine(device):

@@ -20,6 +20,7 @@ CHARTS = {  # key of metrics.jsonl: title
     "replaced": "hard negatives replaced",
     "tokens_per_s": "tokens per second",
     "sent_ms": "milliseconds waiting for other ranks",
+    "tflops": "TFLOP/s of one GPU",
     "mfu": "MFU, share of the device's peak",
     "skipped": "steps skipped",
 }

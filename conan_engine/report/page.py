@@ -15,7 +15,7 @@ import torch
 from markupsafe import Markup
 
 from conan_engine import atomic
-from conan_engine.config import Config
+from conan_engine.config import STAGES, Config
 from conan_engine.errors import UserError
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluation.quantize import BITS
@@ -24,7 +24,7 @@ from conan_engine.evaluation.tasks import LANGUAGES
 from conan_engine.report import curves, samples
 from conan_engine.report.charts import Curve, bars, chart, chart_of_points, short
 from conan_engine.run import checkpoint, versions
-from conan_engine.run.log import rows
+from conan_engine.run.log import json_object, rows
 from conan_engine.run.resuming import leaves
 
 FILE = "report.html"
@@ -45,7 +45,7 @@ def write(run: str | Path, encoder: Encoder | None = None) -> Path:
     except (OSError, ValueError):
         raise UserError(f"{run}: holds no metrics.jsonl and config.json; name the folder of a run") from None
     found, why = _samples(run, encoder)
-    results = _json(run / "results.json")
+    results = json_object(run / "results.json")
     stages = [
         curves.of_stage(name, config[name]["steps"], [row for row in steps if row["stage"] == name])
         for name in config["stages"]
@@ -83,29 +83,19 @@ def write_at_end(run: str | Path, say: Callable[[str], None]) -> None:
 
 def _samples(run, encoder):
     """(Samples, "") or (None, why there are none)."""
-    if not (run / samples.FILE).exists():
-        return (
-            None,
-            "This run kept no texts of pairs: no contrastive stage has begun, or an earlier version trained it.",
-        )
+    texts = json_object(run / samples.FILE)
+    if not texts:
+        return None, "This run keeps no pairs to search: no contrastive stage, or trained by an earlier version."
     if encoder is None:
-        if not checkpoint.newest(run):
+        if not any(checkpoint.of_stage(run, stage) for stage in STAGES):
             return None, "There is no checkpoint yet."
         try:
             encoder = Encoder.load(run)
-        except UserError as error:
+        except (UserError, OSError) as error:  # a run that trains removes its older checkpoints
             return None, f"The weights cannot be loaded: {error}"
         except torch.OutOfMemoryError:
             return None, "The device has no memory left for the weights; write the report again when it is free."
-    return samples.Samples(run, encoder), ""
-
-
-def _json(path):
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
+    return samples.Samples(texts, encoder), ""
 
 
 def _state(run, stages):
@@ -113,7 +103,7 @@ def _state(run, stages):
     last = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime((run / "metrics.jsonl").stat().st_mtime))
     under_way = next((stage for stage in stages if stage.done < stage.steps), None)
     if under_way is None:
-        return f"finished at {last}"
+        return f"finished; metrics.jsonl was last written at {last}"
     return f"{under_way.name}: {under_way.done:,} of {under_way.steps:,} steps, the last one at {last}"
 
 
@@ -198,7 +188,7 @@ def _score_charts(results) -> list[Markup]:
 
 def _own_search(path):
     """A search on a person's own data, from retrieval-NAME.json: its name, counts, and scores by language."""
-    results = _json(path)
+    results = json_object(path)
     metric = "ndcg@10"
     languages = sorted(
         key.removesuffix(f".{metric}") for key in results if key.endswith(f".{metric}") and "bm25" not in key

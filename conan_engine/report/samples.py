@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from conan_engine import atomic
 from conan_engine.data.shards import order
 from conan_engine.evaluation.validation import Pairs
 from conan_engine.report.charts import Dot
+from conan_engine.run.log import json_object
 
 if TYPE_CHECKING:
     from conan_engine.config import Config
@@ -53,7 +54,7 @@ def keep(
                 continue
             of = {source: s.fingerprint for source, s in pairs.items()}
             path = Path(config.out_dir, FILE)
-            if path.exists() and _read(path).get("of") == of:
+            if json_object(path).get("of") == of:
                 return
             each = -(-RECORDS // len(pairs))
             found = {source: _texts(s, each, getattr(config, name), config, tokenizer) for source, s in pairs.items()}
@@ -76,34 +77,25 @@ def _texts(shards, count, stage, config, tokenizer):
     }
 
 
-def _read(path):
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}
-
-
 class Samples:
-    """What the weights of an Encoder find among the texts of RUN/samples.json.
+    """What the weights of an Encoder find among the texts that `keep` wrote.
 
     Attributes: held_out, whether no stage trained on the texts; searches, a dict for each sample search; first, the
     share of all queries that find a right document first; queries, their number; dots and names, of a map.
     """
 
-    def __init__(self, run: str | Path, encoder: Encoder) -> None:
-        """Raises FileNotFoundError if the run has no such file."""
-        content = json.loads(Path(run, FILE).read_text(encoding="utf-8"))
-        self.held_out, self.names = content["held_out"], list(content["sources"])
+    def __init__(self, texts: dict[str, Any], encoder: Encoder) -> None:
+        """texts: the content of the file."""
+        self.held_out, self.names = texts["held_out"], list(texts["sources"])
         ranked, self.dots, vectors = [], [], []
-        for colour, (source, texts) in enumerate(content["sources"].items()):
-            queries, documents = (encoder.encode(texts[name]) for name in ("queries", "documents"))
-            ranked.append(_ranked(source, texts, queries @ documents.T))
+        for colour, (source, own) in enumerate(texts["sources"].items()):
+            queries, documents = (encoder.encode(own[name]) for name in ("queries", "documents"))
+            ranked.append(_ranked(source, own, queries @ documents.T))
             for i in range(min(len(queries), POINTS // 2 // len(self.names))):
-                best = texts["right"][i][0]
+                best = own["right"][i][0]
                 self.dots += [
-                    Dot(0, 0, one_line(texts["queries"][i], 120), colour, True),
-                    Dot(0, 0, one_line(texts["documents"][best], 120), colour, False),
+                    Dot(0, 0, one_line(own["queries"][i], 120), colour, True),
+                    Dot(0, 0, one_line(own["documents"][best], 120), colour, False),
                 ]
                 vectors += [queries[i], documents[best]]
         every = [search for of_source in ranked for search in of_source]

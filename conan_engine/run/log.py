@@ -28,6 +28,15 @@ def rows(path: str | Path) -> list[dict[str, Any]]:
     return found
 
 
+def json_object(path: str | Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is no such file, or it cannot be read."""
+    try:
+        found = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 class Log:
     """The log of a run. Rank 0 writes; on other ranks every method does nothing."""
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -36,15 +38,27 @@ def noted(run: str | Path) -> list[dict[str, Any]]:
 
 
 def commit() -> str | None:
-    """The commit of the checkout that this code is in, with "-dirty" if files have changed; None outside one."""
+    """The commit of the checkout that this code is in, with "-dirty" if files have changed; outside one, what the
+    environment variable CONAN_COMMIT says, or None.
+    """
+    if "CONAN_COMMIT" in os.environ:
+        return os.environ["CONAN_COMMIT"]
     root = Path(__file__).resolve().parent.parent.parent
     if not (root / ".git").exists():
         return None
     try:
-        command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+        command = ["git", "-C", str(root), "describe", "--always", "--dirty"]
         return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):  # no git, or a checkout of somebody else
         return None
+
+
+def processor() -> str:
+    """What the processor calls itself, where Linux says it."""
+    try:
+        return re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())[1].strip()
+    except (OSError, TypeError):
+        return platform.machine()
 
 
 def _of_this_process(mesh):
@@ -56,7 +70,7 @@ def _of_this_process(mesh):
         "python": platform.python_version(),
         **{name: _version(name) for name in PACKAGES},
         "cuda": torch.version.cuda if cuda else None,
-        "device": torch.cuda.get_device_name(mesh.device) if cuda else f"CPU, {platform.machine()}",
+        "device": torch.cuda.get_device_name(mesh.device) if cuda else processor(),
         "ranks": mesh.world,
         "tensor_parallel": mesh.tensor.world,
         "command": sys.argv,

@@ -77,7 +77,7 @@ class Seen(html.parser.HTMLParser):
 
 def test_a_finished_run_left_a_report_of_its_own(whole):
     text = Seen((whole / "report.html").read_text()).text
-    assert "24 of 24" in text and "finished at" in text and "The run trained on these texts" in text
+    assert "24 of 24" in text and "finished; metrics.jsonl" in text and "The run trained on these texts" in text
     assert "0 starts" not in text and "1 start of this run" in text and sys.version.split()[0] in text
 
 
@@ -124,7 +124,7 @@ def test_a_run_that_has_just_begun_has_a_report(whole, tmp_path):
     (tmp_path / "metrics.jsonl").write_text("".join(lines[:15]) + lines[15][:20])  # the last line is being written
     text = Seen(page.write(tmp_path).read_text()).text
     assert "weak: 3 of 6 steps" in text and "15 of 24" in text
-    assert "kept no texts" in text and "Not measured yet" in text and "a version that kept none" in text
+    assert "keeps no pairs" in text and "Not measured yet" in text and "a version that kept none" in text
     shutil.copy(whole / "samples.json", tmp_path)
     assert "There is no checkpoint yet." in Seen(page.write(tmp_path).read_text()).text
 
@@ -135,6 +135,10 @@ def test_weights_that_cannot_be_loaded_leave_the_rest_of_the_page(run, tmp_path)
     (broken / "tokenizer.model").write_bytes(b"nothing")
     text = Seen(page.write(broken).read_text()).text
     assert "The weights cannot be loaded" in text and "gradient norm" in text
+    (broken / "samples.json").write_text("{")
+    (broken / "results.json").write_text("[]")
+    text = Seen(page.write(broken).read_text()).text
+    assert "keeps no pairs" in text and "gradient norm" in text
 
 
 def test_a_report_that_cannot_be_written_does_not_fail_a_finished_run(whole, tmp_path, monkeypatch):
