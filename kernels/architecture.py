@@ -48,6 +48,9 @@ ATTENTION = {  # forward, dq, dk_dv: BM rows, BN columns; BM of dq is BN of dk_d
         128: ((128, 32, 8, 2), (64, 16, 8, 2, 255), (16, 64, 4, 2, 255)),
     },
 }
+# at every launch: an option of the compiler's whose default becomes False with Triton 3.10, and the counts of
+# instructions that the kernels are written for rest on it
+FUSION = {"enable_fp_fusion": True}  # a product and a sum become one instruction, FFMA
 LAUNCH = ("BM", "BN", "num_warps", "num_stages", "maxnreg", "ptx_options")
 # head dims that attention pads with zeros, where that is faster (H200: 1.1 to 1.3 times)
 PADDED = {80: {}, 90: {112: 128}, 100: {}}

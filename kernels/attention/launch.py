@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from conan_kernels.architecture import architecture, attention_tiles
+from conan_kernels.architecture import FUSION, architecture, attention_tiles
 from conan_kernels.attention.gradients import dk_dv_block, dq_block
 from conan_kernels.attention.tiles import LOG2_E, forward_block, plan_blocks
 
@@ -28,7 +28,7 @@ def _plan(cu_seqlens, alpha, T, mask, block):
     plan = torch.empty(slots, 4, dtype=torch.int32, device=cu_seqlens.device)
     bias = torch.empty(T, dtype=torch.float32, device=cu_seqlens.device)
     valid = torch.empty(B, dtype=torch.bool, device=cu_seqlens.device)
-    plan_blocks[(B, 8)](cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK=mask, BLOCK=block)
+    plan_blocks[(B, 8)](cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK=mask, BLOCK=block, **FUSION)
     rule = "cu_seqlens must rise from 0 to T, and alpha lie in [0, 1]"
     torch._assert_async(valid.all(), f"soft_mask_attention: {rule}")
     return plan, bias
@@ -51,7 +51,7 @@ def forward(
         plan, bias = _plan(cu_seqlens, alpha, T, mask, options["BM"])
         forward_block[(len(plan), H)](
             q, k, v, out, lse, plan, bias, T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value,
-            H=H, G=G, D=D, BY_ROW=mask != "column", **options,
+            H=H, G=G, D=D, BY_ROW=mask != "column", **options, **FUSION,
         )  # fmt: skip
     return out, lse
 
@@ -77,6 +77,8 @@ def backward(
         plan, bias = _plan(cu_seqlens, alpha, T, mask, rows["BM"])
         strides = T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value
         shape = {"H": H, "G": G, "D": D, "BY_ROW": mask != "column"}
-        dq_block[(len(plan), H)](q, k, v, out, dout, lse, delta, dq, plan, bias, *strides, **shape, **rows)
-        dk_dv_block[(len(plan), G)](q, k, v, dout, lse, delta, dk, dv, plan, bias, *strides, **shape, **columns)
+        dq_block[(len(plan), H)](q, k, v, out, dout, lse, delta, dq, plan, bias, *strides, **shape, **rows, **FUSION)
+        dk_dv_block[(len(plan), G)](
+            q, k, v, dout, lse, delta, dk, dv, plan, bias, *strides, **shape, **columns, **FUSION
+        )
     return dq, dk, dv

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from conan_kernels.architecture import architecture, product_options, similarity_tiles
+from conan_kernels.architecture import FUSION, architecture, product_options, similarity_tiles
 from conan_kernels.info_nce.chunked import LOWEST
 from conan_kernels.info_nce.own import (
     INPUTS,
@@ -127,7 +127,7 @@ def _forward(
                 queries, documents, target, rq, whole_rd, temperature, limits if absolute != torch.inf else None,
                 *groups, blocks.starts, tile_lse, tile_best, tile_columns,
                 first, N, M, M + padding, queries.shape[1], K, column_tiles,
-                UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
+                UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options, **FUSION,
             )  # fmt: skip
         others = torch.logaddexp(others, tile_lse.logsumexp(0))
         best = torch.maximum(best, tile_best.amax(0))
@@ -205,7 +205,7 @@ def _backward(
                 queries, documents, target, rq, whole_rd, temperature, limits if absolute != torch.inf else None,
                 *groups, blocks.starts, lse, share, u_positive, *of_columns, W, tile_uz_rows, tile_uz_columns,
                 first_row, first_column, N, M, M + padding, E, K, R, C, C // BN,
-                UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options,
+                UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options, **FUSION,
             )  # fmt: skip
             uz_rows += tile_uz_rows.sum(0)[:, :rows]
             uz_columns[:, first_column : first_column + columns] += tile_uz_columns.sum(0)[:, :columns]
@@ -216,7 +216,7 @@ def _backward(
             for total, vectors, first, count, inner, stride_row, stride_inner in sides:
                 add_product[(triton.cdiv(count, product["BM"]) * len(tiles),)](
                     total, W, vectors, tiles, first, count, inner, len(vectors) - 1, E, R * C, stride_row, stride_inner,
-                    len(tiles), UNIT=blocks.unit, **product,
+                    len(tiles), UNIT=blocks.unit, **product, **FUSION,
                 )  # fmt: skip
         here = slice(first_row, first_row + rows)
         radial = suffix_sum(uz_rows * rq[:, here].square())  # [K, rows]

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from conan_kernels.architecture import FUSION
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -56,7 +58,7 @@ class _AddRMSNorm(torch.autograd.Function):
         total = x if y is None else torch.empty_like(x)
         if T:
             with torch.cuda.device_of(x):
-                _tiles().rms_norm_row[(T,)](x, y, total, weight, out, inverse, C, eps, **_row(C))
+                _tiles().rms_norm_row[(T,)](x, y, total, weight, out, inverse, C, eps, **_row(C), **FUSION)
         ctx.save_for_backward(total, weight, inverse)
         ctx.other = None if y is None else y.dtype
         ctx.set_materialize_grads(False)
@@ -75,7 +77,8 @@ class _AddRMSNorm(torch.autograd.Function):
         if T:
             with torch.cuda.device_of(total):
                 _tiles().rms_norm_gradients[(len(dweight),)](
-                    total, weight, inverse, dout, dtotal, dx, None if dy is dx else dy, dweight, T, each, C, **_row(C)
+                    total, weight, inverse, dout, dtotal, dx, None if dy is dx else dy, dweight, T, each, C,
+                    **_row(C), **FUSION,
                 )  # fmt: skip
         return dx, None if ctx.other is None else dy, dweight.sum(0).to(weight.dtype), None, None
 
@@ -113,7 +116,9 @@ def _turned(x, cos, sin, heads, sign):
     out = x.new_empty(T, N, D)
     if T:
         with torch.cuda.device_of(x):
-            _tiles().rotate_token[(T,)](x, cos, sin, out, x.stride(0), sign, N, heads, D // 2, _power(D // 2), HEADS=16)
+            _tiles().rotate_token[(T,)](
+                x, cos, sin, out, x.stride(0), sign, N, heads, D // 2, _power(D // 2), HEADS=16, **FUSION
+            )
     return out
 
 
@@ -130,7 +135,7 @@ class _SwiGLU(torch.autograd.Function):
         out = gate_up.new_empty(T, F)
         if T:
             with torch.cuda.device_of(out):
-                _tiles().swiglu_row[(T, _over(F, 1024))](gate_up, out, F, BLOCK=1024)
+                _tiles().swiglu_row[(T, _over(F, 1024))](gate_up, out, F, BLOCK=1024, **FUSION)
         ctx.save_for_backward(gate_up)
         return out
 
@@ -140,7 +145,9 @@ class _SwiGLU(torch.autograd.Function):
         (T, F), dgate_up = dout.shape, torch.empty_like(gate_up)
         if T:
             with torch.cuda.device_of(dout):
-                _tiles().swiglu_gradients[(T, _over(F, 1024))](gate_up, dout.contiguous(), dgate_up, F, BLOCK=1024)
+                _tiles().swiglu_gradients[(T, _over(F, 1024))](
+                    gate_up, dout.contiguous(), dgate_up, F, BLOCK=1024, **FUSION
+                )
         return dgate_up
 
 
@@ -159,7 +166,7 @@ class _SumSequences(torch.autograd.Function):
         out = x.new_empty(B, C, dtype=torch.float32)
         if B:
             with torch.cuda.device_of(x):
-                _tiles().sum_sequence[(B, _over(C, 128))](x, cu_seqlens, out, C, BLOCK=128, num_warps=1)
+                _tiles().sum_sequence[(B, _over(C, 128))](x, cu_seqlens, out, C, BLOCK=128, num_warps=1, **FUSION)
         ctx.save_for_backward(cu_seqlens)
         ctx.like = len(x), x.dtype
         return out
@@ -174,7 +181,7 @@ def softmax_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     """logits [n, V] -> (largest of each row, sum of exp(logit - largest)), both fp32 [n]."""
     peak, total = (logits.new_empty(len(logits), dtype=torch.float32) for _ in range(2))
     with torch.cuda.device_of(logits):
-        _tiles().softmax_row[(len(logits),)](logits, peak, total, logits.shape[1], BLOCK=4096, num_warps=8)
+        _tiles().softmax_row[(len(logits),)](logits, peak, total, logits.shape[1], BLOCK=4096, num_warps=8, **FUSION)
     return peak, total
 
 
@@ -182,7 +189,7 @@ def softmax_minus_target_(logits: Tensor, lse: Tensor, target: Tensor) -> Tensor
     """Replace logits [n, V] by exp(logits - lse [n]), minus 1 at target [n] (int64; -1: no column of these)."""
     n, V = logits.shape
     with torch.cuda.device_of(logits):
-        _tiles().softmax_gradient[(n, _over(V, 4096))](logits, lse, target, V, BLOCK=4096, num_warps=8)
+        _tiles().softmax_gradient[(n, _over(V, 4096))](logits, lse, target, V, BLOCK=4096, num_warps=8, **FUSION)
     return logits
 
 
@@ -195,5 +202,5 @@ def add_(total: Tensor, part: Tensor) -> Tensor:
         return total.add_(part.view_as(total))
     part, n = part.contiguous(), total.numel()
     with torch.cuda.device_of(total):
-        _tiles().add_part[(_over(n, 2048),)](total, part, n, BLOCK=2048)
+        _tiles().add_part[(_over(n, 2048),)](total, part, n, BLOCK=2048, **FUSION)
     return total

@@ -2,7 +2,7 @@
 
 For each version an environment of its own, kept between runs: that Triton in build/triton/VERSION, before everything
 else of this environment. In it all sizes that ship in bf16 and fp16 are compiled for all architectures (compiled ones
-are cached) and held to sass.faults, and a part of the parity tests runs in its interpreter. A line for each version and
+are cached) and held to sass.faults; a part of the parity tests runs in its interpreter, and the tests of machine code. A line for each version and
 architecture, and what is wrong; exit code 1 if anything is.
 
     python tests/kernels/matrix.py [--versions 3.6.0 ...] [--archs 90 ...] [--dims 112 ...] [--dtypes bf16 ...]
@@ -36,6 +36,9 @@ PARITY = (
     "info_nce/test_api.py::test_half_precision_equals_textbook",
     "info_nce/test_api.py::test_margin_leaves_out_what_the_textbook_leaves_out",
     "pointwise/test_api.py",
+    "attention/test_compiled.py",
+    "info_nce/test_compiled.py",
+    "pointwise/test_compiled.py",
 )
 
 

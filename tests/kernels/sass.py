@@ -12,6 +12,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from conan_kernels.architecture import FUSION
+
 # a program's most
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Triton 3.6 spills these, 3.9 none; with them it is 1.2 times as fast as with the largest tile that spills none (H200)
@@ -114,7 +116,7 @@ def compile(fn, signature, constants, target, num_warps, num_stages, aligned=(),
     of a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are). options: others of
     Triton's, as at a launch -> Machine."""
     position = fn.arg_names.index
-    options |= {"num_warps": num_warps, "num_stages": num_stages}
+    options |= {"num_warps": num_warps, "num_stages": num_stages} | FUSION
     source = ASTSource(
         fn,
         {name: "constexpr" if name in constants else signature[name] for name in fn.arg_names},

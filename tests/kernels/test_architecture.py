@@ -1,5 +1,8 @@
 """What a machine that the kernels do not run on is told, and which tiles each architecture gets."""
 
+import ast
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -56,3 +59,14 @@ def test_forward_and_backward_agree_on_the_plan():
 def test_a_cpu_needs_no_triton():
     assert architecture.architecture(torch.device("cpu")) == 90
     assert conan_kernels.info_nce(torch.randn(2, 4), torch.randn(2, 4), torch.arange(2), 0.1).loss > 0
+
+
+def test_every_launch_asks_for_fused_multiply_and_add():
+    launches = [
+        ast.unparse(call)
+        for file in Path(architecture.__file__).parent.rglob("*.py")
+        for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
+        if isinstance(call, ast.Call) and isinstance(call.func, ast.Subscript)  # kernel[grid](...)
+    ]
+    assert len(launches) >= 16
+    assert all("**FUSION" in launch for launch in launches), launches
