@@ -1,5 +1,7 @@
 """Launch the Triton kernels of soft-masked attention: tile sizes, the plan, one kernel forward, two backward.
 
+For Hopper there is another forward kernel too: hopper_launch.py.
+
 Nothing here waits for the device: the host knows only T, B and the shapes of a batch.
 """
 
@@ -10,7 +12,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from conan_kernels.architecture import FUSION, architecture, attention_tiles
+from conan_kernels.attention import hopper_launch
 from conan_kernels.attention.gradients import dk_dv_block, dq_block
+from conan_kernels.attention.schedule import BLOCK
 from conan_kernels.attention.tiles import LOG2_E, forward_block, plan_blocks
 
 if TYPE_CHECKING:
@@ -48,6 +52,10 @@ def forward(
     lse = q.new_empty(H, T, dtype=torch.float32)
     options, _, _ = _options(q)
     with torch.cuda.device_of(q):
+        if hopper_launch.wanted(q, k, v):
+            plan, bias = _plan(cu_seqlens, alpha, T, mask, BLOCK)
+            hopper_launch.forward(q, k, v, out, lse, plan, bias, mask, scale)
+            return out, lse
         plan, bias = _plan(cu_seqlens, alpha, T, mask, options["BM"])
         forward_block[(len(plan), H)](
             q, k, v, out, lse, plan, bias, T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value,

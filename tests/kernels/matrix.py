@@ -2,8 +2,8 @@
 
 For each version an environment of its own, kept between runs: that Triton in build/triton/VERSION, before everything
 else of this environment. In it all sizes that ship in bf16 and fp16 are compiled for all architectures (compiled ones
-are cached) and held to sass.faults; a part of the parity tests runs in its interpreter, and the tests of machine code. A line for each version and
-architecture, and what is wrong; exit code 1 if anything is.
+are cached) and held to sass.faults; a part of the parity tests runs in its interpreter, and the tests of machine code.
+A line for each version and architecture, and what is wrong; exit code 1 if anything is.
 
     python tests/kernels/matrix.py [--versions 3.6.0 ...] [--archs 90 ...] [--dims 112 ...] [--dtypes bf16 ...]
         [--no-parity]
@@ -37,6 +37,8 @@ PARITY = (
     "info_nce/test_api.py::test_margin_leaves_out_what_the_textbook_leaves_out",
     "pointwise/test_api.py",
     "attention/test_compiled.py",
+    "attention/test_hopper.py",
+    "attention/test_hopper_compiled.py",
     "info_nce/test_compiled.py",
     "pointwise/test_compiled.py",
 )
@@ -86,15 +88,16 @@ def check(version, chosen):
         )
         info_nce, also_broken = compiled("info_nce_compile.py", variables, *options)
         pointwise, broken_too = compiled("pointwise_compile.py", variables, "--archs", arch)
+        gluon, broken_as_well = compiled("hopper_compile.py", variables) if arch == 90 else ([], [])
         faults = collections.Counter()
-        for row in attention + info_nce + pointwise:
+        for row in attention + info_nce + pointwise + gluon:
             faults.update(
                 f"{row['kernel']} {row['dtype']} {row.get('D', row.get('case', ''))}: {fault}"
                 for fault in sass.faults(row)
             )
-        faults.update(broken + also_broken + broken_too)
+        faults.update(broken + also_broken + broken_too + broken_as_well)
         failed += report(
-            f"triton {version}  sm_{arch:<4}", f"{len(attention) + len(info_nce) + len(pointwise)} kernels", faults
+            f"triton {version}  sm_{arch:<4}", f"{len(attention + info_nce + pointwise + gluon)} kernels", faults
         )
     if chosen.parity:
         command = [

@@ -1,0 +1,325 @@
+"""The forward kernel of soft-masked attention for Hopper (sm_90), in Gluon: for bf16 and fp16, D from 64 to 128.
+
+It computes what tiles.forward_block computes, tile by tile, and differs in who does what when:
+
+    one producer (a warp)      brings queries, keys and values by TMA, always as far ahead as there is room: the ring of
+                               key and value tiles does not drain where a head or a sequence ends
+    two consumers (4 warps)    own 64 rows each. While a tile's softmax runs, the product of the weights before it with
+                               their values is under way, and so are the other consumer's products
+
+The programs stay: one on each multiprocessor takes blocks of rows, those with most tiles first (schedule.order_slots),
+forwards and backwards in turn, so that all end at about the same time. Nothing is atomic, and each row has one owner.
+
+A block's first tile is its MIXED one, the only one with a mask for each entry; where it has none, tile 0 by the same
+code. Then come PLAIN and FUTURE tiles. The bias of FUTURE ("column") is a product too: three columns of ones times the
+three pieces of the bias of each column (schedule.split_bias), which also close the columns past a sequence's end. So a
+FUTURE entry costs no arithmetic and no register more than a PLAIN one, and its tile W / 16 + 1 products with the keys
+instead of W / 16. For "row" and "uniform" the bias is one number a row and goes where the row's maximum is taken off.
+
+A tile of tokens past a sequence's end would hold the next sequence's. Descriptors of four dims forbid it: token x of l
+is at LIMIT - l + x of LIMIT, and TMA reads zeros from LIMIT on and writes nothing there. What that adds to the address,
+LIMIT strides of tokens, the first dim takes off, modulo 2^64 (hopper_launch.descriptor).
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+from conan_kernels.attention import schedule
+
+# three names that are others before Triton 3.9, 3.9 and 3.8
+read = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
+write = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
+barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+
+LIMIT = gl.constexpr(schedule.LIMIT)
+LOG2_E = gl.constexpr(1.4426950408889634)
+
+
+@gluon.constexpr_function
+def sums(columns):
+    """The layout of a consumer's sums of products."""
+    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 16])
+
+
+@gluon.constexpr_function
+def factors(columns):
+    """The layout of a consumer's factors in registers, of products with sums of `columns`."""
+    parent = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 16])
+    return gl.DotOperandLayout(operand_index=0, parent=parent, k_width=2)
+
+
+@gluon.constexpr_function
+def constants():
+    """The layout in which 4 warps write [64, 16]."""
+    return gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+
+
+@gluon.jit
+def block_of(number, order, plan, H: gl.constexpr, BLOCK: gl.constexpr):
+    """Block `number` of all heads' -> (head, start, length, first row, ones, first row of its bias pieces)."""
+    place = gl.load(order + 1 + number // H)
+    slot = plan + place * 4
+    length, first_row = gl.load(slot + 1), gl.load(slot + 2)
+    first_slot = place - (gl.cdiv(length, BLOCK) - 1 - first_row // BLOCK)
+    return number % H, gl.load(slot), length, first_row, gl.load(slot + 3), first_slot * BLOCK
+
+
+@gluon.jit
+def tiles_of(first_row, length, ones, BLOCK: gl.constexpr, BY_ROW: gl.constexpr):
+    """A block's first tile, and where its PLAIN and FUTURE tiles begin and end, as tiles.query_tiles has them."""
+    last_row = gl.minimum(first_row + BLOCK, length)
+    plain = gl.maximum(first_row + 1, ones)
+    if BY_ROW:
+        plain = gl.where(ones >= last_row, length, gl.maximum(first_row, ones) + 1)
+    plain = gl.minimum(plain, length) // BLOCK * BLOCK
+    mixed = gl.maximum(plain, gl.cdiv(last_row, BLOCK) * BLOCK)
+    first = gl.where(mixed > plain, plain, 0)
+    return first, gl.where(mixed > plain, 0, BLOCK), plain, mixed, gl.where(ones >= 0, length, mixed)
+
+
+@gluon.jit
+def place(start, length, position, head, heads):
+    """Coordinates of a sequence's token and a head (hopper_launch.descriptor). heads: how many a token's stride spans."""
+    return [LIMIT, (start + length) * heads + head, LIMIT - length + position, 0]
+
+
+@gluon.jit
+def room(ring, n, BYTES: gl.constexpr, STAGES: gl.constexpr):
+    """Wait until tile n of the ring has a place, and announce its bytes -> (its memory, the barrier that they open)."""
+    tiles, full, empty = ring
+    mbarrier.wait(empty.index(n % STAGES), n // STAGES & 1 ^ 1)
+    mbarrier.expect(full.index(n % STAGES), BYTES)
+    return tiles.index(n % STAGES), full.index(n % STAGES)
+
+
+@gluon.jit
+def bring(
+    n, sources, rings, position, start, length, group, row_of_pieces,
+    FUTURE: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """Tile n of the ring: the keys and values from `position` on, and in FUTURE the pieces of their bias."""
+    k, v, pieces, heads_k, heads_v = sources
+    keys, values, bias = rings
+    tile, full = room(keys, n, BLOCK * W * 2 + (BLOCK * 32 if FUTURE else 0), STAGES)
+    read(k, place(start, length, position, group, heads_k), full, tile)
+    if FUTURE:
+        read(pieces, [row_of_pieces + position, 0], full, bias.index(n % STAGES))
+    tile, full = room(values, n, BLOCK * W * 2, STAGES)
+    read(v, place(start, length, position, group, heads_v), full, tile)
+
+
+@gluon.jit
+def produce(
+    q, sources, plan, order, heads_q, queries, rings,
+    H: gl.constexpr, G: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
+):  # fmt: skip
+    HALF: gl.constexpr = BLOCK // 2
+    n, turn, number = 0, 0, gl.program_id(0)
+    ahead, back = 2 * (gl.num_programs(0) - number) - 1, 2 * number + 1
+    blocks = gl.load(order) * H
+    while number < blocks:
+        head, start, length, first_row, ones, row_of_pieces = block_of(number, order, plan, H, BLOCK)
+        first, begin, plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
+        tiles, full, empty = queries
+        mbarrier.wait(empty.index(turn % 2), turn // 2 & 1 ^ 1)
+        mbarrier.expect(full.index(turn % 2), BLOCK * W * 2)
+        for half in gl.static_range(2):
+            coordinates = place(start, length, first_row + half * HALF, head, heads_q)
+            read(q, coordinates, full.index(turn % 2), tiles.index(turn % 2 * 2 + half))
+        of_block = start, length, head // (H // G), row_of_pieces
+        bring(n, sources, rings, first, *of_block, False, BLOCK, W, STAGES)
+        n += 1
+        for position in range(begin, plain, BLOCK):
+            bring(n, sources, rings, position, *of_block, False, BLOCK, W, STAGES)
+            n += 1
+        for position in range(mixed, future, BLOCK):
+            bring(n, sources, rings, position, *of_block, True, BLOCK, W, STAGES)
+            n += 1
+        turn += 1
+        number += ahead
+        ahead, back = back, ahead
+
+
+@gluon.jit
+def logits(q, keys, n, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr):
+    """Begin q @ k.T of tile n, which is there -> the sums under way [64, BLOCK]."""
+    k = keys[0].index(n % STAGES).reshape([BLOCK, W]).permute((1, 0))
+    HALF: gl.constexpr = BLOCK // 2
+    return warpgroup_mma(q, k, gl.zeros([HALF, BLOCK], gl.float32, sums(BLOCK)), use_acc=False, is_async=True)
+
+
+@gluon.jit
+def add_values(out, p, values, n, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr):
+    """Begin out + p @ v of tile n, once its values are there."""
+    mbarrier.wait(values[1].index(n % STAGES), n // STAGES & 1)
+    return warpgroup_mma(p, values[0].index(n % STAGES).reshape([BLOCK, W]), out, is_async=True)
+
+
+@gluon.jit
+def attend(
+    state, n, more, q, rings, ones, row_bias, scale,
+    FUTURE: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The online softmax over tile n, and the product of tile n - 1's weights with their values.
+
+    state: out, which lacks tile n - 1, its weights p, peak, total. Tile n is there. more: whether another tile follows.
+    """
+    keys, values, bias = rings
+    out, p, peak, total = state
+    s = logits(q, keys, n, BLOCK, W, STAGES)
+    if FUTURE:
+        s = warpgroup_mma(ones, bias.index(n % STAGES).permute((1, 0)), s, is_async=True)
+    out = add_values(out, p, values, n - 1, BLOCK, W, STAGES)
+    s = warpgroup_mma_wait(1, deps=[s])  # all but the values' product
+    mbarrier.arrive(keys[2].index(n % STAGES))
+    if FUTURE:
+        higher = gl.maximum(peak, gl.max(s, 1) * scale + row_bias)
+        weights = gl.exp2(s * scale + (row_bias - higher)[:, None])
+    else:
+        higher = gl.maximum(peak, gl.max(s, 1) * scale)
+        weights = gl.exp2(s * scale - higher[:, None])
+    shrink = gl.exp2(peak - higher)
+    total = total * shrink + gl.sum(weights, 1)
+    p = gl.convert_layout(weights.to(q.dtype), factors(W))
+    # The wait for the next tile stands here, since ptxas moves nothing across the branch in it: without it, all
+    # exponentials would come behind the wait for the values' product.
+    mbarrier.wait(keys[1].index((n + 1) % STAGES), (n + 1) // STAGES & 1, more)
+    out, p = warpgroup_mma_wait(0, deps=[out, p])
+    mbarrier.arrive(values[2].index((n - 1) % STAGES))
+    OUT: gl.constexpr = sums(W)
+    return out * gl.convert_layout(shrink, gl.SliceLayout(1, OUT))[:, None], p, higher, total
+
+
+@gluon.jit
+def attend_first(
+    n, first, length, rows, q, keys, bias, row_bias, scale,
+    BY_ROW: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """The softmax over a block's first tile, whose columns begin at `first` -> p, peak, total."""
+    mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1)
+    s = warpgroup_mma_wait(0, deps=[logits(q, keys, n, BLOCK, W, STAGES)])
+    mbarrier.arrive(keys[2].index(n % STAGES))
+    columns = first + gl.arange(0, BLOCK, gl.SliceLayout(0, sums(BLOCK)))
+    if BY_ROW:
+        tile = gl.where((columns < length)[None, :], row_bias[:, None], float("-inf"))
+    else:
+        tile = gl.load(bias + columns, mask=columns < length, other=float("-inf"))[None, :]
+    s = s * scale + gl.where(columns[None, :] <= rows[:, None], 0.0, tile)
+    peak = gl.max(s, 1)
+    weights = gl.exp2(s - peak[:, None])
+    return gl.convert_layout(weights.to(q.dtype), factors(W)), peak, gl.sum(weights, 1)
+
+
+@gluon.jit
+def consume(
+    CONSUMER: gl.constexpr, out, lse, plan, order, bias, T, scale, queries, rings, ones_tile,
+    H: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
+):  # fmt: skip
+    """Rows 64 * CONSUMER to 64 * CONSUMER + 63 of every block."""
+    HALF: gl.constexpr = BLOCK // 2
+    LOGITS: gl.constexpr = sums(BLOCK)
+    OUT: gl.constexpr = sums(W)
+    keys, values = rings[0], rings[1]
+    tiles, full, empty = queries
+    n, turn, number = 0, 0, gl.program_id(0)
+    ahead, back = 2 * (gl.num_programs(0) - number) - 1, 2 * number + 1
+    blocks = gl.load(order) * H
+    while number < blocks:
+        head, start, length, first_row, ones, _ = block_of(number, order, plan, H, BLOCK)
+        first, begin, plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
+        rows = first_row + CONSUMER * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LOGITS))
+        row_bias = gl.zeros([HALF], gl.float32, gl.SliceLayout(1, LOGITS))
+        if BY_ROW:
+            row_bias = gl.load(bias + start + rows, mask=rows < length, other=0.0)
+        tile = tiles.index(turn % 2 * 2 + CONSUMER)
+        q = tile.reshape([HALF, W])
+        mbarrier.wait(full.index(turn % 2), turn // 2 & 1)
+
+        p, peak, total = attend_first(
+            n, first, length, rows, q, keys, bias + start, row_bias, scale, BY_ROW, BLOCK, W, STAGES
+        )
+        n += 1
+        mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1, (begin < plain) | (mixed < future))
+        state = gl.zeros([HALF, W], gl.float32, OUT), p, peak, total
+        of_block = q, rings, ones_tile, row_bias, scale
+        for position in range(begin, plain, BLOCK):
+            more = (position + BLOCK < plain) | (mixed < future)
+            state = attend(state, n, more, *of_block, False, BLOCK, W, STAGES)
+            n += 1
+        for position in range(mixed, future, BLOCK):
+            state = attend(state, n, position + BLOCK < future, *of_block, True, BLOCK, W, STAGES)
+            n += 1
+        sums_of_values, p, peak, total = state
+        sums_of_values = add_values(sums_of_values, p, values, n - 1, BLOCK, W, STAGES)
+        sums_of_values = warpgroup_mma_wait(0, deps=[sums_of_values])
+        mbarrier.arrive(values[2].index((n - 1) % STAGES))
+
+        # out leaves through the memory of q
+        q.store((sums_of_values * gl.convert_layout(1 / total, gl.SliceLayout(1, OUT))[:, None]).to(q.dtype))
+        fence_async_shared()
+        barrier()
+        write(out, place(start, length, first_row + CONSUMER * HALF, head, H), tile)
+        row_of_lse = lse + head.to(gl.int64) * T + start + rows
+        gl.store(row_of_lse, (peak + gl.log2(total)) / LOG2_E, mask=rows < length)
+        tma.store_wait(0)
+        mbarrier.arrive(empty.index(turn % 2))
+        turn += 1
+        number += ahead
+        ahead, back = back, ahead
+
+
+@gluon.jit
+def barriers(NUMBER: gl.constexpr, ARRIVALS: gl.constexpr):
+    made = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
+    for number in gl.static_range(NUMBER):
+        mbarrier.init(made.index(number), count=ARRIVALS)
+    return made
+
+
+@gluon.jit(do_not_specialize=["T"])
+def forward_blocks(
+    q, k, v, pieces, out, lse, plan, order, bias, T, heads_q, heads_k, heads_v, scale,
+    H: gl.constexpr, G: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
+):  # fmt: skip
+    """out and lse of all blocks. heads_*: how many heads a token's stride spans. scale includes log2(e)."""
+    DTYPE: gl.constexpr = q.dtype
+    queries = (
+        gl.allocate_shared_memory(DTYPE, [4, 1, 1, BLOCK // 2, W], q.layout),
+        barriers(2, 1),
+        barriers(2, 2),  # both consumers leave
+    )
+    keys = (
+        gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK, W], k.layout),
+        barriers(STAGES, 1),
+        barriers(STAGES, 2),
+    )
+    values = (
+        gl.allocate_shared_memory(DTYPE, [STAGES, 1, 1, BLOCK, W], v.layout),
+        barriers(STAGES, 1),
+        barriers(STAGES, 2),
+    )
+    bias_tiles = gl.allocate_shared_memory(DTYPE, [STAGES, BLOCK, 16], pieces.layout)
+    ones = gl.allocate_shared_memory(DTYPE, [BLOCK // 2, 16], pieces.layout)
+    FLAT: gl.constexpr = constants()
+    column = gl.arange(0, 16, gl.SliceLayout(0, FLAT))[None, :] + gl.zeros([BLOCK // 2, 16], gl.int32, FLAT)
+    ones.store((column < 3).to(gl.float32).to(DTYPE))
+    fence_async_shared()
+
+    rings = keys, values, bias_tiles
+    sources = k, v, pieces, heads_k, heads_v
+    gl.warp_specialize(
+        [
+            (consume, (0, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, W, STAGES, BY_ROW)),
+            (consume, (1, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, W, STAGES, BY_ROW)),
+            (produce, (q, sources, plan, order, heads_q, queries, rings, H, G, BLOCK, W, STAGES, BY_ROW)),
+        ],
+        [4, 1],  # warps of the second consumer and of the producer
+        [240, 24],  # registers of their threads
+    )
