@@ -87,6 +87,17 @@ def ours(p, attend=soft_mask_attention):
     return Form(lambda: attend(*qkv, p.cu_seqlens, alpha), qkv, p.dout)
 
 
+def on_hopper(p):
+    """ours with the forward kernel in Gluon for sm_90, which is taken only where the environment asks for it."""
+    form = ours(p)
+
+    def run():
+        with measured.environment(CONAN_HOPPER="1"):
+            return form.run()
+
+    return Form(run, form.leaves, form.dout)
+
+
 def reference(p):
     return ours(p, soft_mask_attention_reference)
 
@@ -365,7 +376,7 @@ def summarise(rows):
     for key in dict.fromkeys((row["batch"], row["alpha"], row["D"]) for row in timed):
         same = [row for row in timed if (row["batch"], row["alpha"], row["D"]) == key]
         own = [row for row in same if row["form"] == "ours"]
-        peers = [row for row in same if row["form"] not in ("ours", "reference")]
+        peers = [row for row in same if row["form"] not in ("ours", "ours, Hopper", "reference")]
         if own and peers:
             best = {what: min(peers, key=lambda row: row[what]) for what in ("forward", "both")}
             found = ", ".join(f"{best[what][what] / own[0][what]:.2f} ({best[what]['form']})" for what in best)
@@ -466,6 +477,8 @@ def main():
     print(f"{rows.report['machine']}: matrix products at {gemm / 1e12:.3g} TFLOP/s in {dtype}")
     dense, ragged = peers(options.device)
     own = {"ours": ours} | ({"reference": reference} if cpu else {})
+    if not cpu and torch.cuda.get_device_capability() == (9, 0):
+        own["ours, Hopper"] = on_hopper
     padded = {f"padded {name}": form for name, form in dense.items() if name.startswith("SDPA")}
     chosen = [
         {name: form for name, form in peers.items() if not options.forms or name in options.forms}

@@ -82,3 +82,18 @@ class Rows:
         partial = self.path.with_name(f"{self.path.name}.partial")
         partial.write_text(json.dumps(self.report, indent=1), encoding="utf-8")
         partial.replace(self.path)
+
+
+@contextlib.contextmanager
+def environment(**variables):
+    """These environment variables, within it."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -36,6 +36,11 @@ def test_attention_stops_in_time_and_goes_on(tmp_path):
     assert all(row["difference"] < 1e-4 for row in everything)
 
 
+def test_hopper_runs_its_simulator_without_a_gpu(tmp_path):
+    code, said = rehearse("hopper.sh", tmp_path, "--device", "cpu")
+    assert code == 0 and "1 passed" in said, said
+
+
 SMALL = """
 out_dir = "{run}"
 stages = ["weak", "supervised"]
