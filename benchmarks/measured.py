@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import importlib.metadata
 import json
+import os
 import sys
 from pathlib import Path
 
