@@ -86,7 +86,7 @@ def tiles_of(first_row, length, ones, BLOCK: gl.constexpr, BY_ROW: gl.constexpr)
 
 @gluon.jit
 def place(start, length, position, head, heads):
-    """Coordinates of a sequence's token and a head (hopper_launch.descriptor). heads: how many a token's stride spans."""
+    """Coordinates of a token and a head (hopper_launch.descriptor). heads: how many the stride of a token spans."""
     return [LIMIT, (start + length) * heads + head, LIMIT - length + position, 0]
 
 
