@@ -5,7 +5,8 @@
 A table and a plot for each question: (1) forward and backward against length, 512 to 32k, at alpha 0, 0.3 and 1; (2)
 packed batches as embedding models see them; (3) the share of the bf16 matrix-product rate, measured on the same
 machine; (4) peak memory, forward and backward. bf16, H = 32, G = 8, D = 112 and 128. At D = 112 the kernels split the
-head dim: where a row of it takes longer than its twin at 128, padding would have been better.
+head dim: where a row of it takes longer than its twin at 128, padding would have been better. "ours, Hopper" has the
+forward kernel that CONAN_HOPPER=1 asks for.
 
 Peers: SDPA by each of PyTorch's backends, FlexAttention with the same mask (compiled; its Triton backend, and FLASH
 where flash-attn-4 is installed), flash-attn where installed, and for packed batches padded, nested and varlen SDPA. Who

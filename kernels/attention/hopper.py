@@ -32,6 +32,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from conan_kernels.attention import schedule
+from conan_kernels.attention import tiles as plain_kernel
 
 # three names that are others before Triton 3.9, 3.9 and 3.8
 read = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
@@ -39,7 +40,7 @@ write = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_share
 barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 
 LIMIT = gl.constexpr(schedule.LIMIT)
-LOG2_E = gl.constexpr(1.4426950408889634)
+LOG2_E = gl.constexpr(plain_kernel.LOG2_E.value)
 
 
 @gluon.constexpr_function
@@ -51,14 +52,20 @@ def sums(columns):
 @gluon.constexpr_function
 def factors(columns):
     """The layout of a consumer's factors in registers, of products with sums of `columns`."""
-    parent = gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 16])
-    return gl.DotOperandLayout(operand_index=0, parent=parent, k_width=2)
+    return gl.DotOperandLayout(operand_index=0, parent=sums(columns), k_width=2)
 
 
 @gluon.constexpr_function
 def constants():
     """The layout in which 4 warps write [64, 16]."""
     return gl.BlockedLayout([1, 8], [16, 2], [4, 1], [1, 0])
+
+
+@gluon.jit
+def blocks_of_program(order, H: gl.constexpr):
+    """A program's first block, how far it is to the next and from that to the one after, and where blocks end."""
+    number = gl.program_id(0)
+    return number, 2 * (gl.num_programs(0) - number) - 1, 2 * number + 1, gl.load(order) * H
 
 
 @gluon.jit
@@ -121,9 +128,8 @@ def produce(
     H: gl.constexpr, G: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
 ):  # fmt: skip
     HALF: gl.constexpr = BLOCK // 2
-    n, turn, number = 0, 0, gl.program_id(0)
-    ahead, back = 2 * (gl.num_programs(0) - number) - 1, 2 * number + 1
-    blocks = gl.load(order) * H
+    n, turn = 0, 0
+    number, ahead, back, blocks = blocks_of_program(order, H)
     while number < blocks:
         head, start, length, first_row, ones, row_of_pieces = block_of(number, order, plan, H, BLOCK)
         first, begin, plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
@@ -228,9 +234,8 @@ def consume(
     OUT: gl.constexpr = sums(W)
     keys, values = rings[0], rings[1]
     tiles, full, empty = queries
-    n, turn, number = 0, 0, gl.program_id(0)
-    ahead, back = 2 * (gl.num_programs(0) - number) - 1, 2 * number + 1
-    blocks = gl.load(order) * H
+    n, turn = 0, 0
+    number, ahead, back, blocks = blocks_of_program(order, H)
     while number < blocks:
         head, start, length, first_row, ones, _ = block_of(number, order, plan, H, BLOCK)
         first, begin, plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)

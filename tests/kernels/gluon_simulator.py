@@ -10,7 +10,8 @@ times. Memory begins as NaN. The simulator raises AssertionError for
     a copy from or to memory outside the tensor
     barriers that more arrive at than they were made for, and partitions that all wait
 
-It knows nothing of layouts, registers and time: compiling says what it can about those.
+It knows nothing of layouts, registers and time, of which compiling says what it can, and nothing of fences between
+ordinary writes and what TMA and products read: only a GPU can tell that one is missing.
 """
 
 import importlib.util
@@ -343,10 +344,6 @@ def allocate_shared_memory(dtype, shape, layout):
     return Shared(data, cells)
 
 
-def _tensor(x):
-    return torch.as_tensor(x)
-
-
 class Layout:
     def __init__(self, *arguments, **named):
         pass
@@ -371,8 +368,8 @@ def _gluon():
         arange=lambda first, last, layout: torch.arange(first, last, dtype=torch.int32),
         zeros=lambda shape, dtype, layout: torch.zeros(shape, dtype=dtype),
         convert_layout=lambda x, layout: x,
-        minimum=lambda a, b: torch.minimum(_tensor(a), _tensor(b)),
-        maximum=lambda a, b: torch.maximum(_tensor(a), _tensor(b)),
+        minimum=lambda a, b: torch.minimum(torch.as_tensor(a), torch.as_tensor(b)),
+        maximum=lambda a, b: torch.maximum(torch.as_tensor(a), torch.as_tensor(b)),
         where=lambda condition, a, b: torch.where(condition, a, b),
         cdiv=lambda a, b: -(-a // b),
         exp2=torch.exp2,
