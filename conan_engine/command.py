@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import select
 import sys
 from collections.abc import Callable
@@ -64,6 +65,15 @@ def answered(about: str, *more: str) -> bool:
     if asked and os.environ.get("RANK", "0") == "0":
         print(f"conan-engine {__version__}" if "--version" in asked else "\n".join((about.rstrip(), *more)))
     return bool(asked)
+
+
+def part(said: str) -> tuple[int, int]:
+    """(I, K) of --part I/K. Raises UserError for anything else."""
+    found = re.fullmatch(r"(\d+)/(\d+)", said)
+    number, parts = map(int, found.groups()) if found else (0, 0)
+    if not 1 <= number <= parts:
+        raise UserError(f"--part: got {said!r}; expected I/K with I from 1 to K, such as 3/8")
+    return number, parts
 
 
 class Parser(argparse.ArgumentParser):

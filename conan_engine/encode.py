@@ -1,12 +1,15 @@
-"""Turn texts into vectors.
+"""Turn the texts of a corpus, of any size, into vectors.
 
-Row i of OUT is the unit vector of record i. int8 vectors need the range of each
-number: --precision=int8 writes it to OUT.ranges.npy, and --ranges encodes
-further documents with the same one.
+Row i of OUT is the unit vector of record i. Under torchrun, ranks share the
+work; K starts that know nothing of each other do one part each (--part 1/K to
+K/K, OUT a folder). Stopped or killed, the same command goes on behind what is
+finished. Records with "_id" have their ids written too. int8 vectors need the
+range of each number: --precision=int8 finds it on a sample and writes it, and
+--ranges encodes further documents with the same one.
 
 Examples:
     python -m conan_engine.encode runs/demo docs.jsonl docs.npy --dim 256
-    python -m conan_engine.encode runs/demo docs.jsonl docs.npy --precision int8
+    torchrun --nproc_per_node=8 -m conan_engine.encode runs/demo corpus/ vectors
     cat queries.txt | python -m conan_engine.encode runs/demo - queries.npy \\
         --instruction "Find the function that does this"
 """
@@ -14,39 +17,44 @@ Examples:
 from __future__ import annotations
 
 import argparse
+import hashlib
+import os
+import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from conan_engine import atomic, command
-from conan_engine.data.encoding import join
+from conan_engine import command
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
-from conan_engine.evaluation.encoder import Encoder
-from conan_engine.evaluation.quantize import BITS, quantize, ranges_of
+from conan_engine.evaluation.encoder import Encoder, embedder, truncate
+from conan_engine.run import checkpoint
+from conan_engine.vectors.corpus import Corpus
+from conan_engine.vectors.making import Making, Share
+from conan_engine.vectors.quantize import BITS, stored_as
+from conan_engine.vectors.store import Store
+from conan_engine.vectors.windows import Reading
+
+if TYPE_CHECKING:
+    from torch import device
 
 
-def text_of(record: dict, source: str, instruction: str = "") -> str:
-    """The text of a record that is embedded: its text, query or input, after its own instruction or else `instruction`.
-    Raises UserError for sentence pairs.
-    """
-    for key in ("text", "query", "input"):
-        if key in record:
-            return join(record.get("instruction") or instruction, record[key])
-    raise UserError(
-        f'{source}: holds sentence pairs; encode takes {{"text"}}, {{"query"}} or {{"instruction"}} records'
-    )
+NUMBERS = 2**23  # of the vectors of a window, at most
+ROWS = 2**14  # documents of a window, at most
 
 
 def main() -> None:
     parser = command.Parser("encode", __doc__)
     parser.add_argument("run", metavar="RUN", help="a run's folder, such as runs/demo, or a checkpoint's")
     parser.add_argument(
-        "file",
-        metavar="FILE",
+        "corpus",
+        metavar="CORPUS",
         help=f"{paths.ENDINGS}; a folder or pattern of these; or - for standard input (JSON Lines, or one text a line)",
     )
-    parser.add_argument("out", metavar="OUT", help="a .npy file: unit vectors [records, dim]")
+    parser.add_argument(
+        "out", metavar="OUT", help="a .npy file: unit vectors [records, dim]; or a folder of such, with index.json"
+    )
     parser.add_argument("--dim", type=int, metavar="N", help="keep the first N numbers of each vector (default: all)")
     parser.add_argument(
         "--instruction",
@@ -63,35 +71,76 @@ def main() -> None:
     parser.add_argument(
         "--ranges",
         metavar="FILE",
-        help="for int8: the smallest and largest value of each number, .npy float32 [2, dim] (default: those of these "
-        "vectors)",
+        help="for int8: the smallest and largest value of each number, .npy float32 [2, dim] (default: those of a "
+        "sample)",
+    )
+    parser.add_argument("--part", default="1/1", metavar="I/K", help="do part I of K")
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes of each rank that read and tokenise (default: its cores)"
     )
     arguments = parser.parse_args()
-    encoder = Encoder.load(arguments.run)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    part, parts = command.part(arguments.part)
+    if arguments.workers is not None and arguments.workers < 1:
+        raise UserError(f"--workers: got {arguments.workers}; expected 1 or more")
+    encoder = Encoder.load(arguments.run, int(os.environ.get("LOCAL_RANK", 0)))
     width = encoder.model.config.width
     if arguments.dim is not None and not 1 <= arguments.dim <= width:
         raise UserError(f"--dim is {arguments.dim}; expected 1 to {width}, the width of this model")
+    dim = arguments.dim or width
     if not Path(arguments.out).absolute().parent.is_dir():  # found before the work, not after it
         raise UserError(f"{arguments.out}: its folder does not exist; create it, or name another")
-    ranges = read_ranges(arguments, arguments.dim or width)
-    source, records = (
-        ("standard input", files.read_standard_input())
-        if arguments.file == "-"
-        else (arguments.file, files.read(arguments.file))
-    )
-    vectors = encoder.encode([text_of(record, source, arguments.instruction) for _, record in records], arguments.dim)
-    if arguments.precision == "int8" and ranges is None:
-        if len(vectors) < 2:
-            raise UserError(
-                f"{source}: holds {len(vectors)} record; --precision=int8 needs at least 2 to find its ranges: give "
-                "--ranges"
-            )
-        ranges, path = ranges_of(vectors), f"{arguments.out.removesuffix('.npy')}.ranges.npy"
-        atomic.write(path, lambda file: np.save(file, ranges))
-        print(f"{path}: float32 {list(ranges.shape)}, for --ranges")
-    stored = quantize(vectors, arguments.precision, ranges)
-    atomic.write(arguments.out, lambda file: np.save(file, stored))
-    print(f"{arguments.out}: {stored.dtype} {list(stored.shape)}")
+    ranges = read_ranges(arguments, dim)
+    store = Store(arguments.out, *stored_as(arguments.precision, dim))
+    if store.single and parts > 1:
+        raise UserError(f"{arguments.out}: parts write into one folder; name a folder in place of a .npy file")
+    with tempfile.TemporaryDirectory() as folder:
+        given = arguments.corpus == "-"
+        source = standard_input(world * parts, folder) if given else arguments.corpus
+        corpus = Corpus(source, "standard input" if given else source, arguments.instruction)
+        about = {
+            "source": corpus.name,
+            "files": corpus.files(),
+            "instruction": arguments.instruction,
+            "dim": dim,
+            "precision": arguments.precision,
+            "given_ranges": ranges is not None and hashlib.blake2b(ranges.tobytes(), digest_size=16).hexdigest(),
+            "weights": checkpoint.base_of(arguments.run)["digest"],
+            "max_tokens": encoder.max_tokens,
+        }
+        if (count := store.complete(about)) is not None:
+            print(f"{arguments.out}: complete already, {count:,} vectors")
+            return
+        embed = embedder(encoder.model)
+        making = Making(
+            Reading(corpus, encoder.tokenizer, encoder.max_tokens, max(1, min(ROWS, NUMBERS // width))),
+            store,
+            Share(rank, world, part - 1, parts, workers(arguments.workers, encoder.model.embedding.device)),
+            lambda tokens, cu_seqlens: truncate(embed(tokens, cu_seqlens), dim),
+            arguments.precision,
+            ranges,
+        )
+        try:
+            made = making.run(about)
+        except UserError as error:
+            raise UserError(str(error).replace(source, corpus.name)) from None
+    for line in made:
+        print(line)
+    if not made and parts > 1 and rank == 0:
+        print(f"{arguments.out}: part {part} of {parts} is finished; the last one to end completes the folder")
+
+
+def standard_input(processes: int, folder: str) -> str:
+    """Keep what standard input holds as a file, since the corpus is read twice. Returns its path."""
+    if processes > 1:
+        raise UserError("standard input: several processes cannot share it; write it to a file and name that")
+    return str(files.keep_standard_input(Path(folder, "input")))
+
+
+def workers(asked: int | None, device: device) -> int:
+    """The processes that read beside this one. A CPU that has a single core for this rank does both in one process."""
+    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return asked or (cores if cores > 1 else int(device.type == "cuda"))
 
 
 def read_ranges(arguments: argparse.Namespace, dim: int) -> np.ndarray | None:

@@ -28,10 +28,10 @@ from conan_engine.evaluation.baselines import RandomProjection
 from conan_engine.evaluation.bm25 import bm25_ranks
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluation.metrics import ndcg, ranks
-from conan_engine.evaluation.quantize import BITS, quantize, ranges_of, restore
 from conan_engine.evaluation.scores import SMALLER, of, table
 from conan_engine.report import page
 from conan_engine.run import checkpoint
+from conan_engine.vectors.quantize import BITS, quantize, ranges_of, restore
 
 if TYPE_CHECKING:
     import numpy as np

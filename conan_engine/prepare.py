@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import functools
 import json
-import re
 from typing import TYPE_CHECKING
 
 from conan_engine import command
@@ -51,10 +50,7 @@ def main() -> None:
         "and the sources",
     )
     arguments, settings = parser.parse_known_args()
-    said = re.fullmatch(r"(\d+)/(\d+)", arguments.part)
-    part = (int(said[1]), int(said[2])) if said else (0, 0)
-    if not 1 <= part[0] <= part[1]:
-        raise UserError(f"--part: got {arguments.part!r}; expected I/K with I from 1 to K, such as 3/8")
+    part = command.part(arguments.part)
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers: got {arguments.workers}; expected 1 or more")
     config = load(arguments.config, settings)

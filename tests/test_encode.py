@@ -11,7 +11,7 @@ from runs import ROOT, write_lines
 
 from conan_engine.data.tokenizer import train
 from conan_engine.evaluation.encoder import Encoder
-from conan_engine.evaluation.quantize import quantize, ranges_of
+from conan_engine.vectors.quantize import quantize, ranges_of
 
 TEXTS = ["Return the shortest path.", "", "Roots of a polynomial, ünïcode and 中文.", "word " * 200]
 
@@ -123,6 +123,62 @@ def test_a_mistake_in_precision_or_ranges_gets_one_line(untrained_run, tmp_path,
     assert not list(tmp_path.glob("out*"))
 
 
+def test_ranks_share_a_folder_of_parts(untrained_run, tmp_path):
+    """Two ranks under torchrun, killed once, give the bytes of one process; a title is embedded as evaluate does."""
+    chance = np.random.default_rng(3)
+    words = ["sort", "list", "graph", "ünï", "中文", "x" * 40]
+    records = [
+        {"_id": f"d{i}", "title": "T", "text": " ".join(chance.choice(words, length))}
+        for i, length in enumerate(chance.integers(1, 100, 16_000))
+    ]
+    path = write_lines(tmp_path / "t.jsonl", records)
+    command = [sys.executable, "-m", "conan_engine.encode", untrained_run, path, tmp_path / "out", "--dim=8"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0"]
+    first = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not any(
+        json.loads(state.read_text())["finished"] for state in (tmp_path / "out").glob(".partial/units/*.json")
+    ):
+        assert first.poll() is None
+    first.kill()
+    first.wait()
+    done = subprocess.run([*launcher, *command[1:]], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "going on behind" in done.stdout, done.stderr
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert "complete already, 16,000 vectors" in again.stdout, again.stderr
+    assert encode(untrained_run, path, tmp_path / "out.npy", "--dim=8", "--workers=1")[0] == 0
+    index = json.loads((tmp_path / "out/index.json").read_text())
+    assert len(index["parts"]) > 2 and index["count"] == 16_000 and index["dim"] == 8
+    parts = [np.load(tmp_path / "out" / part["file"]) for part in index["parts"]]
+    np.testing.assert_array_equal(np.concatenate(parts), np.load(tmp_path / "out.npy"))
+    assert (tmp_path / "out.ids.jsonl").read_text() == "".join(f'"d{i}"\n' for i in range(16_000))
+    titled = [f"T\n{record['text']}" for record in records[:50]]
+    np.testing.assert_allclose(parts[0][:50], Encoder.load(untrained_run).encode(titled, 8), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("extra", "said"),
+    [
+        (["--part=1/2"], "out.npy: parts write into one folder; name a folder in place of a .npy file"),
+        (["--part=3/2"], "--part: got '3/2'"),
+        (["--workers=0"], "--workers: got 0"),
+    ],
+)
+def test_a_mistake_in_how_the_work_is_shared(untrained_run, tmp_path, extra, said):
+    path = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
+    code, _, err = encode(untrained_run, path, tmp_path / "out.npy", *extra)
+    assert code == 2 and said in err and err.count("\n") == 1, err
+
+
+def test_a_folder_of_something_else_is_left_alone(untrained_run, tmp_path):
+    path = write_lines(tmp_path / "in.jsonl", [{"text": "a"}])
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/notes.txt").write_text("x")
+    code, _, err = encode(untrained_run, path, tmp_path / "out")
+    assert code == 2 and "exists already, and holds something else; name another folder" in err, err
+    assert encode(untrained_run, "-", tmp_path / "new", given=b"a\nb")[0] == 0
+    assert json.loads((tmp_path / "new/index.json").read_text())["source"] == "standard input"
+
+
 @pytest.mark.parametrize("as_json", [True, False])
 def test_standard_input_is_json_lines_or_a_text_a_line(untrained_run, tmp_path, as_json):
     lines = [json.dumps({"text": text}) if as_json else text for text in TEXTS]
@@ -145,7 +201,7 @@ def test_a_line_of_text_is_a_record(untrained_run, tmp_path):
         (b"", "standard input: holds no records"),
         (b"a\n\xff\n", "standard input: line 2: not UTF-8"),
         (b'{"text": "a"}\n{', "standard input: line 2: broken JSON"),
-        (b'{"sentence1": "a", "sentence2": "b", "score": 1}', "standard input: holds sentence pairs"),
+        (b'{"sentence1": "a", "sentence2": "b", "score": 1}', "standard input: holds sts records"),
     ],
 )
 def test_a_mistake_in_standard_input_gets_one_line(untrained_run, tmp_path, given, said):
@@ -162,7 +218,7 @@ def test_a_mistake_in_standard_input_gets_one_line(untrained_run, tmp_path, give
         ('{"txt": "a"}\n', [], "line 1"),
         ('{"text": "a"}\n{"text": 5}\n', [], "line 2: 'text' is 5"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', [], "line 2: not UTF-8"),
-        ('{"sentence1": "a", "sentence2": "b", "score": 1}\n', [], "holds sentence pairs"),
+        ('{"sentence1": "a", "sentence2": "b", "score": 1}\n', [], "holds sts records"),
         ('{"text": "a"}\n', ["--dim", "33"], "--dim is 33; expected 1 to 32"),
         ('{"text": "a"}\n', ["--dim", "0"], "--dim is 0"),
     ],
@@ -176,13 +232,15 @@ def test_a_mistake_gets_one_line_and_leaves_no_file(untrained_run, tmp_path, con
     assert not list(tmp_path.glob("*.npy"))
 
 
-@pytest.mark.parametrize(("out", "said"), [("no/out.npy", "its folder does not exist"), ("folder", "cannot write it")])
+@pytest.mark.parametrize(
+    ("out", "said"), [("no/out.npy", "its folder does not exist"), ("folder.npy", "cannot write it")]
+)
 def test_a_place_that_cannot_be_written_is_named(untrained_run, tmp_path, out, said):
     path = write_lines(tmp_path / "t.jsonl", [{"text": "a"}])
-    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.npy").mkdir()
     code, _, err = encode(untrained_run, path, tmp_path / out)
     assert code == 2 and f"{tmp_path / out}: {said}" in err and err.count("\n") == 1, err
-    assert not list(tmp_path.rglob("*.npy"))
+    assert not any(path.is_file() for path in tmp_path.rglob("*.npy"))
 
 
 @pytest.mark.parametrize("run", ["nowhere", "t.jsonl", "."])

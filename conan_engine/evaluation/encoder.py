@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ import torch
 from conan_engine.parallel.cpu import settle_memory
 from conan_engine.parallel.device import choose
 from conan_engine.run import checkpoint
+from conan_engine.vectors.windows import packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 
 
 BATCH_TOKENS = 16_384  # tokens of a forward pass: enough for all cores of a CPU, little memory
+THREAD_TOKENS = 4096  # the same, for one core
 
 
 @torch.no_grad()
@@ -35,7 +39,7 @@ def embed_sequences(
 ) -> np.ndarray:
     """Unit vectors float32 [B, C] of packed sequences, bidirectional unless alpha and mask say otherwise.
 
-    tokens: int32 [T]; cu_seqlens: int32 [B+1], both numpy. With a `group`, its ranks share out the passes and every
+    tokens: int32 [T]; cu_seqlens: int [B+1], both numpy. With a `group`, its ranks share out the passes and every
     rank gets all vectors. Which sequences share a pass does not depend on the number of ranks, so neither do the
     vectors.
     """
@@ -48,13 +52,37 @@ def embed_sequences(
     return (group.sum(out) if group else out).cpu().numpy()
 
 
-def passes(cu_seqlens: np.ndarray) -> list[np.ndarray]:
-    """The sequences, by number, of each forward pass: sequences of similar length, about BATCH_TOKENS in all."""
+def embedder(model: Transformer) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+    """embed(tokens, cu_seqlens), the same as embed_sequences of a bidirectional model.
+
+    On a CPU each pass has one thread, so that the bits do not depend on the number of threads: an operation that
+    several share computes the ends of each share with other instructions, which round differently.
+    """
+    if model.embedding.is_cuda:
+        return functools.partial(embed_sequences, model)
+    pool = ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,))
+
+    def embed(tokens, cu_seqlens):
+        out = np.zeros((len(cu_seqlens) - 1, model.config.width), np.float32)
+
+        @torch.no_grad()
+        def work(rows):
+            vectors = model.embed(*pick(tokens, cu_seqlens, rows, model.embedding.device), alpha=1.0)
+            out[rows] = torch.nn.functional.normalize(vectors, dim=-1).numpy()
+
+        longest_first = passes(cu_seqlens, THREAD_TOKENS)[::-1]
+        for _ in pool.map(work, longest_first):
+            pass
+        return out
+
+    return embed
+
+
+def passes(cu_seqlens: np.ndarray, most: int = BATCH_TOKENS) -> list[np.ndarray]:
+    """The sequences, by number, of each forward pass: sequences of similar length, about `most` tokens in all."""
     lengths = np.diff(cu_seqlens)
     by_length = np.argsort(lengths, kind="stable")
-    return np.split(
-        by_length, np.flatnonzero(np.diff(np.cumsum(lengths[by_length], dtype=np.int64) // BATCH_TOKENS)) + 1
-    )
+    return np.split(by_length, np.flatnonzero(np.diff(np.cumsum(lengths[by_length], dtype=np.int64) // most)) + 1)
 
 
 def pick(values: np.ndarray, cu_seqlens: np.ndarray, rows: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -81,7 +109,7 @@ class Encoder:
         self.alpha = alpha
 
     @classmethod
-    def load(cls, run: str | Path) -> Encoder:
+    def load(cls, run: str | Path, gpu: int = 0) -> Encoder:
         """Load the newest weights of a run's last stage.
 
         On a CPU the products are float32 even where bfloat16 is faster: vectors are compared with others that were made
@@ -89,9 +117,10 @@ class Encoder:
 
         Args:
             run: a run's folder, or a checkpoint's.
+            gpu: which one, where there are any.
         """
         settle_memory()
-        model, tokenizer, max_tokens, dims = checkpoint.load_model(run, choose())
+        model, tokenizer, max_tokens, dims = checkpoint.load_model(run, choose(index=gpu))
         if model.embedding.device.type == "cpu":
             model.precision = "float32"
         return cls(model, tokenizer, max_tokens, dims)
@@ -103,9 +132,7 @@ class Encoder:
             texts: longer ones are cut to max_tokens; an empty one gives a zero vector.
             dim: keep the first so many numbers of each vector and normalise them again; None keeps all.
         """
-        encoded = self.tokenizer.encode_texts(list(texts), self.max_tokens)
-        cu_seqlens = np.concatenate(([0], np.cumsum([len(ids) for ids in encoded]))).astype(np.int32)
-        tokens = np.concatenate([np.asarray(ids, np.int32) for ids in encoded] or [np.zeros(0, np.int32)])
+        tokens, cu_seqlens = packed(self.tokenizer.encode_texts(list(texts), self.max_tokens))
         return truncate(embed_sequences(self.model, tokens, cu_seqlens, alpha=self.alpha), dim)
 
 

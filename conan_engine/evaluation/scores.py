@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from conan_engine.evaluation import tasks
-from conan_engine.evaluation.quantize import BITS
+from conan_engine.vectors.quantize import BITS
 
 SMALLER = [precision for precision in BITS if precision != "float32"]
 NAMES = {

@@ -20,8 +20,8 @@ import numpy as np
 
 from conan_engine.data import field_scores, teachers
 from conan_engine.errors import UserError
-from conan_engine.negatives.blocks import Blocks, put
 from conan_engine.negatives.mining import QUERIES, TEXTS
+from conan_engine.vectors.blocks import Blocks, put
 
 if TYPE_CHECKING:
     from conan_engine.data.shards import Shards

@@ -29,7 +29,7 @@ import torch
 from conan_engine.data.known import ranges
 from conan_engine.data.shards import order, write_json
 from conan_engine.errors import UserError
-from conan_engine.negatives.blocks import Blocks, put, until
+from conan_engine.vectors.blocks import Blocks, put, until
 
 if TYPE_CHECKING:
     from conan_engine.config import Negatives

@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from conan_engine.parallel.cpu_linear import Linear
 from conan_engine.parallel.mesh import Group
 
 if TYPE_CHECKING:
@@ -76,7 +77,7 @@ class TensorParallel:
 
     @staticmethod
     def _linear(inputs, outputs, split):
-        linear = nn.Linear(inputs, outputs, bias=False)
+        linear = Linear(inputs, outputs)
         linear.weight.split_by = split
         return linear
 

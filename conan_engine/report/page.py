@@ -18,7 +18,6 @@ from conan_engine import atomic
 from conan_engine.config import STAGES, Config
 from conan_engine.errors import UserError
 from conan_engine.evaluation.encoder import Encoder
-from conan_engine.evaluation.quantize import BITS
 from conan_engine.evaluation.scores import NAMES, of
 from conan_engine.evaluation.tasks import LANGUAGES
 from conan_engine.report import curves, samples
@@ -26,6 +25,7 @@ from conan_engine.report.charts import Curve, bars, chart, chart_of_points, shor
 from conan_engine.run import checkpoint, versions
 from conan_engine.run.log import json_object, rows
 from conan_engine.run.resuming import leaves
+from conan_engine.vectors.quantize import BITS
 
 FILE = "report.html"
 CROSS_LINGUAL = "cross_lingual.{}.recall@20"  # a key of results.json

@@ -14,9 +14,9 @@ from conan_engine.config import Source
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer
 from conan_engine.negatives import distilling
-from conan_engine.negatives.blocks import Blocks
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.settings import load
+from conan_engine.vectors.blocks import Blocks
 
 RECORDS = [
     {"query": f"question {i}", "pos": [f"answer {i}", f"another {i}"], "neg": [f"wrong {i}", f"bad {i}"]}

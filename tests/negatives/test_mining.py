@@ -13,10 +13,10 @@ from conan_engine.config import Negatives
 from conan_engine.data.known import find
 from conan_engine.errors import UserError
 from conan_engine.negatives import mining
-from conan_engine.negatives.blocks import Blocks
 from conan_engine.negatives.mining import Corpus, Mining, by_quantile
 from conan_engine.negatives.pools import Pools
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.vectors.blocks import Blocks
 
 
 def mine(folder, shards, known, queries, embed, rule):

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 import sys
 import zlib
 from collections.abc import Callable, Iterator
@@ -47,11 +48,18 @@ def read(source: str | Path, columns: dict | None = None, reject: Callable | Non
 class Reader:
     """The records of Pieces of files, as `read` gives them; there may be none.
 
-    While it reads, `where` is the (path, place) of the last record, and `behind` about the number of bytes read.
+    keep: further keys, whose values a record has too where its row has them. While it reads, `where` is the (path,
+    place) of the last record, and `behind` about the number of bytes read.
     """
 
-    def __init__(self, pieces: list[Piece], columns: dict | None = None, reject: Callable | None = None) -> None:
-        self.pieces, self.columns, self.reject = pieces, columns or {}, reject
+    def __init__(
+        self,
+        pieces: list[Piece],
+        columns: dict | None = None,
+        reject: Callable | None = None,
+        keep: tuple[str, ...] = (),
+    ) -> None:
+        self.pieces, self.columns, self.reject, self.keep = pieces, columns or {}, reject, keep
         self._file: Any = None
         self._place, self._before = "", 0
 
@@ -61,7 +69,7 @@ class Reader:
             self._file = _File(piece)
             rows = self._file.rows()
             for place, kind, found in _records(
-                rows, self.columns, self._file.ending not in ("csv", "tsv"), self._left_out
+                rows, self.columns, self._file.ending not in ("csv", "tsv"), self._left_out, self.keep
             ):
                 self._place = place
                 first = first or (kind, piece.path)
@@ -120,19 +128,19 @@ def rows(path: str | Path, ending: str = "") -> Iterator[Any]:
         yield place, row
 
 
-def read_standard_input() -> Iterator[tuple[str, dict]]:
-    """The same as `read`, from standard input: JSON Lines if its first character is a brace, else one text a line."""
-    stream, name = sys.stdin.buffer, "standard input"
-    lines = _decoded(stream)
-    rows = _json_lines(lines) if stream.peek(4).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{" else _text(lines)
+def keep_standard_input(path: Path) -> Path:
+    """Write standard input to `path`, with the ending that says what it is: JSON Lines if its first character is a
+    brace, else one text a line. Returns the file's path.
+    """
+    stream = sys.stdin.buffer
+    lines = stream.peek(4).removeprefix(codecs.BOM_UTF8).lstrip()[:1] == b"{"
+    path = path.with_suffix(".jsonl" if lines else ".txt")
+    with open(path, "wb") as file:
+        shutil.copyfileobj(stream, file, 1 << 20)
+    return path
 
-    def refuse(place, bad):
-        raise UserError(f"{name}: {place}: {bad}") from None
 
-    return _some(name, ((kind, record) for _, kind, record in _records(rows, {}, True, refuse)))
-
-
-def _records(rows, columns, typed, reject):
+def _records(rows, columns, typed, reject, keep):
     """(place, kind, record) of each row, all of one kind; reject(place, bad) is called for the others."""
     expected = None
     for place, row in rows:
@@ -148,6 +156,9 @@ def _records(rows, columns, typed, reject):
             reject(place, bad)
             continue
         expected = kind
+        for key in keep:
+            if key in row:
+                found[key] = row[key]
         yield place, kind, found
 
 
@@ -155,13 +166,13 @@ class _File:
     """The rows of a piece of a file.
 
     A file of plain lines is cut at bytes, and a line belongs to the part in which it begins. Of any other file, the
-    parts take turns at groups of lines, rows or row groups.
+    parts take turns at groups of lines, rows or row groups; in order, each has some neighbouring row groups.
     """
 
     STRIPE = 1024  # lines or rows at a turn
 
     def __init__(self, piece, ending=""):
-        self.path, self.part, self.parts = piece.path, piece.part, piece.parts
+        self.path, self.part, self.parts, self.in_order = piece.path, piece.part, piece.parts, piece.in_order
         self.ending = ending or paths.unpacked(piece.path)
         self.ranged = self.parts > 1 and self.path.suffix.lower() in paths.RANGED
         self._raw, self._begin = None, 0
@@ -252,8 +263,9 @@ class _File:
             ) from None
         number = 0
         try:
+            groups = _row_groups(self.path) if self.in_order and self.parts > 1 else 0
             for group, (size, batches) in enumerate(read(self.path)):
-                if group % self.parts != self.part:
+                if (group * self.parts // groups if groups else group % self.parts) != self.part:
                     number += size
                     continue
                 for batch in batches():
@@ -275,6 +287,12 @@ def _of_parquet(path):
                 file.metadata.row_group(group).num_rows,
                 functools.partial(file.iter_batches, BATCH, row_groups=[group]),
             )
+
+
+def _row_groups(path):
+    import pyarrow.parquet as parquet
+
+    return parquet.read_metadata(path).num_row_groups
 
 
 def _of_arrow(path):

@@ -27,12 +27,15 @@ MOST_STRIPES = 16
 
 
 class Piece(NamedTuple):
-    """A file, or part `part` of `parts` of it (see files.py); `bytes`: about how much of the file that is."""
+    """A file, or part `part` of `parts` of it (see files.py); `bytes`: about how much of the file that is. in_order:
+    the parts, one after another, have the file's records in its own order.
+    """
 
     path: Path
     bytes: int = 0
     part: int = 0
     parts: int = 1
+    in_order: bool = False
 
 
 def unpacked(path: Path) -> str:
@@ -41,22 +44,27 @@ def unpacked(path: Path) -> str:
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name).rpartition(".")[2]
 
 
-def cut(source: str | Path) -> list[list[Piece]]:
+def cut(source: str | Path, least: int = UNIT[0], in_order: bool = False) -> list[list[Piece]]:
     """Cut a source's files into units of work, each a list of Pieces: small neighbours together, large files in
     parts.
+
+    least: bytes of files in a unit, if there are so many. in_order: the units, one after another, have the records in
+    their own order; then a file whose parts would take turns is a single one.
     """
     sizes = [(path, os.stat(path).st_size) for path in of(source)]
-    most = min(max(sum(size for _, size in sizes) // MOST_UNITS, UNIT[0]), UNIT[1])
+    most = min(max(sum(size for _, size in sizes) // MOST_UNITS, least), UNIT[1])
     units, filled = [[]], 0
     for path, size in sizes:
         parts = max(1, -(-size // most))
         if path.suffix.lower() not in (*RANGED, *TABLES):
             parts = min(parts, MOST_STRIPES)
+        if in_order and path.suffix.lower() not in (*RANGED, ".parquet"):
+            parts = 1
         for part in range(parts):
             if units[-1] and filled + size // parts > most:
                 units.append([])
                 filled = 0
-            units[-1].append(Piece(path, size // parts, part, parts))
+            units[-1].append(Piece(path, size // parts, part, parts, in_order))
             filled += size // parts
     return units
 

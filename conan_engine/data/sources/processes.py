@@ -27,7 +27,7 @@ class Pool:
 
     def __init__(self, processes: int = 0, set_up: Callable | None = None, *arguments) -> None:
         self.processes = processes or len(os.sched_getaffinity(0))
-        self._executor = loky.ProcessPoolExecutor(self.processes, initializer=_begin, initargs=(set_up, arguments))
+        self._executor = loky.ProcessPoolExecutor(self.processes, initializer=begin, initargs=(set_up, *arguments))
 
     def map(self, function: Callable, items: Iterable) -> Iterator[Any]:
         """function(item) for each item, in order. Raises what the function raises, and UserError if a process is
@@ -80,7 +80,8 @@ def _told(processes):
         ) from None
 
 
-def _begin(set_up, arguments):
+def begin(set_up: Callable | None = None, *arguments) -> None:
+    """What a process does first: it ends with its parent, which alone hears signals; then set_up(*arguments)."""
     # these signals reach all processes of a job: the first process ends the others
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)

@@ -9,6 +9,11 @@ import numpy as np
 BITS = {"float32": 32, "float16": 16, "int8": 8, "binary": 1}  # bits of a number, by precision
 
 
+def stored_as(precision: str, dim: int) -> tuple[str, int]:
+    """(dtype, columns) of vectors of so many numbers, as `quantize` gives them."""
+    return ("int8", -(-dim // 8)) if precision == "binary" else (precision, dim)
+
+
 def ranges_of(vectors: np.ndarray) -> np.ndarray:
     """The smallest and largest value of each number, which int8 needs: [N, E] -> float32 [2, E]."""
     return np.stack((vectors.min(axis=0), vectors.max(axis=0))).astype(np.float32)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from sentence_transformers.util.quantization import quantize_embeddings
 
-from conan_engine.evaluation.quantize import BITS, quantize, ranges_of, restore
+from conan_engine.vectors.quantize import BITS, quantize, ranges_of, restore
 
 
 def unit(n, dim):
