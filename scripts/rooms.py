@@ -26,7 +26,7 @@ FLOORS = [
     ["evaluation"],
     ["run"],
     ["settings", "negatives"],
-    ["model"],
+    ["model", "vectors"],
     ["data", "command"],
     ["data/sources", "parallel", "csrc"],
     ["languages", "atomic", "config", "kernels", "csrc/batches", "csrc/unpack"],

@@ -44,15 +44,15 @@ def unpacked(path: Path) -> str:
     return next((name.removesuffix(ending) for ending in PACKED if name.endswith(ending)), name).rpartition(".")[2]
 
 
-def cut(source: str | Path, least: int = UNIT[0], in_order: bool = False) -> list[list[Piece]]:
+def cut(source: str | Path, least: int | None = None, in_order: bool = False) -> list[list[Piece]]:
     """Cut a source's files into units of work, each a list of Pieces: small neighbours together, large files in
     parts.
 
-    least: bytes of files in a unit, if there are so many. in_order: the units, one after another, have the records in
+    least: bytes of files in a unit, if there are so many (None: UNIT's). in_order: the units, one after another, have the records in
     their own order; then a file whose parts would take turns is a single one.
     """
     sizes = [(path, os.stat(path).st_size) for path in of(source)]
-    most = min(max(sum(size for _, size in sizes) // MOST_UNITS, least), UNIT[1])
+    most = min(max(sum(size for _, size in sizes) // MOST_UNITS, least or UNIT[0]), UNIT[1])
     units, filled = [[]], 0
     for path, size in sizes:
         parts = max(1, -(-size // most))
