@@ -48,8 +48,8 @@ def cut(source: str | Path, least: int | None = None, in_order: bool = False) ->
     """Cut a source's files into units of work, each a list of Pieces: small neighbours together, large files in
     parts.
 
-    least: bytes of files in a unit, if there are so many (None: UNIT's). in_order: the units, one after another, have the records in
-    their own order; then a file whose parts would take turns is a single one.
+    least: bytes of files in a unit, if there are so many (None: UNIT's). in_order: the units, one after another, have
+    the records in their own order; then a file whose parts would take turns is a single one.
     """
     sizes = [(path, os.stat(path).st_size) for path in of(source)]
     most = min(max(sum(size for _, size in sizes) // MOST_UNITS, least or UNIT[0]), UNIT[1])
