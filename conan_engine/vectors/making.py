@@ -87,27 +87,32 @@ class Making:
             if share.rank == 0:
                 store.begin(about, share.parts == 1)
             store.wait(about)
-            taken = f"{store.out}: another process encodes into it; wait until it ends, or name another OUT"
-            with store.alone(f"share-{share.number}-of-{share.parts * share.world}", taken):
-                self._count()
-                if self.precision == "int8" and self.ranges is None:
-                    self.ranges = self._sampled()
-                self._encode()
-                states = [state for unit in range(len(self.units)) if (state := store.state(unit))]
-                if len(states) < len(self.units) or any(state["finished"] < state["count"] for state in states):
-                    return []
-                if not any(state["count"] for state in states):
-                    raise files.nothing_in(self.reading.corpus.name)
-                return store.finish(states, about)
-        except UserError:
-            if share.alone and not any((store.state(unit) or {}).get("finished") for unit in range(len(self.units))):
-                store.give_up()
-            raise
+            with store.working(share.number, share.parts * share.world):
+                return self._share(about)
         except OSError as error:
             raise UserError(
                 f"{store.out}: cannot write it ({error.strerror}); make room or use another folder, then run again: "
                 "what is finished is kept"
             ) from None
+
+    def _share(self, about: dict[str, Any]) -> list[str]:
+        store = self.store
+        try:
+            self._count()
+            if self.precision == "int8" and self.ranges is None:
+                self.ranges = self._sampled()
+            self._encode()
+            states = [state for unit in range(len(self.units)) if (state := store.state(unit))]
+            if len(states) < len(self.units) or any(state["finished"] < state["count"] for state in states):
+                return []
+            if not any(state["count"] for state in states):
+                raise files.nothing_in(self.reading.corpus.name)
+            return store.finish(states, about)
+        except UserError:
+            states = [store.state(unit) or {} for unit in range(len(self.units))]
+            if self.share.alone and not any(state.get("finished") for state in states):
+                store.give_up()
+            raise
 
     def _count(self) -> None:
         """Count the documents of this process's units, which also finds what is wrong with them before the work begins;

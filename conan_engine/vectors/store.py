@@ -77,9 +77,13 @@ class Store:
                     f"{self.work}: holds an unfinished encoding of {found['source']!r} with other files or settings; "
                     "remove it, or name another OUT"
                 )
-            print(f"{self.out}: the unfinished encoding was of other files or settings; this one begins again")
         if found != about:
+            for lock in self.work.glob("share-*.lock"):
+                with self._locked(lock.name, wait=False):  # a process that still works keeps its folder
+                    pass
             shutil.rmtree(self.work, ignore_errors=True)
+            if found is not None:
+                print(f"{self.out}: the unfinished encoding was of other files or settings; this one begins again")
         for name in ("units", "ids"):
             (self.work / name).mkdir(parents=True, exist_ok=True)
         _write(path, about)
@@ -162,7 +166,7 @@ class Store:
         """
         if not self.work.exists():
             return []
-        with self.alone("finish"):
+        with self._locked("finish.lock", wait=True):
             if not (self.work / "about.json").exists():
                 return []
             said, beside = [], {}
@@ -200,16 +204,19 @@ class Store:
                         shutil.copyfileobj(part, whole, 1 << 20)
         partial.replace(path)
 
+    def working(self, number: int, of: int) -> contextlib.AbstractContextManager[None]:
+        """The time in which process `number` works. Raises UserError if another process does the same."""
+        return self._locked(f"share-{number}-of-{of}.lock", wait=False)
+
     @contextlib.contextmanager
-    def alone(self, name: str, message: str = "") -> Iterator[None]:
-        """Hold a lock of this name in the unfinished encoding's folder. message: of the UserError if another process
-        holds it; empty: wait.
-        """
-        with open(self.work / f"{name}.lock", "a") as file:
+    def _locked(self, name: str, wait: bool) -> Iterator[None]:
+        with open(self.work / name, "a") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if message else 0))
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
-                raise UserError(message) from None
+                raise UserError(
+                    f"{self.out}: another process encodes into it; wait until it ends, or name another OUT"
+                ) from None
             except OSError:  # not every file system has locks
                 pass
             yield

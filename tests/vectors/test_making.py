@@ -237,13 +237,17 @@ def test_some_without_an_id_leave_no_ids(tmp_path, tokenizer):
     assert not (tmp_path / "out.ids.jsonl").exists()
 
 
-def test_the_same_command_twice_at_once(tmp_path, tokenizer, texts):
+@pytest.mark.parametrize("dim", [5, 4])
+def test_a_second_command_leaves_the_first_alone(tmp_path, tokenizer, texts, dim):
     source = write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts])
-    first = making(source, tmp_path / "out.npy", tokenizer)
-    first.store.begin({"source": str(source)}, True)
-    with first.store.alone("share-0-of-1", "x"):
+
+    def meanwhile(tokens, cu_seqlens):
         with pytest.raises(UserError, match="another process encodes into it"):
-            make(source, tmp_path / "out.npy", tokenizer)
+            make(source, tmp_path / "out.npy", tokenizer, {"dim": dim})
+        return embed(tokens, cu_seqlens)
+
+    make(source, tmp_path / "out.npy", tokenizer, {"dim": 5}, embed=meanwhile)
+    np.testing.assert_array_equal(np.load(tmp_path / "out.npy"), expected(texts, tokenizer))
 
 
 def test_a_full_disk_is_found_before_the_work(tmp_path, tokenizer, texts, monkeypatch):

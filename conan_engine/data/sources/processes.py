@@ -76,7 +76,7 @@ def _told(processes):
     except TerminatedWorkerError:
         raise UserError(
             f"one of {processes} processes that prepare data was killed; if memory ran out, use fewer "
-            "(tokenizer.processes). Run again: what is finished is kept"
+            "(--workers, or tokenizer.processes). Run again: what is finished is kept"
         ) from None
 
 
