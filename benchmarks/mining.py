@@ -38,6 +38,7 @@ from conan_engine.config import Negatives
 from conan_engine.data.known import find
 from conan_engine.negatives import mining
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.vectors import nearest
 
 DIM, BLOCK, OF_A_CENTRE = 256, 16_384, 256
 SAMPLE, NEAREST = 2000, 32
@@ -166,7 +167,7 @@ def with_index(folder, documents, queries, index, search, device):
         numbers = np.arange(start, min(start + BLOCK, documents))
         stored[numbers] = vectors(numbers, np.ones(len(numbers)))
     asked = vectors(rows, np.zeros(len(rows))).astype(np.float16).astype(np.float32)
-    _, exact = mining._exact(stored, Mesh(device).device)(asked, NEAREST + 1)
+    _, exact = nearest.exact(stored, Mesh(device).device)(asked, NEAREST + 1)
     found = np.load(folder / "index" / mining.POOLS, mmap_mode="r")[rows]
     # a pool leaves out the positive
     shared = [len(set(mine_) & set(theirs[theirs != row][:NEAREST])) for row, mine_, theirs in zip(rows, found, exact)]
@@ -180,7 +181,7 @@ def exact(folder, documents, rounds=3):
     stored = np.memmap(folder / "all.f16", np.float16, "r").reshape(documents, DIM)
     in_memory = stored.astype(np.float32)
     asked = Vectors(documents)(np.arange(mining.QUERIES), np.zeros(mining.QUERIES))
-    search, seconds = mining._exact(stored, Mesh("cpu").device), {"ours": [], "faiss.knn": []}
+    search, seconds = nearest.exact(stored, Mesh("cpu").device), {"ours": [], "faiss.knn": []}
     for _ in range(rounds):
         for name, work in (
             ("ours", lambda: search(asked, 2 * NEAREST)),

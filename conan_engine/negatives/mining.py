@@ -6,8 +6,7 @@ source:
 
 1. Ranks with different data embed the texts by blocks, every document, then the queries: fp16, the first
   `negatives.dim` numbers.
-2. Unless the search is exact, rank 0 trains an index on a sample. All ranks add parts of the documents to it, one file
-  each; rank 0 merges these, and all map the result. An index without lists to merge is made by rank 0 alone, in memory.
+2. Unless the search is exact, the ranks make an index together (vectors/nearest.py).
 3. All ranks search the queries by blocks and write their pools.
 """
 
@@ -15,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import functools
 import hashlib
 import json
 import shutil
@@ -29,6 +27,7 @@ import torch
 from conan_engine.data.known import ranges
 from conan_engine.data.shards import order, write_json
 from conan_engine.errors import UserError
+from conan_engine.vectors import nearest
 from conan_engine.vectors.blocks import Blocks, put, until
 
 if TYPE_CHECKING:
@@ -39,11 +38,8 @@ if TYPE_CHECKING:
 
 TEXTS = 16_384  # texts per block; 2 * TEXTS * dim bytes are whole pages of the file, which no two machines then share
 QUERIES = 4096  # queries per block
-SLICE = 2**26  # numbers of document vectors in memory as float32 at a time
-SAMPLE = 2**18  # an index is trained on at most so many documents
 POOLS, ABOUT = "candidates.npy", "pools.json"  # ABOUT is written last
 KEPT = "targets-*.npy"  # files of distilling.py, which stay
-LISTS = "lists.ivfdata"  # beside the index that they belong to
 
 
 class Corpus:
@@ -123,7 +119,8 @@ class Mining:
             search = None
             if self.rule.index != "random":
                 self._embed(embed)
-                search = _exact(self.documents, self.mesh.device) if self.rule.index == "Flat" else self._indexed()
+                rule = nearest.Rule(self.rule.index, self.rule.search, ("negatives.index", "negatives.search"))
+                search = nearest.searcher(self.documents, rule, self.folder, self.blocks)
             self._fill(search)
         except OSError as error:
             raise UserError(
@@ -158,38 +155,6 @@ class Mining:
                 self.blocks.finished("texts", number)
         self.blocks.wait("texts", count)
         self.vectors = np.memmap(path, np.float16, "r").reshape(len(record), -1)
-
-    def _indexed(self):
-        """Search by the index that negatives.index names: one file, which all ranks map."""
-        import faiss
-
-        path, trained = self.folder / "index.faiss", self.folder / "trained.faiss"
-        self.blocks.made_once(trained, lambda to: faiss.write_index(_trained(faiss, self.rule, self.documents), to))
-        if not path.exists():
-            index = faiss.read_index(str(trained))
-            if _lists(faiss, index):
-                self._parts(faiss, index)
-            fill = _merged if _lists(faiss, index) else _filled_whole
-            self.blocks.made_once(
-                path, lambda to: faiss.write_index(fill(faiss, index, self.documents, self.folder), to)
-            )
-            if self.mesh.rank == 0:
-                for part in self.folder.glob("part-*.faiss"):
-                    part.unlink()
-        return _ready(faiss, _mapped(faiss, path), self.rule, self.mesh).search
-
-    def _parts(self, faiss, index):
-        """Add this rank's parts of the documents, each to its own copy of the trained index."""
-        size = max(1, SLICE // self.documents.shape[1])
-        count = -(-len(self.documents) // size)
-        for number in self.blocks.todo("parts", count, self.mesh, "indexing documents"):
-            index.reset()
-            for start, part in _slices(self.documents[number * size : (number + 1) * size], SLICE // 16):
-                index.add_with_ids(_single(part), np.arange(number * size + start, number * size + start + len(part)))
-            faiss.write_index(index, str(self.folder / f"part-{number:06d}.faiss"))
-            self.blocks.finished("parts", number)
-        index.reset()
-        self.blocks.wait("parts", count)
 
     def _fill(self, search):
         """Write the pools, by blocks of queries; rank 0 completes them."""
@@ -284,132 +249,6 @@ def by_quantile(rule: Negatives, scores: np.ndarray) -> Negatives:
         return rule
     low, bound = np.quantile(scores, (rule.low, rule.bound)).tolist()
     return dataclasses.replace(rule, bounds="cosine", low=low, bound=bound)
-
-
-def _exact(documents, device):
-    """Exact search of the nearest documents, slice by slice, without an index.
-
-    On a GPU it uses torch, which is there whether or not faiss has a build for this CUDA.
-    """
-    nearest = functools.partial(_nearest_by_torch, device) if device.type == "cuda" else _nearest_by_faiss
-
-    def search(asked, count):
-        scores, found = np.full((len(asked), count), -np.inf, np.float32), np.full((len(asked), count), -1)
-        for start, part in _slices(documents):
-            near, at = nearest(asked, part, min(count, len(part)))
-            scores, found = np.concatenate((scores, near), axis=1), np.concatenate((found, start + at), axis=1)
-            best = np.argsort(-scores, axis=1, kind="stable")[:, :count]  # among equals, the first in the corpus
-            scores, found = np.take_along_axis(scores, best, axis=1), np.take_along_axis(found, best, axis=1)
-        return scores, found
-
-    return search
-
-
-def _nearest_by_faiss(asked, part, count):
-    """The largest products of each of asked [n, E] with part [m, E]: float32 [n, count], and their rows in `part`."""
-    import faiss
-
-    return faiss.knn(asked, _single(part), count, faiss.METRIC_INNER_PRODUCT)
-
-
-def _nearest_by_torch(device, asked, part, count):
-    """The same on a device; on a GPU with products of float16, summed in float32."""
-    dtype, options = (torch.float16, {"out_dtype": torch.float32}) if device.type == "cuda" else (torch.float32, {})
-    asked, part = (torch.from_numpy(vectors).to(device, dtype) for vectors in (asked, part))
-    return tuple(found.cpu().numpy() for found in torch.mm(asked, part.T, **options).topk(count))
-
-
-def _trained(faiss, rule, documents):
-    """The index that negatives.index names, trained and empty."""
-    try:
-        index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
-        if not index.is_trained:
-            count = min(SAMPLE, len(documents))
-            index.train(documents[np.arange(count) * len(documents) // count].astype(np.float32))
-    except RuntimeError as error:
-        raise UserError(
-            f"negatives.index: faiss cannot make {rule.index!r} of {len(documents)} vectors of "
-            f"{documents.shape[1]} numbers ({_said(error)}); see its index factory"
-        ) from None
-    return index
-
-
-def _lists(faiss, index):
-    """The inverted lists of an index, as faiss can merge them on disk; None for an index without."""
-    if isinstance(index, faiss.IndexPreTransform):
-        index = faiss.downcast_index(index.index)
-    lists = faiss.downcast_InvertedLists(index.invlists) if isinstance(index, faiss.IndexIVF) else None
-    return lists if isinstance(lists, faiss.ArrayInvertedLists) and not isinstance(index, faiss.IndexIVFPQR) else None
-
-
-def _merged(faiss, index, _, folder):
-    """The index with the contents of all parts, its lists in a file of their own."""
-    from faiss.contrib.ondisk import merge_ondisk
-
-    lists = folder / LISTS
-    lists.unlink(missing_ok=True)  # an unfinished one
-    merge_ondisk(index, sorted(map(str, folder.glob("part-*.faiss"))), str(lists))
-    return index
-
-
-def _mapped(faiss, path):
-    """A written index, of which only what is used is read."""
-    if not (path.parent / LISTS).exists():
-        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP)
-    index = faiss.read_index(str(path), faiss.IO_FLAG_SKIP_IVF_DATA)
-    lists = faiss.downcast_InvertedLists(faiss.extract_index_ivf(index).invlists)
-    lists.filename, lists.read_only = str(path.parent / LISTS), True
-    lists.do_mmap()
-    return index
-
-
-def _filled_whole(faiss, index, documents, _):
-    for _, part in _slices(documents, SLICE // 16):  # small, since the index itself is large
-        index.add(_single(part))
-    return index
-
-
-def _slices(documents, numbers=None):
-    """(number of the first one, some documents) until all have come, at most `numbers` numbers at a time (None:
-    SLICE).
-    """
-    count = max(1, (numbers or SLICE) // documents.shape[1])
-    for start in range(0, len(documents), count):
-        yield start, np.array(documents[start : start + count])  # read from disk once
-
-
-def _single(vectors):
-    return torch.from_numpy(vectors).float().numpy()  # uses all cores
-
-
-def _ready(faiss, index, rule, mesh):
-    """The index as it is searched: on this rank's GPU, or with a single rank split over all GPUs; on the CPU if no
-    GPU is there or none supports it.
-    """
-    space = faiss.ParameterSpace()
-    if mesh.device.type == "cuda" and getattr(faiss, "get_num_gpus", int)():
-        options = faiss.GpuMultipleClonerOptions()
-        options.useFloat16, options.shard = True, mesh.world == 1
-        try:
-            index = faiss.index_cpu_to_gpus_list(
-                index, options, list(range(faiss.get_num_gpus())) if mesh.world == 1 else [mesh.device.index]
-            )
-            space = faiss.GpuParameterSpace()
-        except RuntimeError as error:
-            print(f"negatives.index: no GPU takes it ({_said(error)}); searching on the CPU", flush=True)
-    if rule.search:
-        try:
-            space.set_index_parameters(index, rule.search)
-        except RuntimeError as error:
-            raise UserError(
-                f"negatives.search: {rule.search!r} does not fit the index {rule.index!r} ({_said(error)}); "
-                'expected parameters such as "nprobe=32"'
-            ) from None
-    return index
-
-
-def _said(error):
-    return str(error).strip().splitlines()[-1]
 
 
 def _without(groups, corpus, documents):

@@ -1,7 +1,6 @@
 """Pools mined from a source small enough to check by eye, and from more vectors than that, by any ranks, from wherever
 a start stopped."""
 
-import functools
 import threading
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from conan_engine.negatives import mining
 from conan_engine.negatives.mining import Corpus, Mining, by_quantile
 from conan_engine.negatives.pools import Pools
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.vectors import nearest
 from conan_engine.vectors.blocks import Blocks
 
 
@@ -193,8 +193,8 @@ def clustered(count, dim=32, chance=None):
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    for name, value in (("TEXTS", 128), ("QUERIES", 50), ("SLICE", 3200)):
-        monkeypatch.setattr(mining, name, value)
+    for module, name, value in ((mining, "TEXTS", 128), (mining, "QUERIES", 50), (nearest, "SLICE", 3200)):
+        monkeypatch.setattr(module, name, value)
 
 
 def rank_of(rank, world, tensor=1):
@@ -323,7 +323,7 @@ def test_an_index_half_made_is_made_whole(tmp_path, source, small_blocks, monkey
     corpus, known, queries, embed, _ = source
     what = (corpus, known, queries, Negatives(count=3, pool=8, index="IVF8,SQfp16"), 1, "x")
     assert on_ranks(tmp_path / "whole", 1, lambda rank, *texts: embed(*texts), *what) == {}
-    merged, stops = mining._merged, ["while merging", "in the first part"]
+    merged, stops = nearest._merged, ["while merging", "in the first part"]
 
     def stopping(*arguments):
         index = merged(*arguments)
@@ -338,7 +338,7 @@ def test_an_index_half_made_is_made_whole(tmp_path, source, small_blocks, monkey
             raise KeyboardInterrupt(stops.pop())
         finished(job, kind, number)
 
-    monkeypatch.setattr(mining, "_merged", stopping)
+    monkeypatch.setattr(nearest, "_merged", stopping)
     monkeypatch.setattr(Blocks, "finished", finishing)
     for _ in (1, 2):
         assert isinstance(
@@ -396,26 +396,3 @@ def test_what_faiss_does_not_know_is_named(tmp_path, rule, said):
     with pytest.raises(UserError, match=said) as error:
         mine(tmp_path, FakeShards(groups, np.zeros(50)), known_of(groups), groups, lambda r, f: vectors[r], rule)
     assert "\n" not in str(error.value)
-
-
-def nearest_on(device, monkeypatch):
-    """What exact search finds by faiss on the CPU, and by torch on a device."""
-    vectors = clustered(300).astype(np.float16)
-    monkeypatch.setattr(mining, "SLICE", 128 * 32)
-    asked = vectors[:9].astype(np.float32)
-    by_faiss = mining._exact(vectors, torch.device("cpu"))(asked, 20)
-    monkeypatch.setattr(mining, "_nearest_by_faiss", functools.partial(mining._nearest_by_torch, device))
-    return by_faiss, mining._exact(vectors, torch.device("cpu"))(asked, 20)
-
-
-def test_torch_finds_what_faiss_does(monkeypatch):
-    by_faiss, by_torch = nearest_on(torch.device("cpu"), monkeypatch)
-    np.testing.assert_allclose(by_torch[0], by_faiss[0], rtol=1e-5)
-    assert (by_torch[1] == by_faiss[1]).mean() > 0.99  # but for near equals
-
-
-@pytest.mark.gpu
-def test_a_gpu_finds_what_faiss_does(monkeypatch):
-    by_faiss, by_torch = nearest_on(torch.device("cuda", 0), monkeypatch)
-    np.testing.assert_allclose(by_torch[0], by_faiss[0], rtol=1e-5)
-    assert (by_torch[1] == by_faiss[1]).mean() > 0.99
