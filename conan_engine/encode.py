@@ -18,30 +18,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conan_engine import command
 from conan_engine.data.sources import files, paths
 from conan_engine.errors import UserError
-from conan_engine.evaluation.encoder import Encoder, embedder, truncate
-from conan_engine.run import checkpoint
+from conan_engine.evaluation.encoder import Encoder
 from conan_engine.vectors.corpus import Corpus
 from conan_engine.vectors.making import Making, Share
 from conan_engine.vectors.quantize import BITS, stored_as
 from conan_engine.vectors.store import Store
-from conan_engine.vectors.windows import Reading
-
-if TYPE_CHECKING:
-    from torch import device
-
-
-NUMBERS = 2**23  # of the vectors of a window, at most
-ROWS = 2**14  # documents of a window, at most
 
 
 def main() -> None:
@@ -79,15 +68,11 @@ def main() -> None:
         "--workers", type=int, metavar="N", help="processes of each rank that read and tokenise (default: its cores)"
     )
     arguments = parser.parse_args()
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     part, parts = command.part(arguments.part)
     if arguments.workers is not None and arguments.workers < 1:
         raise UserError(f"--workers: got {arguments.workers}; expected 1 or more")
-    encoder = Encoder.load(arguments.run, int(os.environ.get("LOCAL_RANK", 0)))
-    width = encoder.model.config.width
-    if arguments.dim is not None and not 1 <= arguments.dim <= width:
-        raise UserError(f"--dim is {arguments.dim}; expected 1 to {width}, the width of this model")
-    dim = arguments.dim or width
+    encoder = Encoder.load(arguments.run)
+    dim, share = encoder.checked(arguments.dim), Share.here(encoder.device, arguments.workers, part - 1, parts)
     if not Path(arguments.out).absolute().parent.is_dir():  # found before the work, not after it
         raise UserError(f"{arguments.out}: its folder does not exist; create it, or name another")
     ranges = read_ranges(arguments, dim)
@@ -96,37 +81,21 @@ def main() -> None:
         raise UserError(f"{arguments.out}: parts write into one folder; name a folder in place of a .npy file")
     with tempfile.TemporaryDirectory() as folder:
         given = arguments.corpus == "-"
-        source = standard_input(world * parts, folder) if given else arguments.corpus
+        source = standard_input(share.world * parts, folder) if given else arguments.corpus
         corpus = Corpus(source, "standard input" if given else source, arguments.instruction)
-        about = {
-            "source": corpus.name,
-            "files": corpus.files(),
-            "instruction": arguments.instruction,
-            "dim": dim,
-            "precision": arguments.precision,
-            "given_ranges": ranges is not None and hashlib.blake2b(ranges.tobytes(), digest_size=16).hexdigest(),
-            "weights": checkpoint.base_of(arguments.run)["digest"],
-            "max_tokens": encoder.max_tokens,
-        }
+        given_ranges = ranges is not None and hashlib.blake2b(ranges.tobytes(), digest_size=16).hexdigest()
+        about = encoder.about(corpus, dim, arguments.precision, given_ranges)
         if (count := store.complete(about)) is not None:
             print(f"{arguments.out}: complete already, {count:,} vectors")
             return
-        embed = embedder(encoder.model)
-        making = Making(
-            Reading(corpus, encoder.tokenizer, encoder.max_tokens, max(1, min(ROWS, NUMBERS // width))),
-            store,
-            Share(rank, world, part - 1, parts, workers(arguments.workers, encoder.model.embedding.device)),
-            lambda tokens, cu_seqlens: truncate(embed(tokens, cu_seqlens), dim),
-            arguments.precision,
-            ranges,
-        )
+        making = Making(encoder.reading(corpus), store, share, encoder.windows(dim), arguments.precision, ranges)
         try:
             made = making.run(about)
         except UserError as error:
             raise UserError(str(error).replace(source, corpus.name)) from None
     for line in made:
         print(line)
-    if not made and parts > 1 and rank == 0:
+    if not made and parts > 1 and share.rank == 0:
         print(f"{arguments.out}: part {part} of {parts} is finished; the last one to end completes the folder")
 
 
@@ -135,12 +104,6 @@ def standard_input(processes: int, folder: str) -> str:
     if processes > 1:
         raise UserError("standard input: several processes cannot share it; write it to a file and name that")
     return str(files.keep_standard_input(Path(folder, "input")))
-
-
-def workers(asked: int | None, device: device) -> int:
-    """The processes that read beside this one. A CPU that has a single core for this rank does both in one process."""
-    cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    return asked or (cores if cores > 1 else int(device.type == "cuda"))
 
 
 def read_ranges(arguments: argparse.Namespace, dim: int) -> np.ndarray | None:

@@ -3,7 +3,8 @@
 Without --queries: on the text that the demo holds out (search, cross-lingual
 search, STS, classification). Prints a table and writes RUN/results.json.
 With --queries and --corpus: on your own data, in the files of BEIR or TREC.
-Prints nDCG@10 and Recall, by language, and writes RUN/retrieval-QUERIES.json.
+Prints nDCG@10 and Recall, by language, and writes RUN/retrieval-QUERIES.json;
+under torchrun, ranks share the corpus.
 
 Examples:
     python -m conan_engine.evaluate runs/demo
@@ -29,6 +30,7 @@ from conan_engine.evaluation.bm25 import bm25_ranks
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.evaluation.metrics import ndcg, ranks
 from conan_engine.evaluation.scores import SMALLER, of, table
+from conan_engine.parallel.mesh import Mesh
 from conan_engine.report import page
 from conan_engine.run import checkpoint
 from conan_engine.vectors.quantize import BITS, quantize, ranges_of, restore
@@ -74,7 +76,11 @@ def main() -> None:
     parser.add_argument("--beside", metavar="FILE", help="the results.json of another model, for a column of its own")
     own = parser.add_argument_group("your own data")
     own.add_argument("--queries", metavar="FILE", help='JSON Lines of {"_id", "text"}, with or without "language"')
-    own.add_argument("--corpus", metavar="FILE", help='JSON Lines of {"_id", "text"}, with or without "title"')
+    own.add_argument(
+        "--corpus",
+        metavar="CORPUS",
+        help='records {"_id", "text"}, with or without "title": a file, or any other source',
+    )
     own.add_argument(
         "--qrels",
         metavar="FILE",
@@ -122,15 +128,23 @@ def own_search(arguments: argparse.Namespace) -> None:
         )
     if arguments.beside:
         raise UserError("--beside is for the demo's held-out text; leave it out with --queries")
-    encoder = Encoder.load(arguments.run)
-    width = encoder.model.config.width
-    if arguments.dim is not None and not 1 <= arguments.dim <= width:
-        raise UserError(f"--dim is {arguments.dim}; expected 1 to {width}, the width of this model")
+    mesh, encoder = Mesh(), Encoder.load(arguments.run)
+    encoder.checked(arguments.dim)
     ignore = arguments.ignore_identical_ids and arguments.ignore_identical_ids == "true"
     started = time.perf_counter()
     results = retrieval.evaluate(
-        encoder, arguments.queries, arguments.corpus, arguments.qrels, arguments.dim, arguments.instruction, ignore
+        encoder,
+        arguments.queries,
+        arguments.corpus,
+        arguments.qrels,
+        arguments.dim,
+        arguments.instruction,
+        ignore,
+        mesh,
     )
+    mesh.close()
+    if results is None:  # rank 0 has them
+        return
     results["seconds.evaluate"] = time.perf_counter() - started
     path = Path(arguments.run, f"retrieval-{Path(arguments.queries).name.partition('.')[0]}.json")
     _write(path, results)

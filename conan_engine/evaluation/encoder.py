@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from conan_engine.errors import UserError
 from conan_engine.parallel.cpu import settle_memory
 from conan_engine.parallel.device import choose
 from conan_engine.run import checkpoint
-from conan_engine.vectors.windows import packed
+from conan_engine.vectors.windows import Reading, packed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,10 +24,13 @@ if TYPE_CHECKING:
     from conan_engine.data.tokenizer import AnyTokenizer
     from conan_engine.model.transformer import Transformer
     from conan_engine.parallel.mesh import Group
+    from conan_engine.vectors.corpus import Corpus
 
 
 BATCH_TOKENS = 16_384  # tokens of a forward pass: enough for all cores of a CPU, little memory
 THREAD_TOKENS = 4096  # the same, for one core
+NUMBERS = 2**23  # of the vectors of a window of a corpus, at most
+ROWS = 2**14  # documents of a window, at most
 
 
 @torch.no_grad()
@@ -96,34 +101,71 @@ class Encoder:
     """A model and its tokenizer.
 
     Texts are cut to max_tokens (for a loaded run, the context). dims are its Matryoshka dims. alpha is how far the soft
-    mask is open, from causal (0) to bidirectional (1).
+    mask is open, from causal (0) to bidirectional (1). weights: a digest of what was loaded.
     """
 
     def __init__(
-        self, model: Transformer, tokenizer: AnyTokenizer, max_tokens: int, dims: Sequence[int], alpha: float = 1.0
+        self,
+        model: Transformer,
+        tokenizer: AnyTokenizer,
+        max_tokens: int,
+        dims: Sequence[int],
+        alpha: float = 1.0,
+        weights: str = "",
     ) -> None:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.dims = dims
         self.alpha = alpha
+        self.weights = weights
 
     @classmethod
-    def load(cls, run: str | Path, gpu: int = 0) -> Encoder:
-        """Load the newest weights of a run's last stage.
+    def load(cls, run: str | Path) -> Encoder:
+        """Load the newest weights of a run's last stage, to this rank's device.
 
         On a CPU the products are float32 even where bfloat16 is faster: vectors are compared with others that were made
-        elsewhere. Raises UserError if there is no run or it does not fit.
-
-        Args:
-            run: a run's folder, or a checkpoint's.
-            gpu: which one, where there are any.
+        elsewhere. run: a run's folder, or a checkpoint's. Raises UserError if there is no run or it does not fit.
         """
         settle_memory()
-        model, tokenizer, max_tokens, dims = checkpoint.load_model(run, choose(index=gpu))
-        if model.embedding.device.type == "cpu":
-            model.precision = "float32"
-        return cls(model, tokenizer, max_tokens, dims)
+        found = checkpoint.load_model(run, choose(index=int(os.environ.get("LOCAL_RANK", 0))))
+        if found.model.embedding.device.type == "cpu":
+            found.model.precision = "float32"
+        return cls(found.model, found.tokenizer, found.max_tokens, found.dims, weights=found.digest)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.embedding.device
+
+    def checked(self, dim: int | None) -> int:
+        """The numbers of a vector: `dim`, or all for None. Raises UserError if the model has not so many."""
+        width = self.model.config.width
+        if dim is not None and not 1 <= dim <= width:
+            raise UserError(f"--dim is {dim}; expected 1 to {width}, the width of this model")
+        return width if dim is None else dim
+
+    def about(self, corpus: Corpus, dim: int, precision: str, given_ranges: str | bool = False) -> dict[str, Any]:
+        """What identifies the vectors of a corpus: index.json has it. given_ranges: a digest of those, for int8."""
+        return {
+            "source": corpus.name,
+            "files": corpus.files(),
+            "instruction": corpus.instruction,
+            "dim": dim,
+            "precision": precision,
+            "given_ranges": given_ranges,
+            "weights": self.weights,
+            "max_tokens": self.max_tokens,
+        }
+
+    def reading(self, corpus: Corpus) -> Reading:
+        """How a corpus is read for this model."""
+        rows = max(1, min(ROWS, NUMBERS // self.model.config.width))
+        return Reading(corpus, self.tokenizer, self.max_tokens, rows)
+
+    def windows(self, dim: int) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
+        """What embeds a window of `reading`: (tokens int32 [T], cu_seqlens int64 [B+1]) -> float32 [B, dim]."""
+        embed = embedder(self.model)
+        return lambda tokens, cu_seqlens: truncate(embed(tokens, cu_seqlens), dim)
 
     def encode(self, texts: Sequence[str], dim: int | None = None) -> np.ndarray:
         """Turn texts into unit vectors, float32 [len(texts), dim].

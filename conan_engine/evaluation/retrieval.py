@@ -2,33 +2,39 @@
 trec_eval.
 
 The files are BEIR's (arXiv 2104.08663), each also as .gz: queries.jsonl {"_id", "text"}, with our addition
-{"language"}; corpus.jsonl {"_id", "text"}, with or without {"title"}; judgments with one line per right document,
-query-id, corpus-id and score, or TREC's four columns.
+{"language"}; corpus.jsonl {"_id", "text"}, with or without {"title"}, or any other source of such records; judgments
+with one line per right document, query-id, corpus-id and score, or TREC's four columns.
+
+Ranks share the units of the corpus, and each finds the nearest of its own; rank 0 compares these, and has BM25.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from conan_engine.data.encoding import join
 from conan_engine.data.sources import files
 from conan_engine.errors import UserError
 from conan_engine.evaluation.bm25 import bm25_scores
 from conan_engine.evaluation.metrics import gain
+from conan_engine.parallel.mesh import Mesh
+from conan_engine.vectors.corpus import Corpus
+from conan_engine.vectors.making import Share
+from conan_engine.vectors.windows import Task, read
 
 if TYPE_CHECKING:
     from conan_engine.evaluation.encoder import Encoder
 
 
-BLOCK = 8192  # documents that are embedded at a time
+BLOCK = 8192  # documents that are searched at a time
+UNIT = 2**40  # more documents than a unit of a corpus has
 QUERIES = 4096  # queries that are searched at a time
 DEPTH = 100  # documents kept per query
 METRICS = ("ndcg@10", "recall@20", "recall@100")
@@ -49,14 +55,19 @@ def read_queries(path: str | Path) -> list[Query]:
     ]
 
 
-def read_corpus(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Read (id, text) of each document, streaming; a title becomes a line before the text. Raises as read_queries."""
-    seen = set()
-    for place, row in files.rows(path):
-        yield (
-            _new(_id(row, path, place), seen, path, place),
-            join(str(row.get("title") or "").strip(), _text(row, path, place)),
-        )
+def read_corpus(corpus: Corpus) -> list[list[tuple[str, str]]]:
+    """Read (id, text) of each document, unit by unit of the corpus. Raises as read_queries."""
+    seen, units = set(), []
+    for pieces in corpus.units():
+        reader = corpus.reader(pieces)
+        units.append([])
+        for found in reader:
+            document, (path, place) = corpus.document(found), reader.where
+            if document.id is None or document.id in seen:
+                _new(_id({"_id": document.id}, path, place), seen, path, place)
+            seen.add(document.id)
+            units[-1].append((document.id, document.text))
+    return units
 
 
 def _id(row, path, place):
@@ -116,36 +127,62 @@ def read_qrels(path: str | Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def search(vectors: np.ndarray, blocks: Any, device: str | torch.device = "cpu") -> Any:
-    """The DEPTH + 1 nearest documents of each query, best first: a list of (id, score) each.
+def search(vectors: np.ndarray, blocks: Any, device: str | torch.device = "cpu") -> tuple[np.ndarray, np.ndarray]:
+    """The DEPTH + 1 nearest documents of each query, best first: (scores float32 [N, n], numbers int64 [N, n]).
 
-    One more than DEPTH, since one may be the query itself. Among equal scores, the id that sorts last comes first, as
-    in trec_eval. vectors: float32 [N, E]; blocks: (ids, float32 [M, E]) each, of which one is held at a time.
+    One more than DEPTH, since one may be the query itself. vectors: float32 [N, E]; blocks: (numbers int64 [M], float32
+    [M, E]) each, of which one is held at a time.
     """
-    queries, ids = torch.from_numpy(vectors).to(device), []
+    queries = torch.from_numpy(vectors).to(device)
     best = [
         (torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
         for part in queries.split(QUERIES)
     ]
-    for of_block, documents in blocks:
-        documents = torch.from_numpy(documents).to(device)
+    for numbers, documents in blocks:
+        numbers, documents = (torch.from_numpy(array).to(device) for array in (numbers, documents))
         for i, part in enumerate(queries.split(QUERIES)):
-            scores, places = best[i]
+            scores, found = best[i]
             fresh, where = (part @ documents.T).topk(min(DEPTH + 1, len(documents)))
-            scores, places = torch.cat((scores, fresh), 1), torch.cat((places, where + len(ids)), 1)
-            scores, kept = scores.topk(min(DEPTH + 1, scores.shape[1]))
-            best[i] = scores, places.gather(1, kept)
-        ids += of_block
-    found = zip(
-        itertools.chain.from_iterable(scores.tolist() for scores, _ in best),
-        itertools.chain.from_iterable(places.tolist() for _, places in best),
-    )
-    return [_in_order((ids[place], score) for place, score in zip(places, scores)) for scores, places in found]
+            best[i] = _best(torch.cat((scores, fresh), 1), torch.cat((found, numbers[where]), 1))
+    scores, found = (torch.cat(parts).cpu() for parts in zip(*best))
+    return scores.numpy(), found.numpy()
+
+
+def _best(scores, found):
+    scores, kept = scores.topk(min(DEPTH + 1, scores.shape[1]))
+    return scores, found.gather(1, kept)
+
+
+def nearest(encoder: Encoder, vectors: np.ndarray, corpus: Corpus, dim: int, mesh: Mesh) -> Any:
+    """`search` of a corpus by all ranks, which share its units; every rank has all results. The number of a document
+    is its unit * UNIT + its place in that.
+    """
+    share, units = Share.here(encoder.device), corpus.units()
+    embed, tasks = encoder.windows(dim), [Task(unit, units[unit], 0) for unit in share.mine(len(units))]
+
+    def blocks():
+        held = []
+        with tqdm(
+            desc="embedding documents", unit=" texts", unit_scale=True, leave=False, delay=1, disable=share.rank
+        ) as bar:
+            for window in read(encoder.reading(corpus), tasks, share.processes):
+                embedded = embed(window.tokens, window.cu_seqlens)
+                held.append((window.unit * UNIT + window.first + np.arange(len(embedded)), embedded))
+                bar.update(len(embedded))
+                if sum(len(numbers) for numbers, _ in held) >= BLOCK:
+                    yield map(np.concatenate, zip(*held))
+                    held = []
+        if held:
+            yield map(np.concatenate, zip(*held))
+
+    every = mesh.of_all(lambda: search(vectors, blocks(), encoder.device))
+    scores, found = (torch.from_numpy(np.concatenate(parts, axis=1)) for parts in zip(*every))
+    return tuple(part.numpy() for part in _best(scores, found))
 
 
 def bm25(queries: Any, documents: Any) -> Any:
-    """The same as `search`, by BM25. queries: texts; documents: (id, text) each. A document without a word of the
-    query is not found.
+    """The DEPTH + 1 best documents of each query by BM25, a list of (id, score) each. queries: texts; documents: (id,
+    text) each. A document without a word of the query is not found.
     """
     ids, texts = zip(*documents)
     found = []
@@ -156,11 +193,12 @@ def bm25(queries: Any, documents: Any) -> Any:
 
 
 def _in_order(found):
+    """Of (id, score) each, the best first; among equal scores the id that sorts last, as in trec_eval."""
     return sorted(found, key=lambda one: (one[1], one[0]), reverse=True)
 
 
 def measure(found: Any, right: Any) -> dict[str, float]:
-    """{metric: score} of one query. found: documents as `search` gives them; right: {document id: score above 0}.
+    """{metric: score} of one query. found: (id, score) each, best first; right: {document id: score above 0}.
 
     Recall counts the right documents. A document gains its score, discounted by log2(1 + rank).
     """
@@ -205,15 +243,17 @@ def evaluate(
     dim: int | None = None,
     instruction: str = "",
     ignore_identical_ids: bool | None = None,
-) -> Any:
+    mesh: Mesh | None = None,
+) -> dict[str, Any] | None:
     """Evaluate an Encoder on files, beside BM25, and print a line for each thing that a person should know.
 
     Returns {"queries": count, "documents": count, "ndcg@10": mean of the languages, ..., "bm25.ndcg@10", "de.ndcg@10",
-    "de.bm25.ndcg@10", ...}, and "missing_documents" and "missing_queries" if judgments name some. qrels_path: None
-    means qrels/test.tsv beside the corpus. ignore_identical_ids: whether a query never finds the document of its own id
-    (BEIR's rule); None means only if that document is not right for it. Raises UserError for files that cannot be read
-    or do not belong together.
+    "de.bm25.ndcg@10", ...}, and "missing_documents" and "missing_queries" if judgments name some; on other ranks than
+    the first None. qrels_path: None means qrels/test.tsv beside the corpus. ignore_identical_ids: whether a query never
+    finds the document of its own id (BEIR's rule); None means only if that document is not right for it. mesh: the
+    ranks, which all call this. Raises UserError for files that cannot be read or do not belong together.
     """
+    mesh = mesh or Mesh()
     qrels_path = qrels_path or Path(corpus_path).parent / "qrels" / "test.tsv"
     qrels, queries = read_qrels(qrels_path), read_queries(queries_path)
     asked = [query for query in queries if query.id in qrels]
@@ -221,47 +261,55 @@ def evaluate(
         raise UserError(
             f"{qrels_path}: names none of the {len(queries):,} queries of {queries_path}; do they belong together?"
         )
-    known = set()
-
-    def blocks():
-        documents = read_corpus(corpus_path)
-        while block := list(itertools.islice(documents, BLOCK)):
-            ids, texts = zip(*block)
-            known.update(ids)
-            yield ids, encoder.encode(texts, dim)
-
+    corpus = Corpus(str(corpus_path), str(corpus_path))
+    with mesh.together():
+        if mesh.rank == 0:
+            units = read_corpus(corpus)
+            known = {name for unit in units for name, _ in unit}
+            results = {"queries": len(asked), "documents": len(known)}
+            results |= _missing(qrels, {query.id for query in queries}, known, (qrels_path, queries_path, corpus_path))
     vectors = encoder.encode([join(instruction, query.text) for query in asked], dim)
-    found = search(vectors, blocks(), encoder.model.embedding.device)
-    right = {document for query in asked for document in qrels[query.id]}
+    scores, found = nearest(encoder, vectors, corpus, vectors.shape[1], mesh)
+    with mesh.together():  # others wait for rank 0, which has more to do
+        if mesh.rank:
+            return None
+        by_model = [
+            _in_order((units[number // UNIT][number % UNIT][0], score) for score, number in zip(*one))
+            for one in zip(scores.tolist(), found.tolist())
+        ]
+        by_bm25 = bm25([query.text for query in asked], [document for unit in units for document in unit])
+        left_out = _identical(asked, known, qrels, ignore_identical_ids)
+        for name, documents in (("", by_model), ("bm25.", by_bm25)):
+            documents = [
+                [one for one in best if one[0] != query.id or query.id not in left_out][:DEPTH]
+                for query, best in zip(asked, documents)
+            ]
+            for language, measured in by_language(asked, documents, qrels).items():
+                prefix = "" if language == "average" else f"{language}."
+                results |= {f"{prefix}{name}{metric}": score for metric, score in measured.items()}
+        return results
+
+
+def _missing(qrels, names, known, where):
+    """What the judgments name and the files lack, as counts. Raises UserError if no right document is known."""
+    qrels_path, queries_path, corpus_path = where
+    right = {document for query in qrels.keys() & names for document in qrels[query]}
     if not right & known:
         raise UserError(
             f"{qrels_path}: names none of the {len(known):,} documents of {corpus_path}; do they belong together?"
         )
-    names = {query.id for query in queries}
-    results = {"queries": len(asked), "documents": len(known)}
+    counts = {}
     for what, missing, of, path in (
         ("documents", right - known, right, corpus_path),
         ("queries", qrels.keys() - names, qrels.keys(), queries_path),
     ):
-        results[f"missing_{what}"] = len(missing)
+        counts[f"missing_{what}"] = len(missing)
         if missing:
             print(
                 f"{qrels_path}: {len(missing):,} of the {len(of):,} {what} that it judges are not in {path}, "
                 f"such as {min(missing)!r}" + "; they count as not found" * (what == "documents")
             )
-    left_out = _identical(asked, known, qrels, ignore_identical_ids)
-    of_bm25 = bm25([query.text for query in asked], read_corpus(corpus_path))
-    for name, documents in (("", found), ("bm25.", of_bm25)):
-        documents = [
-            [one for one in best if one[0] != query.id or query.id not in left_out][:DEPTH]
-            for query, best in zip(asked, documents)
-        ]
-        for language, scores in by_language(asked, documents, qrels).items():
-            results |= {
-                f"{'' if language == 'average' else f'{language}.'}{name}{metric}": score
-                for metric, score in scores.items()
-            }
-    return results
+    return counts
 
 
 def _identical(asked, known, qrels, ignore):

@@ -9,7 +9,7 @@ import os
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -178,8 +178,18 @@ def load_training(folder: Path, state: dict[str, Any], optimizer: ShardedAdamW, 
         torch.cuda.set_rng_state(torch.tensor(list(bytes.fromhex(rng["cuda"])), dtype=torch.uint8))
 
 
-def load_model(run: str | Path, device: str | torch.device = "cpu") -> tuple[Transformer, AnyTokenizer, int, list[int]]:
-    """(model, tokenizer, longest text in tokens, Matryoshka dims) of a run's newest whole checkpoint.
+class Loaded(NamedTuple):
+    """max_tokens: of a text; dims: Matryoshka's; digest: of the weights and all else that the checkpoint holds."""
+
+    model: Transformer
+    tokenizer: AnyTokenizer
+    max_tokens: int
+    dims: list[int]
+    digest: str
+
+
+def load_model(run: str | Path, device: str | torch.device = "cpu") -> Loaded:
+    """What a run's newest whole checkpoint holds.
 
     run: a run's folder, or one checkpoint's. Raises UserError if there is none.
     """
@@ -203,7 +213,7 @@ def load_model(run: str | Path, device: str | torch.device = "cpu") -> tuple[Tra
     model = Transformer(config.model, tokenizer.vocab_size, config.precision).to(device)
     model.lm_head = None
     load_weights(folder, state, model, tokenizer)
-    return model, tokenizer, config.model.context, config.supervised.dims
+    return Loaded(model, tokenizer, config.model.context, config.supervised.dims, digest(folder / "state.json"))
 
 
 def of_stage(run: str | Path, stage: str) -> list[Path]:

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conan_engine.data.encoding import join
-from conan_engine.data.sources import files, paths
+from conan_engine.data.sources import paths
+from conan_engine.data.sources.files import Reader
 from conan_engine.errors import UserError
 
 if TYPE_CHECKING:
     from conan_engine.data.sources.paths import Piece
 
 
+KEPT = ("_id", "title", "url")  # of a record, if it has them
 UNIT = 2**20  # bytes of files in a unit, at least: less than training's, since the work on a byte is more
 
 
 class Document(NamedTuple):
-    """id: the record's "_id", or None; text: what is embedded of it."""
+    """id, title, url: the record's "_id", "title" and "url", or None. text: what is embedded of it, which begins with
+    the title.
+    """
 
     id: str | None
     text: str
+    title: str | None = None
+    url: str | None = None
 
 
 class Corpus(NamedTuple):
@@ -41,9 +47,16 @@ class Corpus(NamedTuple):
         """[path, bytes, time of the last change in ns] of each file."""
         return [[str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns] for path in paths.of(self.source)]
 
-    def documents(self, pieces: list[Piece]) -> Iterator[Document]:
+    def unchanged(self, files: list[list]) -> bool:
+        """Whether the files are those of `files`, as the method of this name gives them."""
+        try:
+            return self.files() == files
+        except (UserError, OSError):  # they are gone
+            return False
+
+    def documents(self, pieces: Iterable[Piece]) -> Iterator[Document]:
         """The documents of some Pieces. Raises UserError for a bad record, naming file and line."""
-        return map(self._document, self._reader(pieces))
+        return map(self.document, self.reader(pieces))
 
     def tally(self, pieces: list[Piece], ids: str | Path) -> tuple[int, int]:
         """(documents, how many of them have an id). The ids go to a file, one JSON text a line, if there are any."""
@@ -58,22 +71,25 @@ class Corpus(NamedTuple):
             Path(ids).unlink()
         return count, named
 
-    def _reader(self, pieces):
-        return files.Reader(pieces, keep=("_id", "title"))
+    def reader(self, pieces: Iterable[Piece]) -> Reader:
+        """The records of some Pieces, with their places."""
+        return Reader(pieces, keep=KEPT)
 
-    def _document(self, found: tuple[str, dict[str, Any]]) -> Document:
+    def document(self, found: tuple[str, dict[str, Any]]) -> Document:
+        """The Document of a record that `reader` gave."""
         kind, record = found
         for key in ("text", "query", "input"):
             if key in record:
                 break
         else:
             raise UserError(
-                f'{self.name}: holds {kind} records; encode takes {{"text"}}, {{"query"}} or {{"instruction"}} records'
+                f'{self.name}: holds {kind} records; a corpus has {{"text"}}, {{"query"}} or {{"instruction"}} records'
             )
-        text, title, name = record[key], record.get("title"), record.get("_id")
-        if kind == "text" and isinstance(title, str):  # as evaluate reads BEIR's documents
-            text = join(title.strip(), text)
+        text, name, title, url = record[key], *(record.get(key) for key in KEPT)
+        title = title.strip() if kind == "text" and isinstance(title, str) else ""  # of BEIR's documents
         return Document(
             str(name) if isinstance(name, str | int) else None,
-            join(record.get("instruction") or self.instruction, text),
+            join(record.get("instruction") or self.instruction, join(title, text)),
+            title or None,
+            url if isinstance(url, str) else None,
         )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,6 +26,8 @@ from conan_engine.vectors.blocks import until
 from conan_engine.vectors.quantize import quantize, ranges_of
 
 if TYPE_CHECKING:
+    import torch
+
     from conan_engine.vectors.corpus import Corpus
     from conan_engine.vectors.store import Store
     from conan_engine.vectors.windows import Reading, Window
@@ -43,6 +46,15 @@ class Share(NamedTuple):
     part: int = 0
     parts: int = 1
     processes: int = 0
+
+    @classmethod
+    def here(cls, device: torch.device, workers: int | None = None, part: int = 0, parts: int = 1) -> Share:
+        """That of this rank, as torchrun numbers it. workers: processes that read (None: its cores; a CPU that has a
+        single core for this rank does both in one process).
+        """
+        cores = len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+        processes = workers or (cores if cores > 1 else int(device.type == "cuda"))
+        return cls(int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1)), part, parts, processes)
 
     @property
     def alone(self) -> bool:
@@ -86,7 +98,8 @@ class Making:
         try:
             if share.rank == 0:
                 store.begin(about, share.parts == 1)
-            store.wait(about)
+            if not store.wait(about):
+                return []
             with store.working(share.number, share.parts * share.world):
                 return self._share(about)
         except OSError as error:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from conan_engine.errors import UserError
 from conan_engine.parallel.cpu_linear import product
@@ -74,8 +75,11 @@ def searcher(documents: Any, rule: Rule, folder: Path, blocks: Blocks) -> Search
     return _ready(faiss, _mapped(faiss, path), rule, blocks.mesh).search
 
 
-def exact(documents: Any, device: torch.device) -> Search:
-    """Search all of `documents`, slice by slice. On a GPU the products are of float16, summed in float32."""
+def exact(documents: Any, device: torch.device, bar: bool = False) -> Search:
+    """Search all of `documents`, slice by slice. On a GPU the products are of float16, summed in float32.
+
+    bar: show one while it searches, if that takes a second.
+    """
 
     def search(asked, count):
         queries = torch.from_numpy(asked).to(device, torch.float16 if device.type == "cuda" else torch.float32)
@@ -83,12 +87,23 @@ def exact(documents: Any, device: torch.device) -> Search:
         found = torch.empty(len(asked), 0, dtype=torch.int64, device=device)
         numbers = min(SLICE, max(FEW, len(asked) << 14))
         buffer = torch.empty(numbers // documents.shape[1] or 1, documents.shape[1], dtype=queries.dtype, device=device)
+        progress = tqdm(
+            desc="searching",
+            total=len(documents),
+            unit=" texts",
+            unit_scale=True,
+            leave=False,
+            delay=1,
+            disable=not bar,
+        )
         for start, part in _slices(documents, numbers):
+            progress.update(len(part))
             part = buffer[: len(part)].copy_(torch.from_numpy(part))
             near, at = _nearest(queries, part, min(count, len(part)))
             scores, found = torch.cat((scores, near), 1), torch.cat((found, start + at), 1)
             scores, best = scores.sort(dim=1, descending=True, stable=True)  # among equals, an earlier slice's
             scores, found = scores[:, :count], found.gather(1, best[:, :count])
+        progress.close()
         scores, found = scores.cpu().numpy(), found.cpu().numpy()
         missing = ((0, 0), (0, count - scores.shape[1]))
         return np.pad(scores, missing, constant_values=-np.inf), np.pad(found, missing, constant_values=-1)
@@ -111,6 +126,7 @@ def _trained(faiss, rule, documents):
         index = faiss.index_factory(documents.shape[1], rule.index, faiss.METRIC_INNER_PRODUCT)
         if not index.is_trained:
             count = min(SAMPLE, len(documents))
+            print(f"training {rule.index} on {count:,} vectors ...", flush=True)
             index.train(documents[np.arange(count) * len(documents) // count].astype(np.float32, copy=False))
     except RuntimeError as error:
         raise UserError(

@@ -1,6 +1,7 @@
 """Where the vectors of a corpus are kept, and how far an unfinished encoding is.
 
-OUT is a .npy file, or a folder with one .npy file for each unit and index.json, which is written last. While it is
+OUT is a .npy file, or a folder with one .npy file for each unit. index.json in the folder, or OUT.index.json beside the
+file, is written last: what was encoded and how, the "count" of vectors, and those of each of the "units". While it is
 unfinished, a folder beside or in it, ".partial", holds
 
     about.json          what is encoded, and how; the same command goes on, another one begins again
@@ -45,23 +46,35 @@ class Store:
         return self.out.with_name(f"{self.out.stem}.{name}") if self.single else self.out / name
 
     def complete(self, about: dict[str, Any]) -> int | None:
-        """How many vectors a folder holds that is complete; None for one that is not, and for a .npy file, which is
-        written again. Raises UserError for a folder of anything else.
+        """How many vectors OUT holds, if it is complete; None if it is not, and for a .npy file of something else,
+        which is written again. Raises UserError for a folder of anything else.
         """
-        if self.single:
-            if self.out.is_dir():
-                raise UserError(f"{self.out}: cannot write it: a folder has this name; name another")
-            return None
-        found = _read(self.out / INDEX)
-        if found is None:
-            if not self.work.exists() and self.out.exists() and next(os.scandir(self.out), None):
-                raise UserError(f"{self.out}: exists already, and holds something else; name another folder")
-            return None
-        if {key: found.get(key) for key in about} != _as_json(about):
+        if self.single and self.out.is_dir():
+            raise UserError(f"{self.out}: cannot write it: a folder has this name; name another")
+        if (count := self._completed(about)) is not None or self.single:
+            return count
+        if (self.out / INDEX).exists():
             raise UserError(
                 f"{self.out}: holds the vectors of other files, settings or weights; remove it, or name another"
             )
+        if not self.work.exists() and self.out.exists() and next(os.scandir(self.out), None):
+            raise UserError(f"{self.out}: exists already, and holds something else; name another folder")
+        return None
+
+    def _completed(self, about):
+        found = read_json(self.beside(INDEX))
+        if not _matches(found, about) or (self.single and _shape(self.out) != (found["count"], self.columns)):
+            return None
         return found["count"]
+
+    def renew(self, about: dict[str, Any]) -> None:
+        """Remove what the folder holds, unless it is this encoding, complete or not. Raises UserError if a process
+        still works on it.
+        """
+        found = [read_json(self.out / INDEX), read_json(self.work / "about.json")]
+        if self.out.exists() and not any(_matches(one, about) for one in found):
+            self._check_idle()
+            shutil.rmtree(self.out)
 
     def begin(self, about: dict[str, Any], alone: bool) -> None:
         """Make the folder of an encoding, or find it there. Raises UserError for one of something else.
@@ -70,7 +83,7 @@ class Store:
         """
         path = self.work / "about.json"
         about = _as_json(about)
-        found = _read(path)
+        found = read_json(path)
         if found is not None and found != about:
             if not alone:
                 raise UserError(
@@ -78,9 +91,7 @@ class Store:
                     "remove it, or name another OUT"
                 )
         if found != about:
-            for lock in self.work.glob("share-*.lock"):
-                with self._locked(lock.name, wait=False):  # a process that still works keeps its folder
-                    pass
+            self._check_idle()
             shutil.rmtree(self.work, ignore_errors=True)
             if found is not None:
                 print(f"{self.out}: the unfinished encoding was of other files or settings; this one begins again")
@@ -88,17 +99,24 @@ class Store:
             (self.work / name).mkdir(parents=True, exist_ok=True)
         _write(path, about)
 
-    def wait(self, about: dict[str, Any]) -> None:
-        """Wait until the first rank has made the folder."""
-        about = _as_json(about)
-        until(lambda: _read(self.work / "about.json") == about)
+    def _check_idle(self):
+        """A process that still works keeps its folder."""
+        for lock in self.work.glob("share-*.lock"):
+            with self._locked(lock.name, wait=False):
+                pass
+
+    def wait(self, about: dict[str, Any]) -> bool:
+        """Wait until the first rank has made the folder. Returns False if the others have completed OUT by then."""
+        begun = _as_json(about)
+        until(lambda: read_json(self.work / "about.json") == begun or self._completed(about) is not None)
+        return self.work.exists()
 
     def ids(self, unit: int) -> Path:
         return self.work / "ids" / f"{unit:06d}.jsonl"
 
     def state(self, unit: int) -> dict[str, int] | None:
         """How far a unit is; None before its documents are counted."""
-        return _read(self._unit(unit))
+        return read_json(self._unit(unit))
 
     def note(self, unit: int, state: dict[str, int]) -> None:
         _write(self._unit(unit), state)
@@ -114,7 +132,7 @@ class Store:
 
     def reports(self, numbers: Iterable[int]) -> list[dict[str, int]]:
         """The progress of those processes that have noted it."""
-        return [found for number in numbers if (found := _read(self.work / f"progress-{number}.json"))]
+        return [found for number in numbers if (found := read_json(self.work / f"progress-{number}.json"))]
 
     def _unit(self, unit):
         return self.work / "units" / f"{unit:06d}.json"
@@ -183,15 +201,17 @@ class Store:
                 os.replace(self.work / RANGES, ranges)
                 said.append(f"{ranges}: float32 [2, {self.columns}], for --ranges")
                 beside["ranges"] = ranges.name
+            index = about | {"count": count} | beside | {"units": [state["count"] for state in states]}
             if self.single:
+                self.beside(INDEX).unlink(missing_ok=True)  # of another encoding
                 os.replace(self.work / "vectors.npy", self.out)
             else:
-                parts = [
+                index["parts"] = [
                     {"file": self.part(unit).name, "count": state["count"]}
                     for unit, state in enumerate(states)
                     if state["count"]
                 ]
-                write_json(self.out / INDEX, about | {"count": count} | beside | {"parts": parts})
+            write_json(self.beside(INDEX), index)
             shutil.rmtree(self.work, ignore_errors=True)
             return [*said, f"{self.out}: {self.dtype} [{count}, {self.columns}]"]
 
@@ -231,12 +251,25 @@ class Store:
                 self.out.rmdir()
 
 
+def _shape(path):
+    """Of the array in a .npy file; None if there is none."""
+    try:
+        return np.load(path, mmap_mode="r").shape
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _matches(found, about):
+    """Whether an index.json or about.json that was read is of this encoding."""
+    return found is not None and {key: found.get(key) for key in about} == _as_json(about)
+
+
 def _as_json(content):
     """What a JSON file of it holds."""
     return json.loads(json.dumps(content))
 
 
-def _read(path):
+def read_json(path: Path) -> Any:
     """What a JSON file holds; None if it is not there, or was cut off by a power failure."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))

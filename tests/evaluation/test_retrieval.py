@@ -16,6 +16,7 @@ from runs import ROOT, write_lines
 from conan_engine import evaluate
 from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval
+from conan_engine.vectors.windows import Reading
 
 rng = np.random.default_rng()
 
@@ -39,14 +40,14 @@ def test_the_numbers_are_those_of_trec_eval():
 def test_a_search_in_blocks_finds_the_nearest_of_all(documents, block, monkeypatch):
     monkeypatch.setattr(retrieval, "QUERIES", 3)
     queries, vectors = (rng.standard_normal((n, 24)).astype(np.float32) for n in (10, documents))
-    ids = [f"d{i}" for i in rng.permutation(documents)]
+    numbers = rng.permutation(documents)
     found = retrieval.search(
-        queries, ((ids[i : i + block], vectors[i : i + block]) for i in range(0, documents, block))
+        queries, ((numbers[i : i + block], vectors[i : i + block]) for i in range(0, documents, block))
     )
-    for query, best in zip(queries.astype(np.float64), found):
-        exact = sorted(zip(ids, vectors @ query), key=lambda one: -one[1])[: retrieval.DEPTH + 1]
-        assert [score for _, score in best] == pytest.approx([score for _, score in exact], abs=1e-4)
-        assert {name for name, _ in best[:50]} <= {name for name, _ in exact} and len(best) == len(exact)
+    for query, scores, best in zip(queries.astype(np.float64), *found):
+        exact = sorted(zip(numbers, vectors @ query), key=lambda one: -one[1])[: retrieval.DEPTH + 1]
+        assert scores.tolist() == pytest.approx([score for _, score in exact], abs=1e-4)
+        assert {*best[:50]} <= {number for number, _ in exact} and len(best) == len(exact)
 
 
 def test_bm25_finds_what_has_the_words_and_nothing_else():
@@ -110,7 +111,11 @@ def test_ones_own_files_are_searched_and_scored_by_language(mine, untrained_run,
         ("queries.jsonl", '{"_id": "q"}\n', "queries.jsonl: line 1: text is None; expected a text"),
         ("queries.jsonl", '{"text": "q"}\n', "queries.jsonl: line 1: _id is None"),
         ("queries.jsonl", '{"_id": "other", "text": "q"}\n', "test.tsv: names none of the 1 queries of"),
-        ("corpus.jsonl", '{"_id": "d0", "text": "a"}\n{"_id": "d1"}\n', "corpus.jsonl: line 2: text is None"),
+        (
+            "corpus.jsonl",
+            '{"_id": "d0", "text": "a"}\n{"_id": "d1"}\n',
+            "corpus.jsonl: line 2: found keys ['_id']; expected",
+        ),
         ("corpus.jsonl", '{"_id": "other", "text": "a"}\n', "test.tsv: names none of the 1 documents of"),
         (
             "qrels/test.tsv",
@@ -172,11 +177,21 @@ def own_files(folder, queries, documents, qrels):
 class Fixed:
     """An encoder whose vectors are drawn by the text."""
 
-    model = SimpleNamespace(embedding=torch.zeros(1))
+    device = torch.device("cpu")
+    tokenizer = SimpleNamespace(encode_texts=lambda texts, most: [[zlib.crc32(text.encode()) >> 1] for text in texts])
+
+    def reading(self, corpus):
+        return Reading(corpus, self.tokenizer, 8, 50)
+
+    def windows(self, dim):
+        return lambda tokens, cu_seqlens: self.drawn(tokens)
+
+    def drawn(self, tokens):
+        drawn = np.stack([np.random.default_rng(token).standard_normal(16) for token in tokens])
+        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
 
     def encode(self, texts, dim=None):
-        drawn = np.stack([np.random.default_rng(zlib.crc32(text.encode())).standard_normal(16) for text in texts])
-        return (drawn / np.linalg.norm(drawn, axis=1, keepdims=True)).astype(np.float32)
+        return self.drawn([token for (token,) in self.tokenizer.encode_texts(texts, 8)])
 
 
 @pytest.mark.parametrize("ignore", [True, False, None])

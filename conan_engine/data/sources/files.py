@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +54,7 @@ class Reader:
 
     def __init__(
         self,
-        pieces: list[Piece],
+        pieces: Iterable[Piece],
         columns: dict | None = None,
         reject: Callable | None = None,
         keep: tuple[str, ...] = (),
