@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import sys
+import threading
 from pathlib import Path
 
 import torch
@@ -83,6 +84,29 @@ class Rows:
         partial = self.path.with_name(f"{self.path.name}.partial")
         partial.write_text(json.dumps(self.report, indent=1), encoding="utf-8")
         partial.replace(self.path)
+
+
+class Memory:
+    """Within it, how much memory of its own this process has: `before` and `peak`, bytes, without what it maps."""
+
+    def __enter__(self):
+        self.before = self.peak = self._now()
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self):
+        while not self._ended.wait(0.02):
+            self.peak = max(self.peak, self._now())
+
+    @staticmethod
+    def _now():
+        return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
 
 
 @contextlib.contextmanager

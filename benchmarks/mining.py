@@ -26,7 +26,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -121,25 +120,13 @@ def mine(folder, documents, queries, rule, device="cpu"):
     }
 
 
-def memory_of_its_own():
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("RssAnon:")[1].split()[0]) * 1024
-
-
 def index_alone(folder, documents, queries, index, search, device):
     """What the process of its own does; prints a line of JSON."""
-    peak, before = [0], memory_of_its_own()
-
-    def watch():
-        while True:
-            peak[0] = max(peak[0], memory_of_its_own())
-            time.sleep(0.02)
-
-    threading.Thread(target=watch, daemon=True).start()
-    _, seconds = mine(
-        folder, documents, queries, Negatives(pool=NEAREST, index=index, search=search, max_ratio=9.0), device
-    )
-    print(json.dumps({"seconds": seconds, "peak_bytes": peak[0], "before_bytes": before}))
+    with measured.Memory() as memory:
+        _, seconds = mine(
+            folder, documents, queries, Negatives(pool=NEAREST, index=index, search=search, max_ratio=9.0), device
+        )
+    print(json.dumps({"seconds": seconds, "peak_bytes": memory.peak, "before_bytes": memory.before}))
 
 
 def with_index(folder, documents, queries, index, search, device):

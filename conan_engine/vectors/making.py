@@ -112,8 +112,8 @@ class Making:
         store = self.store
         try:
             self._count()
-            if self.precision == "int8" and self.ranges is None:
-                self.ranges = self._sampled()
+            if self.precision == "int8":
+                self.ranges = self._kept_ranges()
             self._encode()
             states = [state for unit in range(len(self.units)) if (state := store.state(unit))]
             if len(states) < len(self.units) or any(state["finished"] < state["count"] for state in states):
@@ -158,27 +158,31 @@ class Making:
         else:
             store.create_parts({unit: store.counted(unit) for unit in self.mine})
 
-    def _sampled(self) -> np.ndarray:
-        """The ranges of the first documents of the units, which the first rank finds."""
+    def _kept_ranges(self) -> np.ndarray:
+        """The ranges, which the first rank keeps beside the vectors."""
         path = self.store.work / kept.RANGES
         if self.share.rank == 0 and not path.exists():
-            each = -(-SAMPLE // len(self.units))
-            texts = [
-                document.text
-                for pieces in self.units
-                for document in itertools.islice(self.reading.corpus.documents(pieces), each)
-            ]
-            if len(texts) < 2:
-                raise UserError(
-                    f"{self.reading.corpus.name}: holds {len(texts)} record; --precision=int8 needs at least 2 to find "
-                    "its ranges: give --ranges"
-                )
-            encoded = self.reading.tokenizer.encode_texts(texts, self.reading.max_tokens)
-            ranges = ranges_of(self.embed(*windows.packed(encoded)))
+            ranges = self._sampled() if self.ranges is None else self.ranges
             atomic.write(path, lambda file: np.save(file, ranges))
-            print(f"the ranges of int8 are those of the vectors of {len(texts):,} documents", flush=True)
         until(path.exists)
         return np.load(path)
+
+    def _sampled(self) -> np.ndarray:
+        """The ranges of the first documents of the units."""
+        each = -(-SAMPLE // len(self.units))
+        texts = [
+            document.text
+            for pieces in self.units
+            for document in itertools.islice(self.reading.corpus.documents(pieces), each)
+        ]
+        if len(texts) < 2:
+            raise UserError(
+                f"{self.reading.corpus.name}: holds {len(texts)} record; --precision=int8 needs at least 2 to find "
+                "its ranges: give --ranges"
+            )
+        encoded = self.reading.tokenizer.encode_texts(texts, self.reading.max_tokens)
+        print(f"the ranges of int8 are those of the vectors of {len(texts):,} documents", flush=True)
+        return ranges_of(self.embed(*windows.packed(encoded)))
 
     def _encode(self) -> None:
         store = self.store

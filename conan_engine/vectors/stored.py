@@ -36,6 +36,11 @@ class Stored:
         self.precision = self.about["precision"] if self.about else "binary" if packed else first.dtype.name
         dim = self.about["dim"] if self.about else min(8 * first.shape[1], width) if packed else first.shape[1]
         self.shape = (int(self._ends[-1]), dim)
+        if self.precision == "int8" and self._ranges is None:
+            raise UserError(
+                f"{self.path}: holds int8 vectors, and {store.beside(RANGES)} is not there; copy the file that encode "
+                "wrote beside them"
+            )
         self.ids = store.beside(IDS) if store.beside(IDS).exists() else None
         if self.precision not in BITS or not 1 <= dim <= width:
             raise UserError(

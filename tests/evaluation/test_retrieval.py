@@ -262,3 +262,31 @@ def test_a_search_without_queries_is_one_line_and_exit_code_2(untrained_run, opt
         done.returncode == 2
         and done.stderr.strip() == "error: --queries is missing; your own data needs both --queries and --corpus"
     )
+
+
+SMALL_UNITS = """
+from conan_engine import command, evaluate
+from conan_engine.vectors import corpus
+corpus.UNIT = 1
+command.run(evaluate.main)
+"""
+
+
+def test_any_ranks_find_the_same(mine, untrained_run):
+    lines = gzip.decompress((mine / "corpus.jsonl.gz").read_bytes()).splitlines(keepends=True)
+    (mine / "corpus").mkdir()
+    for part in range(3):  # each file is a unit
+        (mine / f"corpus/{part}.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[part * 40 : part * 40 + 40])))
+    (mine / "small.py").write_text(SMALL_UNITS)
+    files = ["--queries", mine / "queries.jsonl", "--corpus", mine / "corpus", "--qrels", mine / "qrels/test.tsv"]
+    results = []
+    for start in ([sys.executable], ["torchrun", "--nproc_per_node=2"]):
+        (untrained_run / "retrieval-queries.json").unlink(missing_ok=True)
+        command = list(map(str, [*start, mine / "small.py", untrained_run, *files]))
+        done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
+        assert done.returncode == 0 and done.stdout.count("written to") == 1, done.stderr
+        results.append(json.loads((untrained_run / "retrieval-queries.json").read_text()))
+        results[-1].pop("seconds.evaluate")
+    assert results[0].keys() == results[1].keys()
+    for key, value in results[0].items():  # documents of the same tokens may tie
+        assert results[1][key] == pytest.approx(value, abs=1e-6 if "bm25" in key else 0.05), key
