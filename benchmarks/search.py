@@ -1,13 +1,13 @@
 """How long does a search take, and how much of the exact result does an index find?
 
-    python benchmarks/search.py RUN VECTORS [--indexes IVF4096,SQ8:nprobe=32 ...] [--out runs/benchmarks]
+    python benchmarks/search.py RUN VECTORS [--indexes IVF4096,SQ8:nprobe=8:nprobe=32 ...] [--out runs/benchmarks]
 
 VECTORS: what encode wrote, or a folder RUN/search-* of search. The queries are those of the documentation that the
 evaluation holds out, with the first numbers that the vectors have. Each index is made by a process of its own, in a
 temporary folder beside VECTORS: seconds, bytes on the disk and the process's own memory at its peak (what it maps from
-the disk does not count); then milliseconds a query, one at a time and in batches, and how many of the exact 10 nearest
-it finds. Prints a table and writes search.json, a row an index; the same command again goes on behind the rows that are
-there.
+the disk does not count); then, for each of its settings, milliseconds a query, one at a time and in batches, and how
+many of the exact 10 nearest it finds. Prints a table and writes search.json, a row a setting; the same command again
+goes on behind the rows that are there.
 """
 
 import argparse
@@ -37,35 +37,32 @@ def queries_of(run, dim):
 
 
 def alone(arguments):
-    """What the process of its own does for one index; prints a line of JSON, and keeps what it found."""
+    """What the process of its own does for one index: a line of JSON for each of its settings, with what it found in a
+    file."""
     stored, queries = Stored(arguments.vectors, 10**6), np.load(arguments.alone / "queries.npy")
-    index, _, search = arguments.indexes[0].partition(":")
+    index, *settings = arguments.indexes[0].split(":")
     with measured.Memory() as memory, tempfile.TemporaryDirectory(dir=Path(arguments.vectors).parent) as folder:
-        blocks = Blocks(folder, index, Group(arguments.device))
+        blocks, began = Blocks(folder, index, Group(arguments.device)), time.perf_counter()
         blocks.begin()
-        began = time.perf_counter()
-        find = nearest.searcher(stored, nearest.Rule(index, search), Path(folder), blocks)
+        nearest.searcher(stored, nearest.Rule(index), Path(folder), blocks)
         made = time.perf_counter() - began
-        singles = [seconds_of(find, queries[i : i + 1]) for i in range(min(SINGLE, len(queries)))]
-        began = time.perf_counter()
-        _, found = find(queries, NEAREST)
-        batch = (time.perf_counter() - began) / len(queries)
-        size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    np.save(arguments.alone / "found.npy", found)
-    print(
-        json.dumps(
-            {
+        for search in settings or [""]:
+            find = nearest.searcher(stored, nearest.Rule(index, search), Path(folder), blocks)
+            singles = [seconds_of(find, queries[i : i + 1]) for i in range(min(SINGLE, len(queries)))]
+            start = time.perf_counter()
+            _, found = find(queries, NEAREST)
+            batch = (time.perf_counter() - start) / len(queries)
+            np.save(arguments.alone / f"found-{search}.npy", found)
+            row = {
                 "index": index,
                 "search": search,
                 "made_s": made,
-                "bytes": size,
+                "bytes": sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file()),
                 "peak_bytes": memory.peak,
-                "first_ms": 1e3 * singles[0],
                 "single_ms": 1e3 * float(np.median(singles)),
                 "batch_ms": 1e3 * batch,
             }
-        )
-    )
+            print(json.dumps(row), flush=True)
 
 
 def seconds_of(find, query):
@@ -81,8 +78,8 @@ def main():
     parser.add_argument(
         "--indexes",
         nargs="+",
-        default=["IVF4096,SQ8:nprobe=8", "IVF4096,SQ8:nprobe=32", "IVF4096,SQ8:nprobe=128", "IVF4096,PQ64:nprobe=32"],
-        metavar="INDEX:SEARCH",
+        default=["IVF4096,SQ8:nprobe=8:nprobe=32:nprobe=128", "IVF4096,PQ64:nprobe=32"],
+        metavar="INDEX:SEARCH:...",
     )
     parser.add_argument("--alone", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -100,25 +97,25 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         np.save(f"{folder}/queries.npy", queries_of(arguments.run, stored.shape[1]))
         for form in ("Flat", *arguments.indexes):
-            index, _, search = form.partition(":")
-            row = rows.find(index=index, search=search)
-            if row is None or index == "Flat":
+            index, *settings = form.split(":")
+            if index == "Flat" or any(rows.find(index=index, search=search) is None for search in settings or [""]):
                 options = ["--alone", folder, "--indexes", form, "--device", arguments.device]
                 command = [sys.executable, __file__, arguments.run, arguments.vectors, *options]
                 done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                fresh = json.loads(done.stdout.splitlines()[-1])
-                found = np.load(f"{folder}/found.npy")
-                exact = found if exact is None else exact
-                fresh["recall"] = float(np.mean([len({*a} & {*b}) / NEAREST for a, b in zip(found, exact)]))
-                if row is None:
-                    row = fresh
-                    rows.add(row)
-            print(
-                f"{row['index']:16}{row['search']:12} made in {row['made_s']:6,.0f} s, {row['bytes'] / 1e9:6.2f} GB, "
-                f"memory {row['peak_bytes'] / 1e9:5.2f} GB; a query {row['single_ms']:8,.1f} ms, of {BATCH} "
-                f"{row['batch_ms']:7,.2f} ms; finds {row['recall']:.3f}",
-                flush=True,
-            )
+                for row in (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")):
+                    found = np.load(f"{folder}/found-{row['search']}.npy")
+                    exact = found if exact is None else exact
+                    row["recall"] = float(np.mean([len({*a} & {*b}) / NEAREST for a, b in zip(found, exact)]))
+                    if rows.find(index=index, search=row["search"]) is None:
+                        rows.add(row)
+            for row in (row for row in rows if row["index"] == index):
+                print(
+                    f"{row['index']:16}{row['search']:12} made in {row['made_s']:6,.0f} s, "
+                    f"{row['bytes'] / 1e9:6.2f} GB, memory {row['peak_bytes'] / 1e9:5.2f} GB; "
+                    f"a query {row['single_ms']:8,.1f} ms, of {BATCH} "
+                    f"{row['batch_ms']:7,.2f} ms; finds {row['recall']:.3f}",
+                    flush=True,
+                )
 
 
 if __name__ == "__main__":

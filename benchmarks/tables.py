@@ -160,6 +160,26 @@ def ablation(*files):
     return _table(heads, lines)
 
 
+def search(file):
+    """A line an index and its settings, of search.py."""
+    lines = []
+    for row in _read(file)["rows"]:
+        exact = row["index"] == "Flat"
+        lines.append(
+            [
+                "exact" if exact else f"`{row['index']}`, `{row['search']}`",
+                "" if exact else f"{row['made_s']:.0f} s",
+                "" if exact else f"{row['bytes'] / 1e9:.1f} GB",
+                f"{row['peak_bytes'] / 1e9:.1f} GB",
+                f"{row['single_ms']:,.1f} ms",
+                f"{row['batch_ms']:.1f} ms",
+                "" if exact else f"{row['recall']:.2f}",
+            ]
+        )
+    head = ["index", "made in", "on disk", "memory", "a query", "a query of 1,000", "finds of the exact 10"]
+    return _table(head, lines)
+
+
 def _batch(label, tokens):
     length = label.removeprefix("L = ")
     return (
@@ -179,7 +199,14 @@ def _read(file):
     return json.loads((RESULTS / file).read_text(encoding="utf-8"))
 
 
-TABLES = {"attention": attention, "scores": scores, "summary": summary, "finetune": finetune, "ablation": ablation}
+TABLES = {
+    "attention": attention,
+    "scores": scores,
+    "summary": summary,
+    "finetune": finetune,
+    "ablation": ablation,
+    "search": search,
+}
 
 
 def made(text):

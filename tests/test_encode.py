@@ -96,7 +96,8 @@ def test_the_ranges_of_documents_serve_further_ones(untrained_run, tmp_path):
         == 0
     )
     assert abs(np.load(tmp_path / "o.npy")[0].astype(int) - np.load(tmp_path / "d.npy")[2]).max() <= 1
-    assert not (tmp_path / "o.ranges.npy").exists()
+    ranges = [np.load(tmp_path / f"{name}.ranges.npy") for name in "do"]
+    np.testing.assert_array_equal(*ranges)  # each file of vectors has its own beside it
 
 
 @pytest.mark.parametrize(

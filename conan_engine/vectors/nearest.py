@@ -231,7 +231,8 @@ def _slices(documents: Any, numbers: int, start: int = 0, end: int | None = None
     """(number of the first one, some documents) from `start` to `end`, at most `numbers` numbers at a time."""
     count, end = max(1, numbers // documents.shape[1]), len(documents) if end is None else end
     for at in range(start, end, count):
-        yield at, np.array(documents[at : min(end, at + count)])  # read from disk once
+        part = documents[at : min(end, at + count)]
+        yield at, np.array(part) if isinstance(part, np.memmap) else part  # read from disk once
 
 
 def _single(vectors):

@@ -19,9 +19,11 @@ def snippet(text: str, words: Iterable[str], room: int) -> str:
         within = {word for place, word in places[first:] if place + len(word) <= at + room - room // 4}
         if len(within) > best:
             best, start = len(within), at
-    start = 0 if start < room // 4 else text.rfind(" ", 0, start - room // 8) + 1
+    # between words, or anywhere in a script without spaces
+    start = 0 if start < room // 4 else start - room // 8
+    start = text.rfind(" ", max(0, start - room // 8), start) + 1 or start
     end = len(text) if len(text) - start <= room else text.rfind(" ", start + room // 2, start + room)
-    end = start + room if end < 0 else end  # a script without spaces
+    end = start + room if end < 0 else end
     return ("… " if start else "") + text[start:end] + (" …" if end < len(text) else "")
 
 

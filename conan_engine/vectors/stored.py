@@ -23,14 +23,15 @@ class Stored:
         single = self.path.suffix == ".npy"
         store = Store(self.path, "float32", 1)
         self.about = _index(store.beside(INDEX), single)  # None for a .npy file that encode has not written
-        parts = (
-            [(self.path, None)]
-            if single
-            else [(self.path / part["file"], part["count"]) for part in self.about["parts"]]
-        )
-        self._parts = [_mapped(*part) for part in parts]
-        self._ends = np.cumsum([len(part) for part in self._parts])
-        first = self._parts[0]
+        parts = [{"file": self.path.name}] if single else self.about["parts"]
+        # paths, since a process cannot hold thousands of files open
+        self._parts = [(self.path.parent if single else self.path) / part["file"] for part in parts]
+        self._offsets, counts = [], []
+        for path, part in zip(self._parts, parts):
+            first = _mapped(path, part.get("count"))
+            self._offsets.append(first.offset)
+            counts.append(len(first))
+        self._ends, self._dtype, self._columns = np.cumsum(counts), first.dtype, first.shape[1]
         self._ranges = _mapped(store.beside(RANGES)) if store.beside(RANGES).exists() else None
         packed = first.dtype == np.int8 and self._ranges is None
         self.precision = self.about["precision"] if self.about else "binary" if packed else first.dtype.name
@@ -54,23 +55,31 @@ class Stored:
     def __getitem__(self, rows: slice | np.ndarray) -> np.ndarray:
         if isinstance(rows, slice):
             start, stop, _ = rows.indices(len(self))
-            found = [
-                part[max(0, start - (end - len(part))) : stop - (end - len(part))]
-                for part, end in zip(self._parts, self._ends)
-                if start < end and end - len(part) < stop
-            ]
+            first, last = np.searchsorted(self._ends, start, "right"), np.searchsorted(self._ends, stop, "left")
+            found = [self._read(part, start, stop) for part in range(first, last + 1) if start < stop]
         else:
-            cuts = np.searchsorted(rows, self._ends)
             found = [
-                part[of_part - (end - len(part))]
-                for part, end, of_part in zip(self._parts, self._ends, np.split(rows, cuts))
-                if len(of_part)
+                np.load(self._parts[part], mmap_mode="r")[some - self._first(part)]
+                for part, some in enumerate(np.split(rows, np.searchsorted(rows, self._ends[:-1])))
+                if len(some)
             ]
-        joined = found[0] if len(found) == 1 else np.concatenate(found or [self._parts[0][:0]])
+        joined = found[0] if len(found) == 1 else np.concatenate([np.empty((0, self._columns), self._dtype), *found])
         if self.precision.startswith("float"):
             return joined
         restored = restore(joined, self.precision, self.shape[1], self._ranges)
         return restored / np.float32(self.shape[1] ** 0.5) if self.precision == "binary" else restored
+
+    def _first(self, part):
+        """The row in which a part begins."""
+        return int(self._ends[part - 1]) if part else 0
+
+    def _read(self, part, start, stop):
+        """The rows of a part that are among start to stop."""
+        begin = self._first(part)
+        start, stop = max(start, begin) - begin, min(stop, int(self._ends[part])) - begin
+        offset = self._offsets[part] + start * self._columns * self._dtype.itemsize
+        numbers = np.fromfile(self._parts[part], self._dtype, (stop - start) * self._columns, offset=offset)
+        return numbers.reshape(-1, self._columns)
 
 
 def _index(path, single):

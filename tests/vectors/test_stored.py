@@ -74,7 +74,7 @@ def test_rows_are_the_vectors(tmp_path, source, texts, out, precision, error):
         found = stored[asked]
         assert found.shape == vectors[asked].shape
         if precision == "binary":
-            np.testing.assert_array_equal(found, np.where(vectors[asked] > 0, 1, -1) / np.float32(DIM**0.5))
+            np.testing.assert_allclose(found, np.where(vectors[asked] > 0, 1, -1) / DIM**0.5, rtol=1e-6)
         else:
             np.testing.assert_allclose(found, vectors[asked], atol=error)
 
