@@ -184,6 +184,16 @@ def test_an_index_of_other_vectors_is_made_again(ask, corpus, records):
     assert "training IVF4,SQ8 on 100 vectors" in err and max(one["row"] for one in json.loads(out)["results"]) < 100
 
 
+def test_a_full_disk_is_one_line(ask, corpus, monkeypatch):
+    write = faiss.write_index
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss, "write_index", lambda index, path: write(index, "/dev/full"))
+        with pytest.raises(UserError, match=r"cannot write here \(.*No space left on device\); make room") as error:
+            ask("red", "--corpus", corpus, "--index", "IVF4,Flat")
+        assert "\n" not in str(error.value)
+    assert ask("red", "--corpus", corpus, "--index", "IVF4,Flat").out
+
+
 def test_vectors_of_other_weights_are_refused(ask, run, corpus):
     ask("red", "--corpus", corpus)
     (folder,) = run.glob("search-c-*")

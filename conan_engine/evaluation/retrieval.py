@@ -25,9 +25,10 @@ from conan_engine.errors import UserError
 from conan_engine.evaluation.bm25 import bm25_scores
 from conan_engine.evaluation.metrics import gain
 from conan_engine.parallel.mesh import Mesh
+from conan_engine.vectors import windows
 from conan_engine.vectors.corpus import Corpus
 from conan_engine.vectors.making import Share
-from conan_engine.vectors.windows import Task, read
+from conan_engine.vectors.windows import Task
 
 if TYPE_CHECKING:
     from conan_engine.evaluation.encoder import Encoder
@@ -62,8 +63,9 @@ def read_corpus(corpus: Corpus) -> list[list[tuple[str, str]]]:
         reader = corpus.reader(pieces)
         units.append([])
         for found in reader:
-            document, (path, place) = corpus.document(found), reader.where
+            document = corpus.document(found)
             if document.id is None or document.id in seen:
+                path, place = reader.where
                 _new(_id({"_id": document.id}, path, place), seen, path, place)
             seen.add(document.id)
             units[-1].append((document.id, document.text))
@@ -165,7 +167,7 @@ def nearest(encoder: Encoder, vectors: np.ndarray, corpus: Corpus, dim: int, mes
         with tqdm(
             desc="embedding documents", unit=" texts", unit_scale=True, leave=False, delay=1, disable=share.rank
         ) as bar:
-            for window in read(encoder.reading(corpus), tasks, share.processes):
+            for window in windows.read(encoder.reading(corpus), tasks, share.processes):
                 embedded = embed(window.tokens, window.cu_seqlens)
                 held.append((window.unit * UNIT + window.first + np.arange(len(embedded)), embedded))
                 bar.update(len(embedded))

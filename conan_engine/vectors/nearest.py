@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -62,13 +63,13 @@ def searcher(documents: Any, rule: Rule, folder: Path, blocks: Blocks) -> Search
 
     path, trained = folder / INDEX, folder / "trained.faiss"
     if not path.exists():
-        blocks.made_once(trained, lambda to: faiss.write_index(_trained(faiss, rule, documents), to))
+        blocks.made_once(trained, lambda to: _write(faiss, _trained(faiss, rule, documents), to))
         index = faiss.read_index(str(trained))
         merging = _lists(faiss, index) is not None
         if merging:
             _parts(faiss, index, documents, folder, blocks)
         fill = _merged if merging else _filled_whole
-        blocks.made_once(path, lambda to: faiss.write_index(fill(faiss, index, documents, folder), to))
+        blocks.made_once(path, lambda to: _write(faiss, fill(faiss, index, documents, folder), to))
     if blocks.mesh.rank == 0:
         for part in folder.glob("part-*.faiss"):
             part.unlink()
@@ -120,6 +121,14 @@ def _nearest(asked, part, count):
     return tuple(map(torch.cat, zip(*found)))
 
 
+def _write(faiss, index, path):
+    """Raises OSError, of which faiss makes a RuntimeError."""
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise OSError(errno.EIO, _said(error).rpartition("failed: ")[2]) from None
+
+
 def _trained(faiss, rule, documents):
     """The index that the rule names, trained and empty."""
     try:
@@ -153,7 +162,7 @@ def _parts(faiss, index, documents, folder, blocks):
         end = min(len(documents), (number + 1) * size)
         for start, part in _slices(documents, SLICE // 16, number * size, end):
             index.add_with_ids(_single(part), np.arange(start, start + len(part)))
-        faiss.write_index(index, str(folder / f"part-{number:06d}.faiss"))
+        _write(faiss, index, folder / f"part-{number:06d}.faiss")
         blocks.finished("parts", number)
     index.reset()
     blocks.wait("parts", count)
