@@ -185,10 +185,10 @@ def test_an_index_of_other_vectors_is_made_again(ask, corpus, records):
 
 
 def test_a_full_disk_is_one_line(ask, corpus, monkeypatch):
-    write = faiss.write_index
+    write = nearest._write
     with monkeypatch.context() as patch:
-        patch.setattr(faiss, "write_index", lambda index, path: write(index, "/dev/full"))
-        with pytest.raises(UserError, match=r"cannot write here \(.*No space left on device\); make room") as error:
+        patch.setattr(nearest, "_write", lambda faiss, index, path: write(faiss, index, "/dev/full"))
+        with pytest.raises(UserError, match=r"cannot write here \(No space left on device\); make room") as error:
             ask("red", "--corpus", corpus, "--index", "IVF4,Flat")
         assert "\n" not in str(error.value)
     assert ask("red", "--corpus", corpus, "--index", "IVF4,Flat").out

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -122,11 +121,11 @@ def _nearest(asked, part, count):
 
 
 def _write(faiss, index, path):
-    """Raises OSError, of which faiss makes a RuntimeError."""
-    try:
-        faiss.write_index(index, str(path))
-    except RuntimeError as error:
-        raise OSError(errno.EIO, _said(error).rpartition("failed: ")[2]) from None
+    """Write an index. Raises OSError, which faiss' own files notice too late."""
+    with open(path, "wb") as file:
+        faiss.write_index(index, faiss.PyCallbackIOWriter(file.write))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _trained(faiss, rule, documents):
