@@ -19,7 +19,6 @@ import contextlib
 import hashlib
 import itertools
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -28,12 +27,13 @@ from pathlib import Path
 from typing import Any
 
 from conan_engine import atomic, command
+from conan_engine.data.encoding import join
 from conan_engine.data.sources import docstrings, files, paths, places
 from conan_engine.data.sources.installed import HELD_OUT_PACKAGES, TRAINING_PACKAGES
 from conan_engine.errors import UserError
 from conan_engine.evaluation.bm25 import words
 from conan_engine.evaluation.encoder import Encoder
-from conan_engine.evaluation.searching import index_of, vectors_of
+from conan_engine.evaluation.searching import home, index_of, vectors_of
 from conan_engine.vectors.blocks import until
 from conan_engine.vectors.corpus import Corpus, Document
 from conan_engine.vectors.making import Share
@@ -119,8 +119,7 @@ def parsed() -> argparse.Namespace:
 def asked(arguments: argparse.Namespace, folder: Path) -> list[Document]:
     """The queries, each with its instruction."""
     if arguments.queries is None:
-        text = arguments.text
-        return [Document(None, f"{arguments.instruction}\n{text}" if arguments.instruction else text)]
+        return [Document(None, join(arguments.instruction, arguments.text))]
     given = arguments.queries == "-"
     source = str(files.keep_standard_input(folder / "queries")) if given else arguments.queries
     corpus = Corpus(source, "standard input" if given else source, arguments.instruction)
@@ -139,23 +138,21 @@ def opened(arguments: argparse.Namespace, encoder: Encoder, share: Share, tempor
                 f"{arguments.vectors}: made with other weights than those of {arguments.run}; encode the corpus again, "
                 "or name the run that made them"
             )
-        return stored, Records(stored)
-    home = Path(arguments.run)
-    if not os.access(home, os.W_OK):
-        if share.world > 1:
-            raise UserError(f"{home}: cannot be written, and ranks share the work there; make it writable")
-        print(f"{home}: cannot be written, so nothing is kept for the next search", flush=True)
-        home = temporary
+        records = Records(stored)
+        if stored.about and records.corpus is None:
+            print(f"{stored.about['source']}: not here, or it has changed since it was encoded; ids alone are shown")
+        return stored, records
+    place = home(Path(arguments.run), share, temporary)
     dim = encoder.checked(arguments.dim)
     if arguments.corpus:
         corpus = Corpus(arguments.corpus, arguments.corpus)
         source = Path(arguments.corpus)
-        place = source.resolve() if source.exists() else source  # a pattern, or a name on the Hub
-        folder = home / f"search-{source.name.partition('.')[0]}-{_digest([str(place), dim])}"
+        whole = source.resolve() if source.exists() else source  # a pattern, or a name on the Hub
+        folder = place / f"search-{source.name.partition('.')[0]}-{_digest([str(whole), dim])}"
     else:
-        documents = documentation(home, share.rank == 0)
+        documents = documentation(place, share.rank == 0)
         corpus = Corpus(str(documents), str(documents))
-        folder = home / f"search-documentation-{dim}"
+        folder = place / f"search-documentation-{dim}"
     stored = vectors_of(encoder, corpus, folder, dim, share)
     return stored, Records(stored)
 

@@ -14,6 +14,7 @@ from runs import ROOT, write_lines
 from conan_engine import search
 from conan_engine.data.sources import docstrings
 from conan_engine.errors import UserError
+from conan_engine.evaluation import searching
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.vectors import corpus as corpora
 from conan_engine.vectors import nearest
@@ -87,7 +88,7 @@ def test_vectors_are_made_once_and_again_when_the_documentation_changes(ask, run
 
 
 def test_a_run_that_cannot_be_written_is_searched_all_the_same(ask, run, monkeypatch):
-    monkeypatch.setattr(search.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(searching.os, "access", lambda path, mode: False)
     out, err = ask("a path")
     assert "cannot be written, so nothing is kept" in err and "p.m.f0" in out and not list(run.glob("search-*"))
 
@@ -182,6 +183,15 @@ def test_an_index_of_other_vectors_is_made_again(ask, corpus, records):
     write_lines(corpus, records[:100])
     out, err = ask("red", "--corpus", corpus, "--index", "IVF4,SQ8", "--json")
     assert "training IVF4,SQ8 on 100 vectors" in err and max(one["row"] for one in json.loads(out)["results"]) < 100
+
+
+def test_of_a_corpus_that_has_changed_the_ids_are_shown(ask, run, corpus, records):
+    ask("red", "--corpus", corpus)
+    (folder,) = run.glob("search-c-*")
+    write_lines(corpus, records[:9])
+    out, err = ask("red", "--vectors", folder, "--count", 2)
+    assert "has changed since it was encoded; ids alone are shown" in err
+    assert len(out.splitlines()) == 2 and out.split()[1].startswith("d")
 
 
 def test_a_full_disk_is_one_line(ask, corpus, monkeypatch):

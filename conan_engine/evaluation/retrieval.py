@@ -25,7 +25,7 @@ from conan_engine.errors import UserError
 from conan_engine.evaluation.bm25 import bm25_scores
 from conan_engine.evaluation.metrics import gain
 from conan_engine.parallel.mesh import Mesh
-from conan_engine.vectors import windows
+from conan_engine.vectors import nearest, windows
 from conan_engine.vectors.corpus import Corpus
 from conan_engine.vectors.making import Share
 from conan_engine.vectors.windows import Task
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 BLOCK = 8192  # documents that are searched at a time
 UNIT = 2**40  # more documents than a unit of a corpus has
-QUERIES = 4096  # queries that are searched at a time
 DEPTH = 100  # documents kept per query
 METRICS = ("ndcg@10", "recall@20", "recall@100")
 
@@ -136,26 +135,18 @@ def search(vectors: np.ndarray, blocks: Any, device: str | torch.device = "cpu")
     [M, E]) each, of which one is held at a time.
     """
     queries = torch.from_numpy(vectors).to(device)
-    best = [
-        (torch.empty(len(part), 0, device=device), torch.empty(len(part), 0, dtype=torch.int64, device=device))
-        for part in queries.split(QUERIES)
-    ]
+    scores = torch.empty(len(queries), 0, device=device)
+    found = torch.empty(len(queries), 0, dtype=torch.int64, device=device)
     for numbers, documents in blocks:
         numbers, documents = (torch.from_numpy(array).to(device) for array in (numbers, documents))
-        for i, part in enumerate(queries.split(QUERIES)):
-            scores, found = best[i]
-            fresh, where = (part @ documents.T).topk(min(DEPTH + 1, len(documents)))
-            best[i] = _best(torch.cat((scores, fresh), 1), torch.cat((found, numbers[where]), 1))
-    scores, found = (torch.cat(parts).cpu() for parts in zip(*best))
-    return scores.numpy(), found.numpy()
+        fresh, rows = nearest.of_part(queries, documents, DEPTH + 1)
+        scores, found = nearest.best((scores, fresh), (found, numbers[rows]), DEPTH + 1)
+    return scores.cpu().numpy(), found.cpu().numpy()
 
 
-def _best(scores, found):
-    scores, kept = scores.topk(min(DEPTH + 1, scores.shape[1]))
-    return scores, found.gather(1, kept)
-
-
-def nearest(encoder: Encoder, vectors: np.ndarray, corpus: Corpus, dim: int, mesh: Mesh) -> Any:
+def search_corpus(
+    encoder: Encoder, vectors: np.ndarray, corpus: Corpus, dim: int, mesh: Mesh
+) -> tuple[np.ndarray, np.ndarray]:
     """`search` of a corpus by all ranks, which share its units; every rank has all results. The number of a document
     is its unit * UNIT + its place in that.
     """
@@ -178,8 +169,9 @@ def nearest(encoder: Encoder, vectors: np.ndarray, corpus: Corpus, dim: int, mes
             yield map(np.concatenate, zip(*held))
 
     every = mesh.of_all(lambda: search(vectors, blocks(), encoder.device))
-    scores, found = (torch.from_numpy(np.concatenate(parts, axis=1)) for parts in zip(*every))
-    return tuple(part.numpy() for part in _best(scores, found))
+    of_scores, of_found = ([torch.from_numpy(part) for part in parts] for parts in zip(*every))
+    scores, found = nearest.best(of_scores, of_found, DEPTH + 1)
+    return scores.numpy(), found.numpy()
 
 
 def bm25(queries: Any, documents: Any) -> Any:
@@ -271,7 +263,7 @@ def evaluate(
             results = {"queries": len(asked), "documents": len(known)}
             results |= _missing(qrels, {query.id for query in queries}, known, (qrels_path, queries_path, corpus_path))
     vectors = encoder.encode([join(instruction, query.text) for query in asked], dim)
-    scores, found = nearest(encoder, vectors, corpus, vectors.shape[1], mesh)
+    scores, found = search_corpus(encoder, vectors, corpus, vectors.shape[1], mesh)
     with mesh.together():  # others wait for rank 0, which has more to do
         if mesh.rank:
             return None

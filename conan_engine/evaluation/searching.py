@@ -48,6 +48,18 @@ def vectors_of(encoder: Encoder, corpus: Corpus, folder: Path, dim: int, share: 
     return Stored(folder, encoder.model.config.width)
 
 
+def home(folder: Path, share: Share, temporary: Path) -> Path:
+    """Where to keep what is made: `folder`, or `temporary` if it cannot be written. Raises UserError if ranks
+    share it.
+    """
+    if os.access(folder, os.W_OK):
+        return folder
+    if share.world > 1:
+        raise UserError(f"{folder}: cannot be written, and ranks share the work there; make it writable")
+    print(f"{folder}: cannot be written, so nothing is kept for the next search", flush=True)
+    return temporary
+
+
 def index_of(stored: Stored, rule: Rule, device: torch.device, share: Share, temporary: Path) -> Search:
     """What searches the vectors. An index is kept beside them, or made in `temporary` if it cannot be.
 
@@ -61,11 +73,8 @@ def index_of(stored: Stored, rule: Rule, device: torch.device, share: Share, tem
     name = f"index-{hashlib.blake2b(rule.index.encode(), digest_size=4).hexdigest()}"
     folder = Store(stored.path, "float32", 1).beside(name)
     about = folder / "about.json"
-    if read_json(about) != of and not os.access(folder.parent, os.W_OK):
-        if share.world > 1:
-            raise UserError(f"{folder.parent}: cannot be written, and ranks share the work there; make it writable")
-        print(f"{folder.parent}: cannot be written, so the index is not kept for the next search", flush=True)
-        folder = temporary / name
+    if read_json(about) != of:
+        folder = home(folder.parent, share, temporary) / folder.name
         about = folder / "about.json"
     if share.rank == 0 and read_json(about) != of:
         shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,6 @@ from conan_engine.data.sources.processes import Pool
 from conan_engine.errors import UserError
 from conan_engine.vectors import store as kept
 from conan_engine.vectors import windows
-from conan_engine.vectors.blocks import until
 from conan_engine.vectors.quantize import quantize, ranges_of
 
 if TYPE_CHECKING:
@@ -102,7 +101,11 @@ class Making:
                 return []
             with store.working(share.number, share.parts * share.world):
                 return self._share(about)
+        except kept.Completed:  # by the others, while this one had nothing to do
+            return []
         except OSError as error:
+            if store.completed(about) is not None:  # likewise
+                return []
             raise UserError(
                 f"{store.out}: cannot write it ({error.strerror}); make room or use another folder, then run again: "
                 "what is finished is kept"
@@ -153,7 +156,7 @@ class Making:
                 raise files.nothing_in(corpus.name)
             if self.share.rank == 0:
                 store.create(counts)
-            until((store.work / "vectors.npy").exists)
+            store.until((store.work / "vectors.npy").exists)
             store.create(counts)
         else:
             store.create_parts({unit: store.counted(unit) for unit in self.mine})
@@ -164,7 +167,7 @@ class Making:
         if self.share.rank == 0 and not path.exists():
             ranges = self._sampled() if self.ranges is None else self.ranges
             atomic.write(path, lambda file: np.save(file, ranges))
-        until(path.exists)
+        self.store.until(path.exists)
         return np.load(path)
 
     def _sampled(self) -> np.ndarray:

@@ -14,7 +14,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +26,8 @@ from conan_engine.errors import UserError
 from conan_engine.parallel.cpu_linear import product
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from conan_engine.vectors.blocks import Blocks
 
     # search(queries float32 [Q, E], count) -> (inner products float32 [Q, count], rows int64 [Q, count]), best first;
@@ -99,10 +101,8 @@ def exact(documents: Any, device: torch.device, bar: bool = False) -> Search:
         for start, part in _slices(documents, numbers):
             progress.update(len(part))
             part = buffer[: len(part)].copy_(torch.from_numpy(part))
-            near, at = _nearest(queries, part, min(count, len(part)))
-            scores, found = torch.cat((scores, near), 1), torch.cat((found, start + at), 1)
-            scores, best = scores.sort(dim=1, descending=True, stable=True)  # among equals, an earlier slice's
-            scores, found = scores[:, :count], found.gather(1, best[:, :count])
+            near, at = of_part(queries, part, count)
+            scores, found = best((scores, near), (found, start + at), count)
         progress.close()
         scores, found = scores.cpu().numpy(), found.cpu().numpy()
         missing = ((0, 0), (0, count - scores.shape[1]))
@@ -111,13 +111,26 @@ def exact(documents: Any, device: torch.device, bar: bool = False) -> Search:
     return search
 
 
-def _nearest(asked, part, count):
-    """The largest products of each of asked [n, E] with part [m, E]: float32 [n, count], and their rows in `part`."""
-    found = [
-        (torch.mm(rows, part.T, out_dtype=torch.float32) if rows.is_cuda else product(rows, part)).topk(count)
-        for rows in asked.split(max(1, SCORES // len(part)))
-    ]
-    return tuple(map(torch.cat, zip(*found)))
+def of_part(asked: Tensor, part: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest products of each of asked [n, E] with part [m, E], at most `count`: float32 [n, k], and their rows in
+    `part`, int64 [n, k].
+    """
+
+    def products(rows):
+        if rows.dtype == torch.float16:
+            return torch.mm(rows, part.T, out_dtype=torch.float32)
+        return rows @ part.T if rows.is_cuda else product(rows, part)
+
+    count = min(count, len(part))
+    found = [products(rows).topk(count) for rows in asked.split(max(1, SCORES // len(part)))]
+    scores, rows = zip(*found)
+    return torch.cat(scores), torch.cat(rows)
+
+
+def best(scores: Sequence[Tensor], found: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    """The best `count` of several results, (scores [n, k], numbers [n, k]) each; among equals, an earlier result's."""
+    ordered, places = torch.cat(tuple(scores), 1).sort(dim=1, descending=True, stable=True)
+    return ordered[:, :count], torch.cat(tuple(found), 1).gather(1, places[:, :count])
 
 
 def _write(faiss, index, path):

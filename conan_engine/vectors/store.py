@@ -19,7 +19,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,10 @@ from conan_engine.errors import UserError
 from conan_engine.vectors.blocks import put, until
 
 INDEX, IDS, RANGES = "index.json", "ids.jsonl", "ranges.npy"
+
+
+class Completed(Exception):
+    """Another process has completed OUT."""
 
 
 class Store:
@@ -51,7 +55,7 @@ class Store:
         """
         if self.single and self.out.is_dir():
             raise UserError(f"{self.out}: cannot write it: a folder has this name; name another")
-        if (count := self._completed(about)) is not None or self.single:
+        if (count := self.completed(about)) is not None or self.single:
             return count
         if (self.out / INDEX).exists():
             raise UserError(
@@ -61,7 +65,8 @@ class Store:
             raise UserError(f"{self.out}: exists already, and holds something else; name another folder")
         return None
 
-    def _completed(self, about):
+    def completed(self, about: dict[str, Any]) -> int | None:
+        """How many vectors of this encoding OUT holds, complete; else None."""
         found = read_json(self.beside(INDEX))
         if not _matches(found, about) or (self.single and _shape(self.out) != (found["count"], self.columns)):
             return None
@@ -108,7 +113,7 @@ class Store:
     def wait(self, about: dict[str, Any]) -> bool:
         """Wait until the first rank has made the folder. Returns False if the others have completed OUT by then."""
         begun = _as_json(about)
-        until(lambda: read_json(self.work / "about.json") == begun or self._completed(about) is not None)
+        until(lambda: read_json(self.work / "about.json") == begun or self.completed(about) is not None)
         return self.work.exists()
 
     def ids(self, unit: int) -> Path:
@@ -123,8 +128,18 @@ class Store:
 
     def counted(self, unit: int) -> int:
         """The documents of a unit; waits until they are counted."""
-        until(lambda: self.state(unit) is not None)
+        self.until(lambda: self.state(unit) is not None)
         return self.state(unit)["count"]
+
+    def until(self, there: Callable[[], bool]) -> None:
+        """Wait for what another process makes in the folder. Raises Completed if the folder is gone."""
+
+        def gone():
+            return not (self.work / "about.json").exists()
+
+        until(lambda: there() or gone())
+        if gone():
+            raise Completed
 
     def report(self, number: int, progress: dict[str, int]) -> None:
         """Note the progress of process `number` of this start, which `reports` reads."""

@@ -16,6 +16,7 @@ from runs import ROOT, write_lines
 from conan_engine import evaluate
 from conan_engine.errors import UserError
 from conan_engine.evaluation import retrieval
+from conan_engine.vectors import nearest
 from conan_engine.vectors.windows import Reading
 
 rng = np.random.default_rng()
@@ -38,7 +39,7 @@ def test_the_numbers_are_those_of_trec_eval():
 
 @pytest.mark.parametrize(("documents", "block"), [(1000, 1000), (1000, 37), (150, 149), (7, 3), (1, 1)])
 def test_a_search_in_blocks_finds_the_nearest_of_all(documents, block, monkeypatch):
-    monkeypatch.setattr(retrieval, "QUERIES", 3)
+    monkeypatch.setattr(nearest, "SCORES", 3 * block)
     queries, vectors = (rng.standard_normal((n, 24)).astype(np.float32) for n in (10, documents))
     numbers = rng.permutation(documents)
     found = retrieval.search(

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from conan_engine.vectors import windows
 from conan_engine.vectors.corpus import Corpus
 from conan_engine.vectors.making import Making, Share
 from conan_engine.vectors.quantize import quantize, ranges_of, stored_as
-from conan_engine.vectors.store import Store
+from conan_engine.vectors.store import Completed, Store
 from conan_engine.vectors.windows import Reading
 
 WIDTH, ALONE = 5, Share()
@@ -271,3 +272,26 @@ def test_a_reader_that_is_killed(tmp_path, tokenizer, texts, monkeypatch):
         os.kill(child, signal.SIGKILL)
     with pytest.raises(UserError, match="processes that read the corpus was killed"):
         list(found)
+
+
+@pytest.mark.parametrize("out", ["out.npy", "out"])
+@pytest.mark.parametrize("early", [False, True])
+def test_a_rank_that_comes_when_the_others_have_ended_ends_too(tmp_path, tokenizer, texts, out, early):
+    """It has no unit of its own, and finds the folder complete: before it looks, or (early) just after."""
+    source = write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts[:20]])
+    about = {"source": str(source)}
+    making(source, tmp_path / out, tokenizer, share=Share(0, 2)).run(about)
+    late = making(source, tmp_path / out, tokenizer, share=Share(1, 2))
+    if early:
+        late.store.wait = lambda about: True
+    assert late.run(about) == [] and not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_rank_that_waits_hears_that_the_others_have_ended(tmp_path, tokenizer, texts):
+    source = write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts[:20]])
+    store = making(source, tmp_path / "out.npy", tokenizer).store
+    store.begin({"source": "x"}, True)
+    thread = threading.Timer(0.3, lambda: shutil.rmtree(store.work))
+    thread.start()
+    with pytest.raises(Completed):
+        store.counted(0)
