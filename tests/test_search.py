@@ -43,10 +43,9 @@ def module(tmp_path):
 
 
 @pytest.fixture
-def run(untrained_run):
-    yield untrained_run
-    for path in untrained_run.glob("search-*"):
-        shutil.rmtree(path) if path.is_dir() else path.unlink()
+def run(untrained_run, tmp_path):
+    """A run of the test's own, in which a search keeps what it makes."""
+    return shutil.copytree(untrained_run, tmp_path / "run")
 
 
 @pytest.fixture

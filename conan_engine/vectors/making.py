@@ -101,10 +101,8 @@ class Making:
                 return []
             with store.working(share.number, share.parts * share.world):
                 return self._share(about)
-        except kept.Completed:  # by the others, while this one had nothing to do
-            return []
         except OSError as error:
-            if store.completed(about) is not None:  # likewise
+            if store.completed(about) is not None:  # by the others, while this one had nothing to do
                 return []
             raise UserError(
                 f"{store.out}: cannot write it ({error.strerror}); make room or use another folder, then run again: "

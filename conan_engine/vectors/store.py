@@ -15,6 +15,7 @@ unfinished, a folder beside or in it, ".partial", holds
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -30,10 +31,6 @@ from conan_engine.errors import UserError
 from conan_engine.vectors.blocks import put, until
 
 INDEX, IDS, RANGES = "index.json", "ids.jsonl", "ranges.npy"
-
-
-class Completed(Exception):
-    """Another process has completed OUT."""
 
 
 class Store:
@@ -132,14 +129,14 @@ class Store:
         return self.state(unit)["count"]
 
     def until(self, there: Callable[[], bool]) -> None:
-        """Wait for what another process makes in the folder. Raises Completed if the folder is gone."""
+        """Wait for what another process makes in the folder. Raises OSError if the folder is gone."""
 
         def gone():
             return not (self.work / "about.json").exists()
 
         until(lambda: there() or gone())
         if gone():
-            raise Completed
+            raise FileNotFoundError(errno.ENOENT, f"{self.work} is gone")
 
     def report(self, number: int, progress: dict[str, int]) -> None:
         """Note the progress of process `number` of this start, which `reports` reads."""

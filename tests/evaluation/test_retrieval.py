@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 import subprocess
 import sys
 import zlib
@@ -280,13 +281,13 @@ def test_any_ranks_find_the_same(mine, untrained_run):
         (mine / f"corpus/{part}.jsonl.gz").write_bytes(gzip.compress(b"".join(lines[part * 40 : part * 40 + 40])))
     (mine / "small.py").write_text(SMALL_UNITS)
     files = ["--queries", mine / "queries.jsonl", "--corpus", mine / "corpus", "--qrels", mine / "qrels/test.tsv"]
-    results = []
+    run, results = shutil.copytree(untrained_run, mine / "run"), []
     for start in ([sys.executable], ["torchrun", "--nproc_per_node=2"]):
-        (untrained_run / "retrieval-queries.json").unlink(missing_ok=True)
-        command = list(map(str, [*start, mine / "small.py", untrained_run, *files]))
+        command = list(map(str, [*start, mine / "small.py", run, *files]))
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
         assert done.returncode == 0 and done.stdout.count("written to") == 1, done.stderr
-        results.append(json.loads((untrained_run / "retrieval-queries.json").read_text()))
+        results.append(json.loads((run / "retrieval-queries.json").read_text()))
+        (run / "retrieval-queries.json").unlink()
         results[-1].pop("seconds.evaluate")
     assert results[0].keys() == results[1].keys()
     for key, value in results[0].items():  # documents of the same tokens may tie

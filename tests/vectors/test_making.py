@@ -21,7 +21,7 @@ from conan_engine.vectors import windows
 from conan_engine.vectors.corpus import Corpus
 from conan_engine.vectors.making import Making, Share
 from conan_engine.vectors.quantize import quantize, ranges_of, stored_as
-from conan_engine.vectors.store import Completed, Store
+from conan_engine.vectors.store import Store
 from conan_engine.vectors.windows import Reading
 
 WIDTH, ALONE = 5, Share()
@@ -293,5 +293,13 @@ def test_a_rank_that_waits_hears_that_the_others_have_ended(tmp_path, tokenizer,
     store.begin({"source": "x"}, True)
     thread = threading.Timer(0.3, lambda: shutil.rmtree(store.work))
     thread.start()
-    with pytest.raises(Completed):
+    with pytest.raises(OSError, match="is gone"):
         store.counted(0)
+
+
+def test_a_folder_that_is_removed_under_a_rank_is_one_line(tmp_path, tokenizer, texts):
+    source = write_lines(tmp_path / "in.jsonl", [{"text": text} for text in texts[:20]])
+    late = making(source, tmp_path / "out.npy", tokenizer, share=Share(1, 2))
+    late.store.wait = lambda about: True
+    with pytest.raises(UserError, match="out.npy: cannot write it"):
+        late.run({"source": str(source)})
