@@ -215,7 +215,7 @@ def test_vectors_of_other_weights_are_refused(ask, run, corpus):
 def test_any_ranks_find_the_same(run, corpus, records, tmp_path):
     queries, found = write_lines(tmp_path / "q.jsonl", records[:20]), []
     options = ["--queries", queries, "--corpus", corpus, "--json", "--index", "IVF4,SQ8", "--search", "nprobe=4"]
-    for start in ([sys.executable], ["torchrun", "--nproc_per_node=2"]):
+    for start in ([sys.executable], [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]):
         for path in run.glob("search-c-*"):
             shutil.rmtree(path)
         command = list(map(str, [*start, "-m", "conan_engine.search", run, *options]))

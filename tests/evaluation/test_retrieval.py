@@ -282,7 +282,7 @@ def test_any_ranks_find_the_same(mine, untrained_run):
     (mine / "small.py").write_text(SMALL_UNITS)
     files = ["--queries", mine / "queries.jsonl", "--corpus", mine / "corpus", "--qrels", mine / "qrels/test.tsv"]
     run, results = shutil.copytree(untrained_run, mine / "run"), []
-    for start in ([sys.executable], ["torchrun", "--nproc_per_node=2"]):
+    for start in ([sys.executable], [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2"]):
         command = list(map(str, [*start, mine / "small.py", run, *files]))
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120)
         assert done.returncode == 0 and done.stdout.count("written to") == 1, done.stderr
