@@ -6,21 +6,28 @@ import datetime
 import functools
 import json
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2.ext import Extension
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from conan_engine.data.sources.bad import Bad, short
 from conan_engine.errors import UserError
 
 
-def turns(tokenizer: Any, conversations: Iterable[list[dict]]) -> Iterator[list[tuple[list[int], bool]]]:
+class Rendered(NamedTuple):
+    """A conversation as its template writes it, and where the answers are in it, (begin, end) each."""
+
+    text: str
+    answers: list[tuple[int, int]]
+
+
+def turns(tokenizer: Any, conversations: Iterable[list[dict] | Rendered]) -> Iterator[list[tuple[list[int], list]]]:
     """The turns of each conversation, [(question, answer), ...] of token ids: what is learned, after everything
     before it.
 
-    conversations: messages as chats.turns gives them. Raises UserError for a template that cannot be read, or that
-    leaves out what should be learned.
+    conversations: `render` of each where the tokenizer has a template, else messages as chats.turns gives them.
     """
     return (_by_template if tokenizer.template else _joined)(tokenizer, conversations)
 
@@ -48,13 +55,10 @@ def _by_template(tokenizer, conversations):
     """The template's text as a whole, encoded as transformers does; a token that begins before an answer and ends in
     it belongs to the answer.
     """
-    conversations = [
-        messages[: 1 + max(i for i, message in enumerate(messages) if message["learn"])] for messages in conversations
-    ]
-    rendered = [render(tokenizer, messages) for messages in conversations]
-    for messages, text, (ids, places) in zip(conversations, rendered, tokenizer.encode_with_special(rendered)):
+    encoded = tokenizer.encode_with_special([conversation.text for conversation in conversations])
+    for conversation, (ids, places) in zip(conversations, encoded):
         found, at = [], 0
-        for begin, end in answers(messages, text):
+        for begin, end in conversation.answers:
             middle = next((i for i in range(at, len(ids)) if places[i][1] > begin), len(ids))
             behind = next((i for i in range(middle, len(ids)) if places[i][0] >= end), len(ids))
             found.append((ids[at:middle], ids[middle:behind]))
@@ -62,34 +66,16 @@ def _by_template(tokenizer, conversations):
         yield found
 
 
-def answers(messages: list[dict], text: str) -> Iterator[tuple[int, int]]:
-    """Where the answers are in a rendered text, (begin, end) each: the message and what ends it. The last message is
-    an answer.
-    """
-    spans, at = [], 0
-    for message in messages:
-        content = message["content"].strip()
-        begin = text.find(content, at)
-        if begin < 0:
-            raise UserError(
-                f"the tokenizer's chat template leaves out what a message says ({content[:60]!r}); remove "
-                "chat_template from tokenizer_config.json, or such messages from the data"
-            )
-        at = begin + len(content)
-        if message["learn"]:
-            spans.append((begin, at))
-    ending = text[at:].rstrip()
-    for begin, end in spans:
-        yield begin, end + len(ending) * text.startswith(ending, end)
+def render(tokenizer: Any, messages: list[dict]) -> Rendered:
+    """A conversation, up to its last answer, by the tokenizer's template.
 
-
-def render(tokenizer: Any, messages: list[dict]) -> str:
-    """A conversation as text, by the tokenizer's template. Raises UserError with the template's own words if it
-    refuses the conversation.
+    Raises UserError if the template cannot be read, and Bad, with the template's own words, if it refuses the
+    conversation or leaves out what a message says.
     """
+    messages = messages[: 1 + max(i for i, message in enumerate(messages) if message["learn"])]
     plain = [{key: value for key, value in message.items() if key != "learn"} for message in messages]
     try:
-        return _compiled(tokenizer.template).render(
+        text = _compiled(tokenizer.template).render(
             messages=plain,
             tools=None,
             documents=None,
@@ -97,11 +83,42 @@ def render(tokenizer: Any, messages: list[dict]) -> str:
             bos_token=tokenizer.begin,
             eos_token=tokenizer.end,
         )
-    except jinja2.TemplateError as error:
+    except jinja2.TemplateSyntaxError as error:
         raise UserError(
-            f"the tokenizer's chat template: {' '.join(str(error).split())}; remove "
-            "chat_template from tokenizer_config.json, or such conversations from the data"
+            f"the tokenizer's chat template cannot be read ({_line(error)}); mend chat_template in "
+            "tokenizer_config.json, or remove it"
         ) from None
+    except jinja2.TemplateError as error:
+        raise Bad(
+            "refused by the chat template",
+            f"the tokenizer's chat template refuses it ({_line(error)}); leave it out, or remove chat_template from "
+            "tokenizer_config.json",
+        ) from None
+    return Rendered(text, list(_answers(messages, text)))
+
+
+def _line(error):
+    return " ".join(str(error).split())
+
+
+def _answers(messages, text):
+    """Where the answers are in a rendered text: the message and what ends it. The last message is an answer."""
+    spans, at = [], 0
+    for message in messages:
+        content = message["content"].strip()
+        begin = text.find(content, at)
+        if begin < 0:
+            raise Bad(
+                "refused by the chat template",
+                f"the tokenizer's chat template leaves out what a message says ({short(content)}); leave the "
+                "conversation out, or remove chat_template from tokenizer_config.json",
+            )
+        at = begin + len(content)
+        if message["learn"]:
+            spans.append((begin, at))
+    ending = text[at:].rstrip()
+    for begin, end in spans:
+        yield begin, end + len(ending) * text.startswith(ending, end)
 
 
 @functools.lru_cache(8)

@@ -44,7 +44,7 @@ def _size(value):
 
 def encode(tokenizer: Any, shape: str, batch: list[dict], max_tokens: int) -> Records:
     """Encode a batch of dicts as Records of a shape (a key of shards.FIELDS); conversations that are too long are
-    left out.
+    left out. Where the tokenizer has a chat template, those have a key "rendered" (chat_template.render).
     """
     records = list(_ENCODE[shape](tokenizer, batch, max_tokens))
     fields = [field for record in records for field in record[0]]
@@ -100,7 +100,8 @@ def _encode_conversations(tokenizer, batch, max_tokens):
 
     A conversation whose first question leaves no room is None.
     """
-    for turns in chat_template.turns(tokenizer, [record["messages"] for record in batch]):
+    form = "rendered" if tokenizer.template else "messages"
+    for turns in chat_template.turns(tokenizer, [record[form] for record in batch]):
         fields, room = [[]], max_tokens
         for question, answer in turns:
             if len(question) >= room:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from conan_engine.data.shards import Shards
 
 
-FILE = "known.npz"
+FILE = "known-2.npz"  # version 0.1 wrote known.npz, where texts had no numbers
 
 
 class Known:
@@ -25,7 +25,8 @@ class Known:
 
     records [S] (ascending) and lists [S]: the records whose query has more than one group, and the number of the
     query's list. starts [L+1] and groups [I]: list l is groups[starts[l] : starts[l+1]]. negatives [G]: the group of
-    each given negative, record by record, or -1 if it is nobody's positive.
+    each given negative, record by record; of one that is nobody's positive, -1 - n, where n numbers the distinct texts
+    among these.
     """
 
     def __init__(
@@ -82,12 +83,17 @@ def find(queries: np.ndarray, documents: np.ndarray, groups: np.ndarray, negativ
     first = np.flatnonzero(_fresh(query))
     last = np.append(first[1:], len(query))
     several = last - first > 1
-    _, number = ranges(first[several], last[several])
+    _, inside = ranges(first[several], last[several])
     starts = np.concatenate(([0], np.cumsum((last - first)[several])))
     found, lists = _find(query[first[several]], queries)
     among_positives, entry = _find(table[0], negatives)
+    number = np.unique(negatives, return_inverse=True)[1]
     return Known(
-        np.flatnonzero(found), lists[found], starts, group[number], np.where(among_positives, table[1][entry], -1)
+        np.flatnonzero(found),
+        lists[found],
+        starts,
+        group[inside],
+        np.where(among_positives, table[1][entry], -1 - number),
     )
 
 

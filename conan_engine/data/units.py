@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from conan_engine.config import Source
-from conan_engine.data import encoding, field_scores, known
+from conan_engine.data import chat_template, encoding, field_scores, known
 from conan_engine.data.rejects import NAME, Rejects, by_reason, judge
 from conan_engine.data.scores import Scores
 from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_json
@@ -129,15 +129,15 @@ def make(tokenizer: Any, job: Job, number: int, pieces: list[Piece], report: Cal
         with ShardWriter(
             folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True
         ) as writer:
-            tokens, records = 0, _counted(_records(job, reader, about), rejects, about)
+            tokens, records = 0, _records(job, reader, about)
+            if job.use == "sft" and tokenizer.template:
+                records = _rendered(records, reader, tokenizer)
+            records = _counted(records, rejects, about)
             if job.use == "weak":
                 records = _kept(records, job, about, Scores(job, name(number)) if job.teacher else None)
             scores = field_scores.FieldScores(folder) if job.use == "supervised" else None
             for batch in encoding.batches(records):
-                try:
-                    encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
-                except UserError as error:
-                    raise UserError(f"{pieces[0].path}: {error}") from None
+                encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
                 writer.add_records(encoded)
                 if scores:
                     scores.add(batch)
@@ -208,15 +208,25 @@ def _instruction_pairs(records, reader):
         if query.strip() and record["output"].strip():
             yield {"query": query, "pos": [record["output"]]}
             continue
-        bad = Bad(
-            "empty text",
-            f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed "
-            "in it: leave it out",
+        reader.leave_out(
+            Bad(
+                "empty text",
+                f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed "
+                "in it: leave it out",
+            )
         )
-        path, place = reader.where
-        if not reader.reject:
-            raise UserError(f"{path}: {place}: {bad}")
-        reader.reject(path, place, bad)
+
+
+def _rendered(records, reader, tokenizer):
+    """Conversations as the chat template writes them; one that it refuses is bad."""
+    for record in records:
+        if "messages" in record:
+            try:
+                record = {**record, "rendered": chat_template.render(tokenizer, record["messages"])}
+            except Bad as bad:
+                reader.leave_out(bad)
+                continue
+        yield record
 
 
 def _texts(records):

@@ -187,12 +187,14 @@ class Targets:
         scores = field_scores.of(corpus.shards)
         if scores is None:
             return np.full((len(rows), 1 + candidates.shape[1]), np.nan)
-        given, end = corpus.given_start[records], corpus.given_start[records + 1]
-        first = records + given - corpus.given_start[0]  # the place of a given negative among the record's scores
-        own = (given <= candidates) & (candidates < end)
-        return np.concatenate(
-            (scores[first], np.where(own, scores[np.where(own, first + 1 + candidates - given, 0)], np.nan)), axis=1
-        )
+        begin, end = corpus.given_start[records], corpus.given_start[records + 1]
+        # the place of a given negative among its record's scores, or 0: the first of equal texts
+        place = np.zeros(candidates.shape, np.int64)
+        for number in range(int((end - begin).max())):
+            given = corpus.given[np.minimum(begin + number, end - 1)]
+            place = np.where((place == 0) & (begin + number < end) & (candidates == given), 1 + number, place)
+        first = records + begin  # each record before has a score for its positive and its given negatives
+        return np.concatenate((scores[first], np.where(place > 0, scores[first + place], np.nan)), axis=1)
 
     def _pairs(self, rows):
         corpus, candidates, records = self.corpus, self.pools.candidates[rows], self.pools.queries[rows]

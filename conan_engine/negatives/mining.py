@@ -43,8 +43,10 @@ KEPT = "targets-*.npy"  # files of distilling.py, which stay
 
 
 class Corpus:
-    """The documents that a source's queries are compared with: each distinct positive once, and every given
-    negative.
+    """The documents that a source's queries are compared with: each distinct positive and given negative once.
+
+    record, field, group: int64 [D], where each is found, and its group. given: int64 [G], the document of each given
+    negative, those of record r at given[given_start[r] : given_start[r + 1]].
     """
 
     def __init__(self, shards: Shards, known: Known) -> None:
@@ -55,14 +57,20 @@ class Corpus:
         self._place = np.empty(len(first), np.int64)  # group -> its document
         self._place[np.argsort(first)] = np.arange(len(first))
         first.sort()
-        given = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
-        # where the given negatives of a record are in the corpus
-        self.given_start = len(first) + np.concatenate(([0], np.cumsum(given)))
-        rows, fields = ranges(np.full(len(records), 2), 2 + given)
-        self.record = np.concatenate((first, rows))
-        self.field = np.concatenate((np.ones(len(first), np.int64), fields))
+        count = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
+        self.given_start = np.concatenate(([0], np.cumsum(count)))
+        rows, fields = ranges(np.full(len(records), 2), 2 + count)
+        # a text that is somebody's positive is that document; of the others, each has the place where it comes first
+        new = known.negatives < 0
+        _, begin, number = np.unique(known.negatives[new], return_index=True, return_inverse=True)
+        self.given = np.empty(len(new), np.int64)
+        self.given[~new] = self._place[np.searchsorted(self._groups, known.negatives[~new])]
+        self.given[new] = len(first) + np.argsort(np.argsort(begin))[number]
+        begin = np.flatnonzero(new)[np.sort(begin)]
+        self.record = np.concatenate((first, rows[begin]))
+        self.field = np.concatenate((np.ones(len(first), np.int64), fields[begin]))
         # a given negative that is nobody's positive is a negative for everyone: the data's author chose it
-        self.group = np.concatenate((self.group_of_record[first], known.negatives))
+        self.group = np.concatenate((self.group_of_record[first], np.full(len(begin), -1)))
 
     def __len__(self):
         return len(self.record)
@@ -215,7 +223,7 @@ class Mining:
 
     def _filled(self, row, record, found):
         corpus, pool = self.corpus, self.rule.pool
-        given = np.arange(corpus.given_start[record], corpus.given_start[record + 1])
+        given = corpus.given[corpus.given_start[record] : corpus.given_start[record + 1]]
         right = self.known.of(record, corpus.group_of_record[record])
         best = _without(right, corpus, np.concatenate((given, found)))
         if len(best) < pool:

@@ -114,6 +114,7 @@ def test_targets_are_the_records_own_scores_where_nobody_else_gives_them(make):
     assert pools.targets.shape == (len(pools.queries), 7)
     for row in range(len(pools.queries)):
         query, documents = pool_texts(tokenizer, pools, row)
+        assert len(set(documents)) == 7  # a record's positives share its negatives, which are one document each
         # what the record itself gives comes first
         expected = [own.get((query, document), np.nan) for document in documents[:3]]
         np.testing.assert_array_equal(pools.targets[row], np.array(expected + [np.nan] * 4, np.float32))

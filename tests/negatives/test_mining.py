@@ -29,7 +29,7 @@ def known_of(groups, given=(), queries=None):
     """Where every query is of its own, and no given negative anybody's positive; or as `queries` says."""
     groups = np.array(groups, np.int64)
     queries = np.arange(len(groups)) if queries is None else np.array(queries, np.int64)
-    return find(queries, 10**6 + groups, groups, np.full(int(np.sum(given)), -5))
+    return find(queries, 10**6 + groups, groups, -5 - np.arange(int(np.sum(given))))
 
 
 class FakeShards:
@@ -61,7 +61,17 @@ def test_corpus_holds_each_positive_once_and_every_given_negative():
         (1, 3, -1),
         (2, 2, -1),
     ]
-    assert corpus.given_start.tolist() == [3, 3, 5, 6, 6]
+    assert corpus.given_start.tolist() == [0, 0, 2, 3, 3] and corpus.given.tolist() == [3, 4, 5]
+
+
+def test_a_given_negative_of_many_records_is_one_document():
+    """Records of several positives have the same given negatives, and one text is often a negative of many queries."""
+    groups, given = np.array([7, 8, 7, 9]), [2, 2, 3, 0]
+    hashes = np.array([50, 40, 40, 10**6 + 9, 60, 50, 60])  # record 1's second is record 3's positive
+    corpus = Corpus(FakeShards(groups, given), find(np.arange(4), 10**6 + groups, groups, hashes))
+    assert corpus.given.tolist() == [3, 4, 4, 2, 5, 3, 5]
+    places = list(zip(corpus.record, corpus.field, corpus.group))
+    assert places == [(0, 1, 7), (1, 1, 8), (3, 1, 9), (0, 2, -1), (0, 3, -1), (2, 2, -1)]
 
 
 def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives(tmp_path):

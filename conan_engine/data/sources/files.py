@@ -87,6 +87,10 @@ class Reader:
         """(path, place) of the last record."""
         return self._file.path, self._file.located(self._place)
 
+    def leave_out(self, bad: Bad) -> None:
+        """Treat the last record as a bad one. Raises UserError, naming file and place, if none is to be left out."""
+        self._left_out(self._place, bad)
+
     @property
     def behind(self) -> int:
         """About how many bytes have been read."""

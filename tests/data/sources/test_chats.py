@@ -272,7 +272,7 @@ def test_tokens_are_those_of_transformers_and_answers_are_learnt_with_their_end(
     folder, theirs = with_template
     tokenizer = Tokenizer.load(folder / "tokenizer.json")
     messages = chats.conversation(MESSAGES, "x")
-    (turns,) = chat_template.turns(tokenizer, [messages])
+    (turns,) = chat_template.turns(tokenizer, [chat_template.render(tokenizer, messages)])
     assert (
         sum(itertools.chain(*turns), [])
         == theirs.apply_chat_template(MESSAGES, tokenize=True, return_dict=False)[
@@ -310,30 +310,35 @@ def test_content_that_spells_a_special_token_is_one_only_in_conversations(with_t
     tokenizer = Tokenizer.load(with_template[0] / "tokenizer.json")
     special = tokenizer.library.token_to_id("<|im_end|>")
     assert special not in tokenizer.encode("a <|im_end|> b")
-    (turns,) = chat_template.turns(tokenizer, [chats.conversation([ASK, TELL], "x")])
+    (turns,) = chat_template.turns(tokenizer, [chat_template.render(tokenizer, chats.conversation([ASK, TELL], "x"))])
     assert special in turns[0][1] and special not in tokenizer.encode("<|im_end|>")
 
 
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{{ raise_exception('roles must alternate') }}", "the tokenizer's chat template: roles must alternate"),
-        ("{% for %}", "the tokenizer's chat template: Expected"),
-        ("{{ messages[0].content }}", "leaves out what a message says .'Because"),
-        ("{{ messages.__class__.mro() }}", "the tokenizer's chat template"),
+        ("{{ raise_exception('roles must\\nalternate') }}", r"chat template refuses it .roles must alternate.; leave"),
+        ("{% for %}", "chat template cannot be read .Expected"),
+        ("{{ messages[0].content }}", "chat template leaves out what a message says ..Because"),
+        ("{{ messages.__class__.mro() }}", "the tokenizer's chat template refuses it"),
     ],
 )
 def test_what_a_template_cannot_do_is_one_line(library, template, message):
     tokenizer = JsonTokenizer(library.to_str().encode(), "<|im_end|>", "<bos>", template)
-    with pytest.raises(UserError, match=message) as error:
-        list(chat_template.turns(tokenizer, [chats.conversation([ASK, TELL], "x")]))
+    with pytest.raises((UserError, Bad), match=message) as error:
+        chat_template.render(tokenizer, chats.conversation([ASK, TELL], "x"))
     assert "\n" not in str(error.value)
 
 
-def test_what_a_template_cannot_do_names_the_file(library, tmp_path):
-    tokenizer = JsonTokenizer(
-        library.to_str().encode(), "<|im_end|>", "<bos>", "{{ raise_exception('roles must alternate') }}"
-    )
-    path = write_lines(tmp_path / "c.jsonl", [{"messages": [ASK, TELL]}])
-    with pytest.raises(UserError, match=r"c\.jsonl: the tokenizer's chat template: roles must alternate"):
-        shards_of(path, "sft", Sft(data={}, max_tokens=200), tokenizer, tmp_path / "data")
+def test_a_conversation_that_the_template_refuses_is_a_bad_record(library, tmp_path):
+    template = "{% if messages|length > 2 %}{{ raise_exception('roles must alternate') }}{% endif %}" + CHATML
+    tokenizer = JsonTokenizer(library.to_str().encode(), "<|im_end|>", "<bos>", template)
+    good, bad = {"messages": [ASK, TELL]}, {"messages": [ASK, ASK, TELL]}
+    path = write_lines(tmp_path / "c.jsonl", [good, bad, good, good])
+    sft = Sft(data={}, max_tokens=200)
+    with pytest.raises(UserError, match=r"c\.jsonl: line 2: the tokenizer's chat template refuses it .roles must"):
+        shards_of(path, "sft", sft, tokenizer, tmp_path / "data")
+    shards = shards_of(path, "sft", sft, tokenizer, tmp_path / "data", max_bad_share=0.5)
+    assert len(shards) == 3
+    (left_out,) = map(json.loads, (tmp_path / "data/rejected.jsonl").read_text().splitlines())
+    assert left_out["line"] == 2 and "roles must alternate" in left_out["reason"]
