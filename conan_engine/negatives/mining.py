@@ -57,6 +57,7 @@ class Corpus:
         self._place = np.empty(len(first), np.int64)  # group -> its document
         self._place[np.argsort(first)] = np.arange(len(first))
         first.sort()
+        self.positives = len(first)
         count = np.maximum(shards.field_counts(records) - 2, 0).astype(np.int64)
         self.given_start = np.concatenate(([0], np.cumsum(count)))
         rows, fields = ranges(np.full(len(records), 2), 2 + count)
@@ -74,6 +75,15 @@ class Corpus:
 
     def __len__(self):
         return len(self.record)
+
+    def renumbered(self, documents: np.ndarray) -> np.ndarray:
+        """Documents as version 0.1 numbered them, which counted a given negative once for each record that gives it,
+        as numbers of this corpus. Without given negatives nothing changes.
+        """
+        if not len(self.given):
+            return documents
+        given = self.given[np.maximum(documents - self.positives, 0)]
+        return np.where(documents < self.positives, documents, given)
 
     def positive(self, records: np.ndarray) -> np.ndarray:
         """The document that stands for the positive of each record, int64 [n]."""

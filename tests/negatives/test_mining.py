@@ -1,6 +1,7 @@
 """Pools mined from a source small enough to check by eye, and from more vectors than that, by any ranks, from wherever
 a start stopped."""
 
+import json
 import threading
 from types import SimpleNamespace
 
@@ -72,6 +73,19 @@ def test_a_given_negative_of_many_records_is_one_document():
     assert corpus.given.tolist() == [3, 4, 4, 2, 5, 3, 5]
     places = list(zip(corpus.record, corpus.field, corpus.group))
     assert places == [(0, 1, 7), (1, 1, 8), (3, 1, 9), (0, 2, -1), (0, 3, -1), (2, 2, -1)]
+
+
+def test_pools_of_version_0_1_are_read(tmp_path):
+    """There, each given negative was a document of its own: here 3 to 7, behind the positives."""
+    groups, given = np.array([7, 8, 9]), [2, 2, 1]
+    corpus = Corpus(FakeShards(groups, given), find(np.arange(3), 10**6 + groups, groups, np.array([5, 4, 4, 6, 5])))
+    np.save(tmp_path / mining.POOLS, np.array([[3, 4, 1], [5, 6, 0], [7, 6, 1]]))
+    (tmp_path / mining.ABOUT).write_text(json.dumps({"documents": 8}))
+    found = Pools.mapped(corpus, np.arange(3), Negatives(count=2, pool=3), tmp_path)
+    assert found.candidates.tolist() == [[3, 4, 1], [4, 5, 0], [3, 5, 1]]
+    (tmp_path / mining.ABOUT).write_text(json.dumps({"documents": 9}))
+    with pytest.raises(UserError, match="it holds other documents"):
+        Pools.mapped(corpus, np.arange(3), Negatives(count=2, pool=3), tmp_path)
 
 
 def test_mined_pools_leave_out_the_own_group_and_likely_false_negatives(tmp_path):
