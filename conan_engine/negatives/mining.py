@@ -78,10 +78,8 @@ class Corpus:
 
     def renumbered(self, documents: np.ndarray) -> np.ndarray:
         """Documents as version 0.1 numbered them, which counted a given negative once for each record that gives it,
-        as numbers of this corpus. Without given negatives nothing changes.
+        as numbers of this corpus.
         """
-        if not len(self.given):
-            return documents
         given = self.given[np.maximum(documents - self.positives, 0)]
         return np.where(documents < self.positives, documents, given)
 

@@ -101,10 +101,10 @@ class Pools:
         try:
             about = json.loads(Path(folder, mining.ABOUT).read_text(encoding="utf-8"))
             candidates = np.load(Path(folder, mining.POOLS), mmap_mode="r")
-            if about["documents"] == corpus.positives + len(corpus.given):
+            if about["documents"] != len(corpus):
+                if about["documents"] != corpus.positives + len(corpus.given):
+                    raise ValueError("it holds other documents")
                 candidates = corpus.renumbered(candidates)
-            elif about["documents"] != len(corpus):
-                raise ValueError("it holds other documents")
             if candidates.shape != (len(queries), rule.pool):
                 raise ValueError("it holds other pools")
         except (OSError, ValueError, KeyError) as error:
