@@ -240,6 +240,19 @@ class Validation:
 
 
 @dataclass
+class Plan:
+    """What --plan_only=true plans for; nothing of it changes a run."""
+
+    device: str = ""  # a GPU, such as "h200", whose time and memory are predicted; empty: this machine's
+    gpus: int = within("[0, 2**20]", 0)  # how many; 0 = as many as there are ranks
+    machine: int = within("[1, 2**16]", 8)  # GPUs of a machine
+    # GB/s each way of a GPU: to the others of its machine, and to other machines; empty: the device's own, and 50
+    links: list[float] = field(default_factory=list)
+    # mean tokens of a text in each of `stages`; empty: of the token shards in out_dir, or else max_tokens
+    tokens: list[int] = field(default_factory=list)
+
+
+@dataclass
 class Config:
     """The run as a whole."""
 
@@ -264,7 +277,7 @@ class Config:
     # of matrix products: "bfloat16", "float32", or "auto": whichever the device multiplies faster, measured at the
     # start
     precision: str = "auto"
-    plan_only: bool = False  # print the model's size and the memory that a device needs, then stop
+    plan_only: bool = False  # print the memory that a device needs and, for a GPU, the time of each stage; then stop
     save_every: int = within("[1, 2**31)", 1000)  # steps between checkpoints
     keep: int = within("[1, 1e6]", 2)  # checkpoints to keep per stage
     loader_threads: int = within("[1, 256]", 2)  # threads per rank that read and pack batches ahead of the step
@@ -281,6 +294,7 @@ class Config:
     supervised: Supervised = field(default_factory=Supervised)
     negatives: Negatives = field(default_factory=Negatives)
     validation: Validation = field(default_factory=Validation)
+    plan: Plan = field(default_factory=Plan)
 
 
 def chosen_layers(init_layers: str | list[int]) -> list[int] | None:

@@ -40,8 +40,9 @@ from conan_engine.negatives import mining
 from conan_engine.parallel import precision
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.parallel.sharded_adamw import ShardedAdamW
+from conan_engine.plan.report import report
 from conan_engine.report import page, samples
-from conan_engine.run import checkpoint, lock, models, plan, resuming, versions
+from conan_engine.run import checkpoint, lock, models, resuming, versions
 from conan_engine.run.counters import Counters, skipped
 from conan_engine.run.interrupts import Interrupts
 from conan_engine.run.log import Log
@@ -64,7 +65,7 @@ def main() -> None:
     config = load(path, arguments)
     mesh = Mesh(config.device, config.tensor_parallel, config.timeout)
     run = Path(config.out_dir)
-    plan.report(config, mesh)
+    report(config, mesh)
     if config.plan_only:
         return
     with mesh.together():

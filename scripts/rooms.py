@@ -25,6 +25,7 @@ FLOORS = [
     ["stages", "export", "translation", "report"],
     ["evaluation"],
     ["run"],
+    ["plan"],
     ["settings", "negatives"],
     ["model", "vectors"],
     ["data", "command"],

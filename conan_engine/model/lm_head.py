@@ -84,6 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                         dweight.addmm_(p.T, hidden[rows])
                     else:
                         pointwise.add_(dweight, p.T @ hidden[rows])
+                del p  # or it would be there while the next chunk's logits are computed
         ctx.gradients, ctx.dtype = (dhidden, dweight), weight.dtype
         return loss
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from conan_engine.config import Lora
-    from conan_engine.config import Model as ModelSettings
     from conan_engine.model.transformer import Transformer
     from conan_engine.parallel.mesh import Group
 
@@ -61,25 +60,20 @@ class Adapted(nn.Module):
 def adapt(model: Transformer, settings: Lora, seed: int) -> None:
     """Freeze a model's weights and add the adapters of `settings` (config.Lora), drawn by the seed."""
     generator = torch.Generator(model.embedding.device).manual_seed(seed)
+    for adapted in attach(model, settings):
+        adapted.init_weights(generator)
+
+
+def attach(model: Transformer, settings: Lora) -> list[Adapted]:
+    """Freeze a model's weights and add adapters whose numbers are not drawn yet; returns these, in order."""
     for p in model.parameters():
         p.requires_grad_(False)
+    every = []
     for block in model.blocks:
         for name in settings.targets:
-            adapted = Adapted(getattr(block, name), settings.rank, settings.alpha, model.tensor.group)
-            adapted.init_weights(generator)
-            setattr(block, name, adapted)
-
-
-def count(shape: ModelSettings, settings: Lora) -> int:
-    """The number of trained parameters of a model of this shape (config.Model)."""
-    heads = shape.heads * shape.head
-    sizes = {
-        "qkv": shape.width + heads + 2 * shape.kv_heads * shape.head,
-        "attention_out": heads + shape.width,
-        "gate_up": shape.width + 2 * shape.ffn,
-        "ffn_out": shape.ffn + shape.width,
-    }
-    return shape.layers * settings.rank * sum(sizes[name] for name in settings.targets)
+            every.append(Adapted(getattr(block, name), settings.rank, settings.alpha, model.tensor.group))
+            setattr(block, name, every[-1])
+    return every
 
 
 @torch.no_grad()

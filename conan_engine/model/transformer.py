@@ -226,30 +226,3 @@ def count_parameters(config: ModelSettings, vocab_size: int) -> int:
     """The number of weights of a shape, without allocating any."""
     with torch.device("meta"):
         return sum(p.numel() for p in Transformer(config, vocab_size).parameters())
-
-
-def memory_per_device(
-    config: ModelSettings,
-    vocab_size: int,
-    tokens: int,
-    ranks: int,
-    tensor: int = 1,
-    bfloat16: bool = False,
-    recompute: str = "none",
-    trained: int | None = None,
-) -> int:
-    """An upper estimate, in bytes, of what one device holds in training.
-
-    `tensor` devices share a model, and `ranks` such groups share out the data. Counted are the weights (float32, or
-    bfloat16 beside the optimizer's float32 ones); for the `trained` ones (None: all) float32 gradients and two Adam
-    moments, shared out over the ranks (ZeRO 1); and the float32 activations that the backward pass needs of so many
-    tokens: those of every block, or with recompute the input of each block and the activations of one.
-    """
-    parameters = count_parameters(config, vocab_size) // tensor
-    q, kv = config.heads * config.head, config.kv_heads * config.head
-    shared = 3 * q + 4 * kv + 4 * config.ffn  # q k v twice (rotated), out, gate, up, silu, product
-    per_layer = 5 * config.width + shared // tensor  # norms, residuals, and the inputs of the matrices
-    blocks = config.layers * per_layer if recompute == "none" else config.layers * config.width // tensor + per_layer
-    activations = tokens * (blocks + 4 * config.width) * 4
-    trained = parameters if trained is None else trained // tensor
-    return parameters * (2 if bfloat16 else 4) + trained * 4 + trained * (12 if bfloat16 else 8) // ranks + activations

@@ -98,13 +98,10 @@ class ShardedAdamW:
         and stay as they are.
         """
         self.mesh = mesh
-        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
         for p in model.parameters():
             if not p.requires_grad:
                 p.data = p.data.to(dtype)
-        # parameters that all tensor ranks hold come first: norms, whose gradients are complete last
-        of_kind = ([one for one in named if hasattr(one[1], "split_by") == cut] for cut in (False, True))
-        self.buckets = [Bucket(part, mesh.data, dtype) for kind in of_kind for part in _parts(kind)]
+        self.buckets = [Bucket(part, mesh.data, dtype) for part in in_buckets(model)]
         self.home = {p: bucket for bucket in self.buckets for p in bucket.parameters}
         self.hooks = [p.register_post_accumulate_grad_hook(self._arrived) for p in self.home]
         for module in model.modules():
@@ -193,6 +190,8 @@ class ShardedAdamW:
                 bucket.lend(self.mesh.data.gather(bucket.master.detach()))
             for p in bucket.parameters:
                 p.grad = None
+        # gradients and moments, which the next stage's optimizer would find still there
+        del self.buckets, self.home, self.adam, self.unsent, self.missing
 
     def held(self) -> Iterator[tuple[str, str, int, Tensor]]:
         """This rank's part of a checkpoint, as tuples ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name;
@@ -226,6 +225,14 @@ def _wait_for(buckets):
             bucket.wait()
 
     return wait
+
+
+def in_buckets(model: nn.Module) -> list[list[tuple[str, nn.Parameter]]]:
+    """The trained parameters of a model, (name, parameter), as they share out into buckets."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    # parameters that all tensor ranks hold come first: norms, whose gradients are complete last
+    of_kind = ([one for one in named if hasattr(one[1], "split_by") == cut] for cut in (False, True))
+    return [part for kind in of_kind for part in _parts(kind)]
 
 
 def _parts(named):

@@ -6,7 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from conan_engine.parallel.mesh import Mesh, waiting
-from conan_engine.run.flops import Work
+from conan_engine.plan import devices
+from conan_engine.plan.flops import Work
 
 if TYPE_CHECKING:
     from conan_engine.model.transformer import Transformer
@@ -16,7 +17,7 @@ class Pace:
     """Measures one step after another: `begin`, `drawn` when its batch is there, `end`."""
 
     def __init__(self, model: Transformer, mesh: Mesh) -> None:
-        self.work, self.several = Work(model, mesh), mesh.world > 1
+        self.work, self.several = Work(model, mesh.world, devices.of(mesh.device)), mesh.world > 1
 
     def begin(self) -> None:
         self.began = time.perf_counter()

@@ -154,6 +154,8 @@ def _assign(node, tree, prefix, where, one_source=False):
         else:
             if hint is float and type(value) is int:
                 value = float(value)
+            if hint == list[float] and isinstance(value, list):
+                value = [float(v) if type(v) is int else v for v in value]
             forms = hint.__args__ if isinstance(hint, types.UnionType) else (hint,)
             if not any(_has_type(value, form) for form in forms):
                 raise UserError(f"{where}: {name} is {value!r}; expected {' or '.join(map(_type_name, forms))}")

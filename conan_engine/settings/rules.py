@@ -134,6 +134,7 @@ def check(config: Config, where: str) -> None:
         )
         if name in config.stages and dims:
             require(dims[-1] == model.width, f"{name}.dims", dims, f"the last to be model.width = {model.width}")
+    _check_plan(require, config)
     one_of("weak.distil", config.weak.distil, "", "cosine")
     one_of("supervised.distil", config.supervised.distil, "", "kl", "margin_mse")
     weak, supervised = config.weak, config.supervised
@@ -198,6 +199,22 @@ def check(config: Config, where: str) -> None:
                     getattr(config.negatives, key),
                     "a share from 0 to 1, since negatives.bounds is 'quantile'",
                 )
+
+
+def _check_plan(require, config):
+    plan, most = config.plan, [getattr(config, name).max_tokens for name in config.stages]
+    require(
+        not plan.links or (len(plan.links) == 2 and min(plan.links) > 0),
+        "plan.links",
+        plan.links,
+        "two numbers above 0: GB/s of a GPU within its machine, and to other machines",
+    )
+    require(
+        not plan.tokens or (len(plan.tokens) == len(most) and all(1 <= n <= m for n, m in zip(plan.tokens, most))),
+        "plan.tokens",
+        plan.tokens,
+        f"a number for each of {', '.join(config.stages)}, of at most {', '.join(map(str, most))}",
+    )
 
 
 def _check_negatives(require, key, about, negatives):

@@ -34,9 +34,6 @@ def test_adapters_begin_at_nothing_and_merge_into_what_they_do(targets):
     model = _adapted(targets)
     torch.testing.assert_close(_embedded(model), plain)
     trained = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == lora.count(
-        SHAPE, Lora(rank=RANK, targets=targets)
-    )
     assert sorted(trained) == sorted(
         f"blocks.{i}.{target}.{part}" for i in range(2) for target in targets for part in ("down", "up")
     )

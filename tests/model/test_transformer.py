@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conan_engine.config import Model
 from conan_engine.model import attention
 from conan_engine.model.attention import Attention
-from conan_engine.model.transformer import Transformer, count_parameters, memory_per_device, positions, rotate, turns
+from conan_engine.model.transformer import Transformer, count_parameters, positions, rotate, turns
 
 SMALL = Model(layers=2, width=48, ffn=96, heads=6, kv_heads=2, context=64, rope_theta=1e4)
 LENGTHS = [5, 1, 0, 17, 2, 33, 9, 1]
@@ -168,20 +168,3 @@ def test_rope_turns_by_the_distance_within_the_own_sequence():
 
 def test_the_papers_shape_has_1499_million_parameters():
     assert round(count_parameters(Model(), 150_000) / 1e6) == 1499
-
-
-def test_memory_estimate_shares_the_optimiser_state_over_ranks():
-    one, many = (memory_per_device(Model(), 150_000, 0, ranks) for ranks in (1, 64))
-    assert one == count_parameters(Model(), 150_000) * 16
-    assert one - many == pytest.approx(count_parameters(Model(), 150_000) * 8 * 63 / 64)
-    assert (
-        one
-        < memory_per_device(Model(), 150_000, 1024, 1, recompute="block")
-        < memory_per_device(Model(), 150_000, 1024, 1)
-    )
-    assert memory_per_device(Model(), 150_000, 0, 8, bfloat16=True) == pytest.approx(
-        count_parameters(Model(), 150_000) * (2 + 4 + 12 / 8)
-    )
-    assert memory_per_device(Model(), 150_000, 0, 8, tensor=2) == pytest.approx(
-        memory_per_device(Model(), 150_000, 0, 8) / 2
-    )

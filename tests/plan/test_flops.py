@@ -9,8 +9,8 @@ from conan_engine.config import Lora, Model
 from conan_engine.model.lora import adapt
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh, waiting
-from conan_engine.run import flops as work
-from conan_engine.run.flops import Work
+from conan_engine.plan import devices
+from conan_engine.plan.flops import Work
 from conan_engine.stages import Packed, sizes
 
 SHAPE = Model(layers=2, width=64, ffn=96, heads=4, kv_heads=2, head_dim=16)
@@ -28,7 +28,7 @@ def test_flop_are_those_of_the_benchmark_of_steps(name):
     wanted = Benchmarked(name, SHAPE, 500, 16)
     model = Transformer(SHAPE, 500)
     learnt = wanted.tokens if name == "text" else 0
-    found = Work(model, Mesh("cpu")).flop(sizes(packed(wanted.lengths), Mesh("cpu"), name == "pairs", learnt))
+    found = Work(model).flop(sizes(packed(wanted.lengths), Mesh("cpu"), name == "pairs", learnt))
     # there norms count too, and the token table only as the LM head
     assert found == pytest.approx(wanted.flops, rel=0.01)
 
@@ -37,41 +37,20 @@ def test_frozen_weights_have_no_gradient_to_compute():
     model, one = Transformer(SHAPE, 500), sizes(packed([1]), Mesh("cpu"), True)
     matrices = sum(p.numel() for p in model.blocks.parameters() if p.ndim == 2)
     of_pair = 12 * 16 * 4 * 2
-    assert Work(model, Mesh("cpu")).flop(one) == 6 * matrices + of_pair
+    assert Work(model).flop(one) == 6 * matrices + of_pair
     adapt(model, Lora(rank=4), 1)
     adapters = sum(p.numel() for p in model.blocks.parameters() if p.requires_grad)
-    assert Work(model, Mesh("cpu")).flop(one) == 4 * matrices + 6 * adapters + of_pair
+    assert Work(model).flop(one) == 4 * matrices + 6 * adapters + of_pair
 
 
-@pytest.mark.parametrize(
-    ("device", "tflops"),
-    [
-        ("NVIDIA H100 80GB HBM3", 989),
-        ("NVIDIA H100 PCIe", 756),
-        ("NVIDIA H200", 989),
-        ("NVIDIA H20-3e", 148),
-        ("NVIDIA A100-SXM4-80GB", 312),
-        ("NVIDIA A10G", 70),
-        ("NVIDIA L40S", 362),
-        ("NVIDIA L40", 181),
-        ("NVIDIA L4", 121),
-        ("NVIDIA RTX A4000", None),
-        ("NVIDIA GH200 480GB", 989),
-        ("Somebody's", None),
-    ],
-)
-def test_a_rate_is_told_where_the_devices_peak_is_known(monkeypatch, device, tflops):
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: device)
-    assert work.peak(torch.device("cuda", 0)) == tflops and work.peak(torch.device("cpu")) is None
-    monkeypatch.setattr(work, "peak", lambda _: tflops)
-    found = Work(Transformer(SHAPE, 500, "bfloat16"), Mesh("cpu"))
+@pytest.mark.parametrize("device", [devices.named("H100"), None])
+def test_a_rate_is_told_where_the_devices_peak_is_known(device):
+    found = Work(Transformer(SHAPE, 500, "bfloat16"), 2, device)
     one = sizes(packed([30, 0, 1]), Mesh("cpu"), False)
-    assert found.rate(one, 2.0) == (
-        {"tflops": found.flop(one) / 2e12, "mfu": found.flop(one) / 2e12 / tflops} if tflops else {}
-    )
-    assert Work(Transformer(SHAPE, 500, "float32"), Mesh("cpu")).rate(one, 2.0) == {}, (
-        "the peak is that of other products"
-    )
+    tflops = found.flop(one) / 2.0 / 2 / 1e12
+    assert found.rate(one, 2.0) == ({"tflops": tflops, "mfu": tflops / 989} if device else {})
+    of_float32 = Work(Transformer(SHAPE, 500, "float32"), 2, device)
+    assert of_float32.rate(one, 2.0) == {}, "the peak is that of other products"
 
 
 def _sends(mesh):
