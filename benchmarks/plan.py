@@ -4,9 +4,9 @@
         [--out runs/benchmarks]
 
 Memory on this machine's CPU: train.py trains each size for a few steps, next tokens (`pretrain`) and pairs (`weak`),
-with a checkpoint after each; the process' peak resident memory stands beside the plan's. Steps on a GPU: time and memory
-of what step.py measured (--step), beside the plan's. The paper's four stages on H100: predicted hours beside the
-paper's. Prints a table; writes plan.json.
+with a checkpoint after each; the process' peak resident memory stands beside the plan's. Steps on a GPU: time and
+memory of what step.py measured (--step), beside the plan's; memory only if no peer ran before in that process. The
+paper's four stages on H100: predicted hours beside the paper's. Prints a table; writes plan.json.
 """
 
 import json
@@ -80,7 +80,7 @@ def on_cpu(size, stage, folder):
     config.write_text(CONFIG.format(out=out, stage=stage, layers=layers, width=width, ffn=ffn, heads=heads))
     _done([sys.executable, "-m", "conan_engine.prepare", config])
     said = _done([sys.executable, ROOT / "conan_engine/train.py", config, "--plan_only=true"])
-    kinds = {kind: float(gib) * 2**30 for kind, gib in re.findall(r"([a-z ]+) ([\d.]+)(?:,|$)", said.split("GiB: ")[1])}
+    kinds = {kind: float(gib) * 2**30 for kind, gib in re.findall(r"([a-z ]+) ([\d.]+)(?:,|$)", said.split("GiB: ")[1].splitlines()[0])}
     process = subprocess.Popen(
         [sys.executable, ROOT / "conan_engine/train.py", config], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -104,7 +104,9 @@ def on_gpu(path):
     name = report["machine"].removeprefix("NVIDIA ")
     machines = predicting.Machines(devices.named(name.split(" ")[0]), 1, replay.Links(450, 50, 8))
     form = memory.Form("cuda", True)
+    alone = True
     for row in report["rows"]:
+        alone = alone and row["form"] == "ours"
         if row["form"] != "ours" or "seconds" not in row:
             continue
         work = Work(row["work"], config.model, config.tokenizer.vocab_size, 1)
@@ -119,7 +121,7 @@ def on_gpu(path):
         planned = memory.of_weights(layout, form) | memory.of_step(layout, load, form)
         seconds = replay.of(schedule.step(layout, load, form, times), form, machines.links).step
         yield {
-            "form": f"{name}, 1.4B", "work": row["work"], "planned": planned, "peak_bytes": row["peak_bytes"],
+            "form": f"{name}, 1.4B", "work": row["work"], "planned": planned, "peak_bytes": row["peak_bytes"] if alone else None,
             "planned_seconds": seconds, "seconds": row["seconds"], "file": Path(path).name,
         }  # fmt: skip
 
@@ -155,9 +157,9 @@ def main():
             print(f"{row['form']:22}{row['work']:>11}  {hours} on {row['gpus']} GPUs; MFU {row['mfu']:.0%}")
             rows.add(row)
             return
-        planned = sum(row["planned"].values())
-        line = f"{row['form']:22}{row['work']:>9}{planned / 2**30:13.2f}{row['peak_bytes'] / 2**30:10.2f}"
-        line += f"{planned / row['peak_bytes']:7.2f}"
+        planned, peak = sum(row["planned"].values()), row["peak_bytes"]
+        line = f"{row['form']:22}{row['work']:>9}{planned / 2**30:13.2f}"
+        line += f"{peak / 2**30:10.2f}{planned / peak:7.2f}" if peak else f"{'-':>10}{'-':>7}"
         if "seconds" in row:
             line += f"{1e3 * row['planned_seconds']:13.1f}{1e3 * row['seconds']:10.1f}"
             line += f"{row['planned_seconds'] / row['seconds']:7.2f}"
