@@ -187,7 +187,7 @@ def replayed(device, links):
                 layout = Layout(config, name, config.tokenizer.vocab_size, tensor)
                 times = timing.of(layout, step, form, device)
                 found = replay.of(schedule.step(layout, step, form, times), form, links)
-                held = memory.of_weights(layout, form) | memory.of_step(layout, step, form)
+                held = memory.of(layout, step, form)
                 yield {
                     "work": work, "gpus": gpus, "data": form.data, "tensor": tensor, "bytes": sum(held.values()),
                     "tokens_per_s_of_gpu": numbers["tokens"] / tensor / found.step, **found._asdict(),

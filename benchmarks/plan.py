@@ -80,7 +80,10 @@ def on_cpu(size, stage, folder):
     config.write_text(CONFIG.format(out=out, stage=stage, layers=layers, width=width, ffn=ffn, heads=heads))
     _done([sys.executable, "-m", "conan_engine.prepare", config])
     said = _done([sys.executable, ROOT / "conan_engine/train.py", config, "--plan_only=true"])
-    kinds = {kind: float(gib) * 2**30 for kind, gib in re.findall(r"([a-z ]+) ([\d.]+)(?:,|$)", said.split("GiB: ")[1].splitlines()[0])}
+    kinds = {
+        kind: float(gib) * 2**30
+        for kind, gib in re.findall(r"([a-z ]+) ([\d.]+)(?:,|$)", said.split("GiB: ")[1].splitlines()[0])
+    }
     process = subprocess.Popen(
         [sys.executable, ROOT / "conan_engine/train.py", config], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
     )
@@ -118,7 +121,7 @@ def on_gpu(path):
         )  # fmt: skip
         layout = Layout(config, "pretrain" if work.causal else "weak", config.tokenizer.vocab_size)
         times = timing.of(layout, load, form, machines.device)
-        planned = memory.of_weights(layout, form) | memory.of_step(layout, load, form)
+        planned = memory.of(layout, load, form)
         seconds = replay.of(schedule.step(layout, load, form, times), form, machines.links).step
         yield {
             "form": f"{name}, 1.4B", "work": row["work"], "planned": planned, "peak_bytes": row["peak_bytes"] if alone else None,

@@ -12,7 +12,8 @@ if TYPE_CHECKING:
     from conan_engine.plan.loads import Load
 
 
-PROCESS = 440 << 20  # of Python, torch and the loader on a CPU, measured
+# on a CPU, measured: bytes of Python, torch and the loader, and the share of all others that lies unused between them
+PROCESS, FRAGMENTS = 440 << 20, 0.06
 
 
 class Form(NamedTuple):
@@ -37,7 +38,7 @@ def of_weights(layout: Layout, form: Form) -> dict[str, int]:
 
     A weight takes 2 in bfloat16 on a GPU, else 4; a trained one 4 for its gradient and, of each rank's share, 8 for
     the moments and 4 for the float32 weight, unless the weights are float32 (parallel/sharded_adamw.py). On a CPU the
-    process itself and the copy that a checkpoint is written from count too.
+    copy that a checkpoint is written from counts too.
     """
     half, share = form.bfloat16 and form.device == "cuda", -(-layout.trained // form.data)
     kinds = {
@@ -47,8 +48,16 @@ def of_weights(layout: Layout, form: Form) -> dict[str, int]:
         "moments": 8 * share,
     }
     if form.device == "cpu":
-        kinds |= {"checkpoint": 12 * share, "process": PROCESS}
+        kinds["checkpoint"] = 12 * share
     return {kind: size for kind, size in kinds.items() if size}
+
+
+def of(layout: Layout, load: Load, form: Form) -> dict[str, int]:
+    """Bytes of a device at the peak of a step, by kind."""
+    kinds = of_weights(layout, form) | of_step(layout, load, form)
+    if form.device == "cpu":
+        kinds |= {"process": PROCESS, "fragments": round(FRAGMENTS * sum(kinds.values()))}
+    return kinds
 
 
 def of_step(layout: Layout, load: Load, form: Form) -> dict[str, int]:

@@ -79,7 +79,7 @@ class Planner:
         chunk = settings.chunk if chunk is None else chunk
         config = dataclasses.replace(self.config, **{name: dataclasses.replace(settings, chunk=chunk)})
         layout, load = self.layout(name, form.tensor), loads.of(name, config, form.data, self.lengths)
-        held = memory.of_weights(layout, form) | memory.of_step(layout, load, form)
+        held = memory.of(layout, load, form)
         planned = Planned(name, settings.steps, chunk, form, load, held, Work(layout.model))
         if machines:
             times = timing.of(layout, load, form, machines.device)

@@ -33,7 +33,7 @@ def report(config: Config, mesh: Mesh) -> None:
     form = Form(mesh.device.type, bfloat16, config.recompute == "block", mesh.data.world, mesh.tensor.world)
     planner = Planner(config, _vocab_size(config), lengths.longest(config))
     layout = planner.layout(config.stages[0], form.tensor)
-    fixed = sum(size for kind, size in of_weights(layout, form).items() if kind not in ("checkpoint", "process"))
+    fixed = sum(size for kind, size in of_weights(layout, form).items() if kind != "checkpoint")
     needs = max(planner.stage(name, form).memory for name in config.stages)
     # the ranks of a machine share its memory
     has = torch.cuda.mem_get_info()[1] if cuda else os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -38,7 +38,16 @@ def test_memory_is_told_by_kind_and_sums_up(capsys):
     assert "Lengths of texts: max_tokens, which none exceeds." in out
     whole, kinds = re.search(r"memory of a device: ([\d.]+) GiB: (.*)", out).groups()
     sizes = dict(re.findall(r"([a-z ]+?) ([\d.]+)(?:, |$)", kinds))
-    assert list(sizes) == ["weights", "gradients", "moments", "checkpoint", "process", "activations", "workspace"]
+    assert list(sizes) == [
+        "weights",
+        "gradients",
+        "moments",
+        "checkpoint",
+        "activations",
+        "workspace",
+        "process",
+        "fragments",
+    ]
     assert sum(map(float, sizes.values())) == pytest.approx(float(whole), abs=0.05)
     assert "GPU hours" not in out and "--plan.device=h200" in out
 
