@@ -124,7 +124,8 @@ def on_gpu(path):
         planned = memory.of(layout, load, form)
         seconds = replay.of(schedule.step(layout, load, form, times), form, machines.links).step
         yield {
-            "form": f"{name}, 1.4B", "work": row["work"], "planned": planned, "peak_bytes": row["peak_bytes"] if alone else None,
+            "form": f"{name}, 1.4B", "work": row["work"], "planned": planned,
+            "peak_bytes": row["peak_bytes"] if alone else None,
             "planned_seconds": seconds, "seconds": row["seconds"], "file": Path(path).name,
         }  # fmt: skip
 

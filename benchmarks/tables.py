@@ -191,6 +191,50 @@ def _batch(label, tokens):
     )
 
 
+def planned(file):
+    """Memory and time of a plan.json, planned beside measured."""
+    lines = []
+    for row in (row for row in _read(file)["rows"] if "planned" in row):
+        bytes_planned, peak = sum(row["planned"].values()), row["peak_bytes"]
+        seconds = [1e3 * row["planned_seconds"], 1e3 * row["seconds"]] if "seconds" in row else None
+        lines.append(
+            [
+                *(row["form"], row["work"]),
+                f"{bytes_planned / 2**30:.2f}",
+                f"{peak / 2**30:.2f}" if peak else "",
+                *(f"{one:.0f}" for one in seconds or ()),
+                *([""] * 2 if not seconds else []),
+            ]
+        )
+    return _table(["device, model", "work", "GiB planned", "GiB measured", "ms planned", "ms measured"], lines)
+
+
+def paper(file):
+    """The hours of the paper's stages in a plan.json."""
+    rows = [row for row in _read(file)["rows"] if "paper_hours" in row]
+    lines = [
+        [row["work"], f"{row['tokens'] / 1e9:,.0f}B", row["gpus"], f"{row['data']} x {row['tensor']}", row["chunk"],
+         f"{1e3 * row['planned_seconds']:,.0f}", f"{row['mfu']:.0%}", f"{row['planned_hours']:.0f}", row["paper_hours"]]
+        for row in rows
+    ]  # fmt: skip
+    head = ["stage", "tokens", "GPUs", "data x tensor ranks", "chunk", "ms a step", "MFU", "hours predicted"]
+    return _table([*head, "hours in the paper"], lines)
+
+
+def overlap(file):
+    """What is sent, what of it is hidden, and what is waited for, of an overlap.json."""
+    lines = []
+    for row in _read(file)["rows"]:
+        hidden = f"{1 - row['waits_data'] / row['sends_data']:.0%}" if row["sends_data"] else ""
+        times = [f"{1e3 * row[key]:.0f}" for key in ("step", "computes", "sends_data")]
+        waits = [f"{1e3 * row[key]:.0f}" for key in ("waits_data", "waits_tensor")]
+        rate = f"{row['tokens_per_s_of_gpu']:,.0f}"
+        mesh = f"{row['data']:,} x {row['tensor']}"
+        lines.append([row["work"], f"{row['gpus']:,}", mesh, *times, hidden, *waits, rate])
+    head = ["work", "GPUs", "data x tensor ranks", "step", "computes", "data ranks send", "of it hidden"]
+    return _table([*head, "waits for data ranks", "for tensor ranks", "tokens/s of a GPU"], lines)
+
+
 def _table(head, lines):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in (head, ["---"] * len(head), *lines)) + "\n"
 
@@ -206,6 +250,9 @@ TABLES = {
     "finetune": finetune,
     "ablation": ablation,
     "search": search,
+    "planned": planned,
+    "paper": paper,
+    "overlap": overlap,
 }
 
 

@@ -73,10 +73,11 @@ def _whole(config: Config, form: Form, here: devices.Device | None) -> Iterator[
         yield "\nFor the time of a run on GPUs: --plan.device=h200 --plan.gpus=8"
         return
     gpus = plan.gpus or form.data * form.tensor
-    machines = Machines(device, gpus, Links(*(plan.links or (device.link, BETWEEN)), plan.machine))
+    within, between = plan.links or (device.link, BETWEEN)
+    machines = Machines(device, gpus, Links(within, between, plan.machine))
     yield (
-        f"Predicted for {gpus:,} {device.name}, {plan.machine} a machine, with links of {machines.links.within:g} GB/s "
-        f"within a machine and {machines.links.between:g} GB/s between two."
+        f"Predicted for {gpus:,} {device.name}, {plan.machine} a machine, with links of {within:g} GB/s "
+        f"within a machine and {between:g} GB/s between two."
     )
     if gpus % config.tensor_parallel:
         raise UserError(f"plan.gpus is {gpus}; expected a multiple of tensor_parallel = {config.tensor_parallel}")
