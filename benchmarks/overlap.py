@@ -22,6 +22,7 @@ import tempfile
 from pathlib import Path
 
 import measured
+import plan
 
 from conan_engine import train
 from conan_engine.config import Config
@@ -30,7 +31,6 @@ from conan_engine.parallel import sharded_adamw
 from conan_engine.parallel.sharded_adamw import Bucket, ShardedAdamW
 from conan_engine.plan import devices, lengths, loads, memory, replay, schedule, timing
 from conan_engine.plan.layout import Layout
-from conan_engine.plan.loads import Load
 from conan_engine.plan.report import BETWEEN
 from conan_engine.plan.schedule import SMALL, Send
 from conan_engine.settings import load
@@ -167,30 +167,20 @@ def sizes_of(group, sends):
 
 
 def replayed(device, links):
-    """Rows of the 1.4B model: 32,768 tokens, or 64 pairs, on each data rank, on meshes of GPUs."""
+    """Rows of the 1.4B model: the steps of step.py on each data rank, on meshes of GPUs."""
     config = Config()
-    shapes = {
-        "text": (
-            "pretrain",
-            {"tokens": 32768, "texts": 32, "pairs": 32768 * 1024, "learnt": 32768, "both_ways": False},
-        ),
-        "pairs": (
-            "weak",
-            {"tokens": 12622, "texts": 128, "pairs": 3.2e6, "learnt": 0, "queries": 64, "documents": 64, "dims": 7},
-        ),
-    }
-    for work, (name, numbers) in shapes.items():
+    for work in ("text", "pairs"):
+        name, load_of_rank = plan.of_step(work, config)
         for gpus in (8, 64, 1024):
             for tensor in (1, 2, 8):
                 form = memory.Form("cuda", True, False, gpus // tensor, tensor)
-                step = Load(at_once=numbers["tokens"], parts=1, **numbers)
                 layout = Layout(config, name, config.tokenizer.vocab_size, tensor)
-                times = timing.of(layout, step, form, device)
-                found = replay.of(schedule.step(layout, step, form, times), form, links)
-                held = memory.of(layout, step, form)
+                times = timing.of(layout, load_of_rank, form, device)
+                found = replay.of(schedule.step(layout, load_of_rank, form, times), form, links)
                 yield {
-                    "work": work, "gpus": gpus, "data": form.data, "tensor": tensor, "bytes": sum(held.values()),
-                    "tokens_per_s_of_gpu": numbers["tokens"] / tensor / found.step, **found._asdict(),
+                    "work": work, "gpus": gpus, "data": form.data, "tensor": tensor,
+                    "bytes": sum(memory.of(layout, load_of_rank, form).values()),
+                    "tokens_per_s_of_gpu": load_of_rank.tokens / tensor / found.step, **found._asdict(),
                 }  # fmt: skip
 
 

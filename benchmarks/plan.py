@@ -101,6 +101,17 @@ def _done(command):
     return ended.stdout
 
 
+def of_step(name, config):
+    """The stage and the Load of a step of step.py, "text" or "pairs"."""
+    work = Work(name, config.model, config.tokenizer.vocab_size, 1)
+    squares, half = sum(n * n for n in work.lengths), 0 if work.causal else len(work.lengths) // 2
+    return "pretrain" if work.causal else "weak", Load(
+        tokens=work.tokens, texts=len(work.lengths), pairs=(squares + work.tokens) / 2 if work.causal else squares,
+        learnt=work.tokens if work.causal else 0, at_once=work.tokens, parts=1, both_ways=not work.causal,
+        queries=half, documents=half, dims=len(config.supervised.dims),
+    )  # fmt: skip
+
+
 def on_gpu(path):
     """Rows: planned and measured seconds and bytes of our form's steps in a step.json of the 1.4B model."""
     report, config = json.loads(Path(path).read_text(encoding="utf-8")), Config()
@@ -112,14 +123,8 @@ def on_gpu(path):
         alone = alone and row["form"] == "ours"
         if row["form"] != "ours" or "seconds" not in row:
             continue
-        work = Work(row["work"], config.model, config.tokenizer.vocab_size, 1)
-        squares, half = sum(n * n for n in work.lengths), 0 if work.causal else len(work.lengths) // 2
-        load = Load(
-            tokens=work.tokens, texts=len(work.lengths), pairs=(squares + work.tokens) / 2 if work.causal else squares,
-            learnt=work.tokens if work.causal else 0, at_once=work.tokens, parts=1, both_ways=not work.causal,
-            queries=half, documents=half, dims=len(config.supervised.dims),
-        )  # fmt: skip
-        layout = Layout(config, "pretrain" if work.causal else "weak", config.tokenizer.vocab_size)
+        stage, load = of_step(row["work"], config)
+        layout = Layout(config, stage, config.tokenizer.vocab_size)
         times = timing.of(layout, load, form, machines.device)
         planned = memory.of(layout, load, form)
         seconds = replay.of(schedule.step(layout, load, form, times), form, machines.links).step

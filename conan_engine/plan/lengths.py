@@ -11,6 +11,7 @@ from conan_engine.config import Validation
 from conan_engine.data import datasets
 from conan_engine.data.shards import Shards
 from conan_engine.data.tokenizer import Tokenizer
+from conan_engine.errors import UserError
 
 if TYPE_CHECKING:
     from conan_engine.config import Config
@@ -70,7 +71,10 @@ def _of_shards(config):
     """{} if some shards are missing. Writes nothing."""
     if not Tokenizer.of(config.out_dir):
         return {}
-    _, jobs, _ = datasets.plan(dataclasses.replace(config, validation=Validation()))
+    try:
+        _, jobs, _ = datasets.plan(dataclasses.replace(config, validation=Validation()))
+    except UserError:  # a source that is not here, on a machine that only plans
+        return {}
     if not all(job.finished() for job in jobs.values()):
         return {}
     drawn: dict[Any, list] = {}

@@ -81,7 +81,10 @@ def _whole(config: Config, form: Form, here: devices.Device | None) -> Iterator[
     )
     if gpus % config.tensor_parallel:
         raise UserError(f"plan.gpus is {gpus}; expected a multiple of tensor_parallel = {config.tensor_parallel}")
-    form = Form("cuda", config.precision != "float32", form.recompute, gpus // config.tensor_parallel, form.tensor)
+    check_heads(torch.device("cuda"), config.model.head)
+    form = Form("cuda", True, form.recompute, gpus // config.tensor_parallel, config.tensor_parallel)
+    if config.precision == "float32":
+        raise UserError("plan.device: the time of float32 products is not known; leave --precision=float32 out")
     for name in config.stages:
         uneven = planner.uneven(name, form.data)
         yield from (

@@ -1,5 +1,8 @@
 """AdamW over flat, sharded buckets is torch's AdamW, on one rank and on several; and what it sends when."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from ranked import on_ranks
@@ -11,6 +14,16 @@ from conan_engine.parallel.sharded_adamw import ShardedAdamW
 from conan_engine.run import pieces
 
 STEPS, LR, DECAY = 5, 1e-2, 1e-2
+
+
+def test_a_closed_optimizer_holds_nothing_while_the_next_one_is_made():
+    model = torch.nn.Linear(4, 4)
+    optimizer = ShardedAdamW(model, Mesh("cpu"), LR, DECAY)
+    held = [weakref.ref(bucket) for bucket in optimizer.buckets]
+    moments = [weakref.ref(state["exp_avg"]) for state in optimizer.adam.state.values()]
+    optimizer.close()
+    gc.collect()
+    assert held and moments and not any(one() for one in held + moments)
 
 
 def _model():

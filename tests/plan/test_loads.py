@@ -79,6 +79,12 @@ def test_lengths_given_are_spread_and_never_longer_than_max_tokens():
     assert found["pretrain"] == Texts(1000, 2_000_000) and found["query", "weak"] == Texts(400, 400 * 512)
 
 
+def test_a_source_that_is_not_here_leaves_max_tokens(tmp_path, whole):
+    made = from_dict(json.loads((whole / "config.json").read_text()), "config.json")
+    made.weak.data = {str(tmp_path / "elsewhere.jsonl"): Source()}
+    assert lengths.of(made)[1] == "max_tokens, which none exceeds"
+
+
 def test_without_shards_every_text_has_max_tokens(tmp_path):
     made = config(out_dir=str(tmp_path))
     found, source = lengths.of(made)

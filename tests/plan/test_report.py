@@ -73,6 +73,8 @@ def test_a_batch_that_the_ranks_cannot_split_is_told(capsys):
     ("setting", "line"),
     [
         ("--plan.device=tpu", "plan.device is 'tpu'; expected one of B200"),
+        ("--plan.device=h200 --precision=float32", "the time of float32 products is not known"),
+        ("--plan.device=h200 --model.head_dim=136", "on a GPU they have 16, 32, ... or 128"),
         ("--plan.links=[1]", "plan.links is .1.0.; expected two numbers above 0"),
         ("--plan.tokens=[1,2]", "plan.tokens is .1, 2.; expected a number for each of weak, of at most 512"),
         ("--plan.tokens=[600]", "plan.tokens is .600.; expected a number for each of weak, of at most 512"),
@@ -80,7 +82,7 @@ def test_a_batch_that_the_ranks_cannot_split_is_told(capsys):
 )
 def test_a_wrong_setting_is_one_line(capsys, setting, line):
     with pytest.raises(UserError, match=line):
-        said(capsys, setting)
+        said(capsys, *setting.split())
 
 
 def test_gpus_that_tensor_ranks_do_not_divide_are_one_line(capsys):
