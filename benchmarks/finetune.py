@@ -113,7 +113,10 @@ class Bench:
         )
         model.max_seq_length = weak.max_tokens
         loss = CachedMultipleNegativesRankingLoss(
-            model, scale=1 / weak.temperature, mini_batch_size=weak.chunk or weak.batch
+            model,
+            scale=1 / weak.temperature,
+            mini_batch_size=weak.chunk or weak.batch,
+            mini_batch_num_tokens=weak.chunk_tokens or None,
         )
         loss = MatryoshkaLoss(model, loss, weak.dims or [self.config.model.width])
         clock = Clock(torch.cuda.synchronize if self.cuda else lambda: None)
@@ -166,6 +169,7 @@ def main():
         "settings": settings,
         "batch": weak.batch,
         "chunk": weak.chunk,
+        "chunk_tokens": weak.chunk_tokens,
         "max_tokens": weak.max_tokens,
     }
     rows = measured.Rows(arguments.out / "finetune.json", about)

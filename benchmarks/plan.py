@@ -146,7 +146,7 @@ def of_the_paper():
         yield {
             "form": "the paper's", "work": name, "gpus": gpus, "settings": given, "paper_hours": hours,
             "planned_hours": stage.seconds / 3600, "data": stage.form.data, "tensor": stage.form.tensor,
-            "recompute": stage.form.recompute, "chunk": stage.chunk, "planned_seconds": stage.time.step,
+            "recompute": stage.form.recompute, "chunk": stage.cut.chunk, "planned_seconds": stage.time.step,
             "mfu": stage.mfu(machines), "tokens": stage.load.tokens * stage.form.data * stage.steps,
         }  # fmt: skip
 

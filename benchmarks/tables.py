@@ -209,6 +209,22 @@ def planned(file):
     return _table(["device, model", "work", "GiB planned", "GiB measured", "ms planned", "ms measured"], lines)
 
 
+def lengths(file):
+    """Memory and time of lengths.py by the texts' length, cut by texts and by tokens."""
+    report = _read(file)
+    by_kind = {}
+    for row in report["rows"]:
+        gib = [row[key] / 2**30 for key in ("peak_bytes", "planned_bytes")]
+        cells = [f"{row['parts']}", *(f"{one:.2f} GiB" for one in gib), f"{row['seconds']:.1f} s"]
+        by_kind.setdefault((row["texts"], row["count"]), []).extend(cells)
+    lines = [
+        [f"{count:,} of {int(kind):,} tokens" if kind.isdigit() else f"{count:,}, {kind}", *cells]
+        for (kind, count), cells in by_kind.items()
+    ]
+    heads = [f"`{key} = {report[key]}`: parts" for key in ("chunk", "chunk_tokens")]
+    return _table(["texts", *(cell for head in heads for cell in (head, "memory", "planned", "a step"))], lines)
+
+
 def paper(file):
     """The hours of the paper's stages in a plan.json."""
     rows = [row for row in _read(file)["rows"] if "paper_hours" in row]
@@ -251,6 +267,7 @@ TABLES = {
     "ablation": ablation,
     "search": search,
     "planned": planned,
+    "lengths": lengths,
     "paper": paper,
     "overlap": overlap,
 }

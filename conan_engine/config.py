@@ -104,6 +104,9 @@ class Stage:
     batch: int = within("[1, 2**31)", 64)
     # rows or sequences that a rank computes at a time; 0 = all at once. The same result in less memory
     chunk: int = within("[0, 2**31)", 0)
+    # tokens that a rank computes at a time, in place of chunk: texts of similar length together, a longer text alone;
+    # 0 = no limit
+    chunk_tokens: int = within("[0, 2**31)", 0)
     max_tokens: int = within("[1, 2**30]", 512)  # a longer text is split (pretrain, sft) or cut (weak, supervised)
     lr: float = within("[0, 1]", 1e-4)  # peak learning rate
     warmup: float = within("[0, 1]", 0.05)  # share of the steps in which the learning rate rises to lr

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from conan_engine.config import Config, Source
+    from conan_engine.config import Stage as StageSettings
     from conan_engine.data.loader import Batch
     from conan_engine.data.shards import Shards
     from conan_engine.data.tokenizer import AnyTokenizer
@@ -60,6 +61,15 @@ class Packed(NamedTuple):
     tokens: torch.Tensor
     cu_seqlens: torch.Tensor
 
+    def cut(self, settings: StageSettings, rows: Tensor | None = None) -> tuple[list[Packed], Tensor | None]:
+        """What a rank computes at a time, as settings.chunk or settings.chunk_tokens says: (pieces, order).
+
+        order: None, or int64 [B]: sequence i of the pieces is sequence order[i] here. rows: as in `split`.
+        """
+        if settings.chunk_tokens:
+            return self.split_by_tokens(settings.chunk_tokens)
+        return self.split(settings.chunk, rows), None
+
     def split(self, chunk: int, rows: Tensor | None = None) -> list[Packed]:
         """Cut into pieces of at most `chunk` sequences; 0 gives one piece.
 
@@ -70,7 +80,36 @@ class Packed(NamedTuple):
         if chunk == 0 or count <= chunk:
             return [self]
         edges = [*range(0, count, chunk), count]
-        edges = edges if rows is None else rows[edges].tolist()
+        return self._between(edges if rows is None else rows[edges].tolist())
+
+    def split_by_tokens(self, most: int) -> tuple[list[Packed], Tensor | None]:
+        """Cut into pieces of at most `most` tokens, as `cut` returns them; a longer sequence is a piece of its own.
+
+        Sequences of similar length come together, the longest first. All pieces but the first are full: ranks exchange
+        gradients during the last one.
+        """
+        lengths = self.cu_seqlens.diff().cpu()
+        if len(lengths) < 2 or lengths.sum() <= most:
+            return [self], None
+        order = lengths.argsort(stable=True, descending=True)
+        edges, filled = [len(order)], 0
+        for i, length in reversed(list(enumerate(lengths[order].tolist()))):
+            if filled + length > most and i + 1 < edges[-1]:
+                edges.append(i + 1)
+                filled = 0
+            filled += length
+        order = order.to(self.cu_seqlens.device)
+        return self.taken(order)._between([0, *reversed(edges)]), order
+
+    def taken(self, order: Tensor) -> Packed:
+        """The sequences in another order, int64 [B]."""
+        lengths, starts = self.cu_seqlens.diff()[order], self.cu_seqlens[order]
+        cu_seqlens = F.pad(lengths.cumsum(0, dtype=torch.int32), (1, 0))
+        count = len(self.tokens)
+        before = (starts - cu_seqlens[:-1]).repeat_interleave(lengths, output_size=count)
+        return Packed(self.tokens[before + torch.arange(count, device=before.device)], cu_seqlens)
+
+    def _between(self, edges: list[int]) -> list[Packed]:
         bounds = self.cu_seqlens[edges].tolist()
         return [
             Packed(self.tokens[start:end], self.cu_seqlens[first : last + 1] - start)
@@ -187,7 +226,9 @@ class LanguageModelling(Stage):
         counted = self.group.sum((targets != -100).sum())
         loss: Any = 0.0
         start = 0
-        parts = sequences.split(self.settings.chunk, batch.rows)
+        parts, order = sequences.cut(self.settings, batch.rows)
+        if order is not None:
+            targets = sequences._replace(tokens=targets).taken(order).tokens
         for part in parts:
             summed = model.next_token_loss(
                 part.tokens, part.cu_seqlens, targets[start : start + len(part.tokens)], alpha
@@ -317,9 +358,7 @@ class Weak(Contrastive):
             taught = losses.toward(alone, targets, self.group)
             return loss + settings.distil_weight * taught, accuracy, loss.detach(), taught.detach()
 
-        total, accuracy, *parts = embed_and_backward(
-            model, sequences, settings.chunk, alpha, mask, loss_of, before_last
-        )
+        total, accuracy, *parts = embed_and_backward(model, sequences, settings, alpha, mask, loss_of, before_last)
         return {
             "loss": self.group.sum(total).item(),
             **{name: self.group.sum(part).item() for name, part in zip(("info_nce", "distil"), parts)},
@@ -487,7 +526,7 @@ class Supervised(Contrastive):
             return total, accuracy, loss.detach(), similar.detach(), taught.detach(), hard.detach()
 
         total, accuracy, loss, similar, taught, hard = embed_and_backward(
-            model, everything, settings.chunk, *self.attention(step), loss_of, before_last
+            model, everything, settings, *self.attention(step), loss_of, before_last
         )
         if pools:
             counts = self.group.counts(n)
@@ -547,7 +586,7 @@ def tokenizer_of(config: Config) -> AnyTokenizer:
 def embed_and_backward(
     model: Transformer,
     packed: Packed,
-    chunk: int,
+    settings: StageSettings,
     alpha: float,
     mask: str,
     loss_of: Callable,
@@ -558,11 +597,11 @@ def embed_and_backward(
     Returns what loss_of(embeddings) gave, detached. before_last() is called before the last backward pass of the
     weights.
 
-    With chunk > 0, at most that many sequences are in a graph at a time (gradient caching, arXiv 2101.06983): embed all
-    without a graph; compute the gradient of the loss for each embedding; embed again, chunk by chunk, and pass each
-    chunk its gradients.
+    With settings.chunk or chunk_tokens, at most that much is in a graph at a time (gradient caching, arXiv 2101.06983):
+    embed all without a graph; compute the gradient of the loss for each embedding; embed again, piece by piece, and
+    pass each piece its gradients.
     """
-    parts = packed.split(chunk)
+    parts, order = packed.cut(settings)
 
     def embed(part):
         return model.embed(part.tokens, part.cu_seqlens, alpha, mask)
@@ -575,9 +614,9 @@ def embed_and_backward(
     with torch.no_grad():
         embeddings = torch.cat([embed(part) for part in parts])
     embeddings.requires_grad_()
-    loss, *rest = loss_of(embeddings)
+    loss, *rest = loss_of(embeddings if order is None else embeddings[order.argsort()])
     loss.backward()
-    for part, gradient in zip(parts, embeddings.grad.split(chunk)):
+    for part, gradient in zip(parts, embeddings.grad.split([len(part.cu_seqlens) - 1 for part in parts])):
         if part is parts[-1]:
             before_last()
         embed(part).backward(gradient)

@@ -36,7 +36,9 @@ FILLED = 1 / 4  # of max_tokens, by a text on average (configs/smollm.toml's wea
 
 
 def tokens(config):
-    """That the config's stages compute, roughly; with `chunk` each text of a pair is computed once more, forward."""
+    """That the config's stages compute, roughly; with gradient caching each text of a pair is computed once more,
+    forward.
+    """
     total = 0
     for name in config.stages:
         stage = getattr(config, name)
@@ -46,7 +48,9 @@ def tokens(config):
             texts = stage.batch * (2 if name == "weak" else 2 + config.negatives.count) + (
                 2 * stage.sts_batch if name == "supervised" and stage.sts else 0
             )
-            total += stage.steps * texts * stage.max_tokens * FILLED * (4 / 3 if stage.chunk else 1)
+            total += (
+                stage.steps * texts * stage.max_tokens * FILLED * (4 / 3 if stage.chunk or stage.chunk_tokens else 1)
+            )
     return total
 
 

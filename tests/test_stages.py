@@ -9,7 +9,7 @@ from ranked import on_ranks
 from runs import one_line, shards_of, small_tokenizer, train, untimed, write_lines
 
 from conan_engine import stages
-from conan_engine.config import Config, Model, Sft, Source
+from conan_engine.config import Config, Model, Sft, Source, Stage
 from conan_engine.data import build
 from conan_engine.data.shards import Shards, ShardWriter
 from conan_engine.model import losses
@@ -152,11 +152,12 @@ def test_a_masked_pretraining_learns(tiny, untrained_run):
     for step in range(30):
         batch = stage.draw()
         found.append(stage.backward(model, batch, step)["loss"])
-        stage.settings.chunk, before = 3, [p.grad.clone() for p in model.parameters()]
+        before = [p.grad.clone() for p in model.parameters()]
         optimizer.zero_grad()
+        stage.settings.chunk, stage.settings.chunk_tokens = (3, 0) if step % 2 else (0, 100)
         chunked.append(stage.backward(model, batch, step)["loss"])
-        stage.settings.chunk = 0
-        if step == 0:
+        stage.settings.chunk = stage.settings.chunk_tokens = 0
+        if step < 2:
             assert all(torch.allclose(p.grad, old, atol=1e-6) for p, old in zip(model.parameters(), before))
         optimizer.step()
         optimizer.zero_grad()
@@ -179,6 +180,34 @@ def test_splitting_keeps_every_sequence_and_every_row_whole(chunk, rows, units):
     assert all(part.cu_seqlens[0] == 0 for part in parts)
     firsts = np.cumsum([0, *(len(part.cu_seqlens) - 1 for part in parts)]).tolist()
     assert firsts == (rows or list(range(6)))[:: chunk or units] + ([5] if units % (chunk or units) else [])
+
+
+def _packed(lengths):
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    return Packed(torch.randint(2**31 - 1, (sum(lengths),), dtype=torch.int32), cu_seqlens)
+
+
+def _texts(part):
+    return [part.tokens[start:end].tolist() for start, end in zip(part.cu_seqlens, part.cu_seqlens[1:])]
+
+
+@pytest.mark.parametrize("lengths", [[], [0], [9], [0, 0, 0], LENGTHS, [7] * 9, [30, 1], "random"])
+@pytest.mark.parametrize("most", [1, 4, 7, 20, 10**6])
+def test_a_budget_of_tokens_keeps_every_text_and_puts_neighbours_in_length_together(lengths, most):
+    lengths = torch.randint(60, (50,)).tolist() if lengths == "random" else lengths
+    whole = _packed(lengths)
+    parts, order = whole.split_by_tokens(most)
+    found, texts = [_texts(part) for part in parts], _texts(whole)
+    assert all(part.cu_seqlens[0] == 0 and part.cu_seqlens[-1] == len(part.tokens) for part in parts)
+    flat = [text for part in found for text in part]
+    assert flat == (texts if order is None else [texts[i] for i in order])
+    assert all(len(part.tokens) <= most or len(texts) == 1 for part, texts in zip(parts, found))
+    if order is None:
+        assert len(parts) == 1
+        return
+    assert [len(text) for text in flat] == sorted(lengths, reverse=True)
+    for earlier, part in zip(found, parts[1:]):  # the shortest text before it had no room in it
+        assert len(part.tokens) + len(earlier[-1]) > most
 
 
 def test_parts_stand_one_after_another():
@@ -347,7 +376,27 @@ def test_a_supervised_step_never_takes_what_is_right_for_a_negative(several):
     stage.close()
 
 
-def _a_step(mesh, parts, chunk, path=None):
+@pytest.mark.parametrize("settings", [{"chunk": 3}, {"chunk_tokens": 1}, {"chunk_tokens": 60}], ids=str)
+def test_pieces_have_the_gradients_of_the_whole_batch(settings):
+    shape = Model(layers=2, width=32, ffn=48, heads=2, kv_heads=1, context=64)
+    model = Transformer(shape, 50, "float32").init_weights(1).double()
+    lengths = torch.randint(1, 40, (20,)).tolist()
+    cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
+    whole = Packed(torch.randint(50, (sum(lengths),), dtype=torch.int32), cu_seqlens)
+    weight = torch.randn(20, 32, dtype=torch.float64)  # of each text another: their order matters
+
+    def found(settings):
+        model.zero_grad()
+        loss, last = embed_and_backward(
+            model, whole, Stage(**settings), 0.6, "column", lambda x: ((x * weight).sum().tanh(), x[-1]), lambda: None
+        )
+        return loss, last, *(p.grad.clone() for p in model.parameters())
+
+    for ours, expected in zip(found(settings), found({})):
+        torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+def _a_step(mesh, parts, settings, path=None):
     """One step on 4 pairs of texts, of which each rank has so many; the norm of the gradients, and the weights after
     it."""
     torch.manual_seed(5)
@@ -366,7 +415,7 @@ def _a_step(mesh, parts, chunk, path=None):
         return losses.info_nce(queries, documents, groups, groups, 0.1, mesh)
 
     packed = Packed(torch.cat([torch.zeros(0, dtype=torch.int32), *mine]), cu_seqlens)
-    loss, accuracy = embed_and_backward(model, packed, chunk, 0.7, "column", loss_of, optimizer.send_next)
+    loss, accuracy = embed_and_backward(model, packed, settings, 0.7, "column", loss_of, optimizer.send_next)
     norm = optimizer.reduce_gradients()
     optimizer.step(1e-2, 1.0)
     optimizer.close()
@@ -381,11 +430,13 @@ def _a_step(mesh, parts, chunk, path=None):
     return found
 
 
-@pytest.mark.parametrize("chunk", [pytest.param(0, marks=pytest.mark.slow), 2])
-def test_a_rank_with_less_or_nothing_takes_part_in_the_step(tmp_path, chunk):
-    on_ranks(3, _a_step, (3, 0, 1), chunk, str(tmp_path / "found.pt"))
+@pytest.mark.parametrize(
+    "settings", [pytest.param({}, marks=pytest.mark.slow), {"chunk": 2}, {"chunk_tokens": 9}], ids=str
+)
+def test_a_rank_with_less_or_nothing_takes_part_in_the_step(tmp_path, settings):
+    on_ranks(3, _a_step, (3, 0, 1), Stage(**settings), str(tmp_path / "found.pt"))
     *numbers, weights = torch.load(tmp_path / "found.pt")
-    *expected, expected_weights = _a_step(Mesh("cpu"), (4,), chunk)
+    *expected, expected_weights = _a_step(Mesh("cpu"), (4,), Stage())
     assert numbers == pytest.approx(expected, rel=1e-5)
     # Adam's first step is the learning rate times the gradient's sign, unless that is as small as rounding
     assert ((weights - expected_weights).abs() < 1e-4).float().mean() > 0.98

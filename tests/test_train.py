@@ -135,9 +135,16 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_line_that_says_so(tiny, whol
 
 
 @pytest.mark.slow
-def test_chunks_give_the_curve_of_the_whole_batch(tiny, whole, tmp_path):
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        ["--pretrain.chunk=3", "--sft.chunk=5", "--weak.chunk=7", "--supervised.chunk=9"],
+        [f"--{stage}.chunk_tokens=70" for stage in ("pretrain", "sft", "weak", "supervised")],
+    ],
+)
+def test_chunks_give_the_curve_of_the_whole_batch(tiny, whole, tmp_path, chunks):
     run = tmp_path / "run"
-    code, _, err = train(tiny, run, "--pretrain.chunk=3", "--sft.chunk=5", "--weak.chunk=7", "--supervised.chunk=9")
+    code, _, err = train(tiny, run, *chunks)
     assert code == 0, err
     assert [x[2] for x in losses(run)] == pytest.approx([x[2] for x in losses(whole)], rel=1e-4)
 
@@ -314,6 +321,7 @@ EXTREMES = {
     "supervised.beta": (0, 1000), "negatives.low": (-2, 2),
     "negatives.max_ratio": (0, 10), "negatives.factor": (0, 1000), "seed": (0, 2**31 - 1), "loader_threads": (1, 256),
     "weak.batch": (1, 4096), "weak.chunk": (0, 2**31 - 1),
+    "weak.chunk_tokens": (0, 2**31 - 1),
     "validation.every": (1, 2**31 - 1), "keep": (1, 10**6), "max_skips": (1, 10**6),
 }  # fmt: skip
 

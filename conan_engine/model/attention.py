@@ -116,5 +116,5 @@ class Attention:
         lengths = length[:, None, None]
         axis = {"column": j, "row": i, "uniform": lengths}[self.mask]
         future = (self.alpha * lengths / axis).clamp(max=1).log().expand(len(length), len(i), len(j))
-        bias = torch.where(j <= i, 0.0, future).masked_fill(~own[:, None, :], -torch.inf)
+        bias = torch.where(j <= i, 0.0, future).masked_fill_(~own[:, None, :], -torch.inf)
         return bias[:, None]

@@ -45,6 +45,9 @@ def _of_rows(name, config, ranks, lengths):
     settings, texts = getattr(config, name), lengths[name]
     rows = max(1, settings.batch // ranks)
     tokens, in_part = rows * settings.max_tokens, min(rows, settings.chunk or rows)
+    at_once, parts = in_part * settings.max_tokens, math.ceil(rows / in_part)
+    if settings.chunk_tokens:
+        at_once, parts = _budgeted(settings, tokens, tokens, [(tokens / texts.mean, texts)])
     masked = settings.masked if name == "pretrain" else 0.0
     squares = tokens * texts.square / texts.mean
     return Load(
@@ -52,8 +55,8 @@ def _of_rows(name, config, ranks, lengths):
         texts=tokens / texts.mean,
         pairs=squares if masked else (squares + tokens) / 2,
         learnt=tokens * (masked or texts.learnt),
-        at_once=in_part * settings.max_tokens,
-        parts=math.ceil(rows / in_part),
+        at_once=at_once,
+        parts=parts,
         both_ways=masked > 0,
     )
 
@@ -75,17 +78,37 @@ def _of_pairs(name, config, ranks, lengths):
     groups = [(queries, lengths["query", name]), (queries * (1 + hard), lengths["document", name]), *beside]
     texts = sum(n for n, _ in groups)
     in_part = min(texts, settings.chunk or texts)
+    tokens, most = sum(n * of.mean for n, of in groups), _largest(groups, in_part, settings.max_tokens, batch_tokens)
+    at_once, parts = most, math.ceil(texts / in_part)
+    if settings.chunk_tokens:
+        at_once, parts = _budgeted(settings, tokens, most, groups)
     return Load(
-        tokens=share * sum(n * of.mean for n, of in groups),
+        tokens=share * tokens,
         texts=share * texts,
         pairs=share * sum(n * of.square for n, of in groups),
         learnt=0,
-        at_once=_largest(groups, in_part, settings.max_tokens, batch_tokens),
-        parts=math.ceil(texts / in_part),
+        at_once=at_once,
+        parts=parts,
         queries=queries,
         documents=queries * (1 + hard),
         dims=len(settings.dims) or 1,
     )
+
+
+def _budgeted(settings, tokens: float, most: float, groups: list[tuple[float, Texts]]) -> tuple[float, int]:
+    """(at_once, parts) with chunk_tokens. most: tokens of the largest batch that is to be expected."""
+    budget = settings.chunk_tokens
+    if most <= budget:
+        return most, 1
+    squares = sum(n * of.square for n, of in groups)
+    # half a text of the length that a token is in has no more room in a part
+    filled = max(budget - squares / tokens / 2, budget / 2)
+    longest = max(_far(*of.longest) for _, of in groups)
+    return min(most, max(budget, min(settings.max_tokens, longest))), math.ceil(tokens / filled)
+
+
+def _far(mean, square):
+    return mean + FAR * math.sqrt(max(0.0, square - mean**2))
 
 
 def _largest(groups: list[tuple[float, Texts]], in_part: float, longest: int, batch_tokens: float) -> float:

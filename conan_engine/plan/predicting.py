@@ -29,13 +29,23 @@ class Machines(NamedTuple):
     links: Links
 
 
+class Cut(NamedTuple):
+    """What a rank computes at a time: the stage's chunk and chunk_tokens, of which one is 0."""
+
+    chunk: int = 0
+    chunk_tokens: int = 0
+
+    def __str__(self) -> str:
+        return f"{self.chunk_tokens}t" if self.chunk_tokens else f"{self.chunk}"
+
+
 @dataclasses.dataclass
 class Planned:
     """A stage on a mesh. bytes: of a device by kind. time: None without Machines."""
 
     name: str
     steps: int
-    chunk: int
+    cut: Cut
     form: Form
     load: Load
     bytes: dict[str, int]
@@ -73,14 +83,14 @@ class Planner:
             self.layouts[name, tensor] = Layout(self.config, name, self.vocab_size, tensor)
         return self.layouts[name, tensor]
 
-    def stage(self, name: str, form: Form, machines: Machines | None = None, chunk: int | None = None) -> Planned:
-        """Plan a stage. chunk: in place of the config's."""
+    def stage(self, name: str, form: Form, machines: Machines | None = None, cut: Cut | None = None) -> Planned:
+        """Plan a stage. cut: in place of the config's."""
         settings = getattr(self.config, name)
-        chunk = settings.chunk if chunk is None else chunk
-        config = dataclasses.replace(self.config, **{name: dataclasses.replace(settings, chunk=chunk)})
+        cut = Cut(settings.chunk, settings.chunk_tokens) if cut is None else cut
+        config = dataclasses.replace(self.config, **{name: dataclasses.replace(settings, **cut._asdict())})
         layout, load = self.layout(name, form.tensor), loads.of(name, config, form.data, self.lengths)
         held = memory.of(layout, load, form)
-        planned = Planned(name, settings.steps, chunk, form, load, held, Work(layout.model))
+        planned = Planned(name, settings.steps, cut, form, load, held, Work(layout.model))
         if machines:
             times = timing.of(layout, load, form, machines.device)
             planned.time = replay.of(schedule.step(layout, load, form, times), form, machines.links)
@@ -117,10 +127,14 @@ class Planner:
         if self.uneven(name, form.data):
             return None
         settings = getattr(self.config, name)
-        whole = self.stage(name, form, chunk=0)
-        texts = settings.batch // form.data if name in ("pretrain", "sft") else round(whole.load.texts)
+        whole = self.stage(name, form, cut=Cut())
+        if settings.chunk_tokens:
+            key, most = "chunk_tokens", whole.load.at_once
+        else:
+            rows = name in ("pretrain", "sft")
+            key, most = "chunk", settings.batch // form.data if rows else whole.load.texts
         # a larger chunk has fewer kernels to start and fewer passes over the gradients
-        for chunk in (0, *(2**k for k in reversed(range(max(0, texts - 1).bit_length())))):
-            if self.stage(name, form, chunk=chunk).fits(machines):
-                return self.stage(name, form, machines, chunk)
+        for cut in (Cut(), *(Cut(**{key: 2**k}) for k in reversed(range(max(0, round(most) - 1).bit_length())))):
+            if self.stage(name, form, cut=cut).fits(machines):
+                return self.stage(name, form, machines, cut)
         return None

@@ -100,7 +100,7 @@ def _of_stage(planner: Planner, one: Planned, machines: Machines | None) -> Iter
     attention = one.work.of_pair * load.pairs * form.data / one.flop
     yield (
         f"\n{one.name}: {one.steps:,} steps of {load.tokens * form.data:,.0f} tokens; {form.data} data x {form.tensor} "
-        f"tensor ranks; chunk {one.chunk}"
+        f"tensor ranks; {'chunk_tokens' if one.cut.chunk_tokens else 'chunk'} {max(one.cut)}"
     )
     yield f"  memory of a device: {one.memory / GIB:.2f} GiB: {kinds}"
     yield f"    with recompute = {'none' if form.recompute else 'block'}: {other.memory / GIB:.2f} GiB"
@@ -127,16 +127,17 @@ def _meshes(planner: Planner, machines: Machines) -> Iterator[str]:
     if not fitting:
         yield f"\nThere is no mesh of {machines.gpus} {machines.device.name} on which all stages fit."
         return
-    yield f"\nMeshes on which all stages fit, fastest first; chunk and ms a step of {', '.join(names)}:"
+    unit = "; t: chunk_tokens" if any(one.cut.chunk_tokens for stages in fitting for one in stages) else ""
+    yield f"\nMeshes on which all stages fit, fastest first; chunk and ms a step of {', '.join(names)}{unit}:"
     yield (
-        f"{'data x tensor':>14}  {'recompute':9}  {'chunk':>{6 * len(names)}}{'ms a step':>{10 * len(names)}}{'GiB':>7}"
+        f"{'data x tensor':>14}  {'recompute':9}  {'chunk':>{8 * len(names)}}{'ms a step':>{10 * len(names)}}{'GiB':>7}"
         + (f"{'days':>9}{'GPU hours':>12}")
     )
     for stages in fitting:
         form, seconds = stages[0].form, sum(one.seconds for one in stages)
         yield (
             f"{form.data:>5} x {form.tensor:<6}  {'block' if form.recompute else 'none':9}  "
-            + "".join(f"{one.chunk:6}" for one in stages)
+            + "".join(f"{str(one.cut):>8}" for one in stages)
             + "".join(f"{1e3 * one.time.step:10,.0f}" for one in stages)
             + f"{max(one.memory for one in stages) / GIB:7.0f}{seconds / DAY:9.1f}{_hours(seconds, machines):>12}"
         )

@@ -104,6 +104,12 @@ def check(config: Config, where: str) -> None:
             stage.max_tokens,
             f"1 to model.context = {model.context}",
         )
+        require(
+            not (stage.chunk and stage.chunk_tokens),
+            f"{name}.chunk_tokens",
+            stage.chunk_tokens,
+            f"0, since {name}.chunk is {stage.chunk}; one of the two must be 0",
+        )
         require(bool(stage.data), f"{name}.data", stage.data, "at least one source = weight")
         for key in TABLES:
             for source, about in getattr(stage, key, {}).items():

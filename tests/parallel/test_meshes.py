@@ -13,6 +13,7 @@ from runs import losses, start, train
 MESHES = [(1, 1), (2, 1), (1, 2), (2, 2)]  # (ranks that share a model, ranks that share the data)
 STAGES = ("pretrain", "sft", "weak", "supervised")
 CHUNKS = ["--pretrain.chunk=2", "--sft.chunk=2", "--weak.chunk=5", "--supervised.chunk=7"]
+TOKENS = [f"--{stage}.chunk_tokens=70" for stage in STAGES]
 
 
 def on_mesh(tiny, run, mesh, *options):
@@ -33,7 +34,7 @@ def test_four_ranks_have_the_losses_of_one(tiny, whole, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("chunks", [[], CHUNKS], ids=["whole", "chunks"])
+@pytest.mark.parametrize("chunks", [[], CHUNKS, TOKENS], ids=["whole", "chunks", "tokens"])
 @pytest.mark.parametrize("stage", STAGES)
 def test_every_mesh_has_the_losses_of_one_rank(tiny, whole, tmp_path, stage, chunks):
     # rounding reaches a loss times 1 / T: at T = 0.02 it can be a few 1e-5 after some steps

@@ -3,11 +3,14 @@
 import json
 
 import pytest
+import torch
+import torch.nn.functional as F
 
 from conan_engine.config import Config, Source
 from conan_engine.plan import lengths, loads
 from conan_engine.plan.lengths import Texts
 from conan_engine.settings.reading import from_dict
+from conan_engine.stages import Packed
 
 
 def known(name, mean, square=None):
@@ -57,6 +60,37 @@ def test_a_part_holds_the_longest_kind_of_texts_and_is_never_longer_than_all_may
     assert loads.of("weak", made, 1, texts | {("document", "weak"): Texts(60.0, 3600.0)}).at_once == 50 * 60
     spread = loads.of("weak", made, 1, texts | {("document", "weak"): Texts(40.0, 2000.0)}).at_once
     assert 50 * 40 < spread <= 50 * 64
+
+
+@pytest.mark.parametrize("name", ["pretrain", "weak", "supervised"])
+def test_a_budget_of_tokens_bounds_a_part(name):
+    made = config(**{f"{name}__batch": 64, f"{name}__max_tokens": 400, f"{name}__chunk_tokens": 2000})
+    texts = known(name, 100.0, 20_000.0)
+    found = loads.of(name, made, 2, texts)
+    assert found.at_once == 2000
+    assert found.tokens / found.parts <= 2000 < found.tokens / (found.parts - 1) * 1.2
+    getattr(made, name).chunk_tokens = 50
+    assert loads.of(name, made, 2, texts).at_once == 400, "a longer text is a part of its own"
+    getattr(made, name).chunk_tokens = 10**6
+    assert loads.of(name, made, 2, texts).parts == 1
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.8, 1.5])
+def test_as_many_parts_as_a_batch_is_cut_into(spread):
+    parts, at_once, squares, total = [], [], 0.0, 0
+    for _ in range(20):
+        drawn = (torch.randn(512) * spread + 4.5).exp().clamp(1, 512).int()
+        packed = Packed(
+            torch.zeros(int(drawn.sum()), dtype=torch.int32), F.pad(drawn.cumsum(0, dtype=torch.int32), (1, 0))
+        )
+        pieces, _ = packed.split_by_tokens(3000)
+        parts.append(len(pieces))
+        at_once.append(max(len(piece.tokens) for piece in pieces))
+        squares, total = squares + drawn.double().square().sum().item(), total + int(drawn.sum())
+    made = config(weak__max_tokens=512, weak__batch=256, weak__chunk_tokens=3000)
+    planned = loads.of("weak", made, 1, known("weak", total / 20 / 512, squares / 20 / 512))
+    assert sum(parts) / 20 == pytest.approx(planned.parts, rel=0.1, abs=1)
+    assert 0.9 * planned.at_once <= max(at_once) <= planned.at_once
 
 
 def test_the_steps_of_a_run_have_the_tokens_that_are_planned_from_its_shards(whole):

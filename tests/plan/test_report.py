@@ -9,7 +9,7 @@ from conan_engine.errors import UserError
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.plan import devices, lengths, memory
 from conan_engine.plan.memory import Form
-from conan_engine.plan.predicting import Machines, Planner
+from conan_engine.plan.predicting import Cut, Machines, Planner
 from conan_engine.plan.replay import Links
 from conan_engine.plan.report import report
 from conan_engine.settings import load
@@ -128,11 +128,27 @@ def test_uneven_batches_are_named():
     assert planner.uneven("weak", 1000) == ""
 
 
+def test_a_mesh_takes_the_largest_budget_of_tokens_that_fits():
+    for gib in (200, 24):
+        meshes, machines = fitting(gib, "--weak.chunk_tokens=8192")
+        assert meshes and all(one.cut.chunk == 0 and one.fits(machines) for (one,) in meshes)
+    (one,) = meshes[0]
+    assert one.cut.chunk_tokens and str(one.cut) == f"{one.cut.chunk_tokens}t"
+    twice = Cut(chunk_tokens=2 * one.cut.chunk_tokens)
+    config = load("conan-1.4b", PAIRS)
+    assert not Planner(config, 150_000, lengths.longest(config)).stage("weak", one.form, cut=twice).fits(machines)
+
+
+def test_a_budget_of_tokens_is_told(capsys):
+    out = said(capsys, "--weak.chunk_tokens=8192", "--plan.device=h200", "--plan.tokens=[100]")
+    assert "tensor ranks; chunk_tokens 8192" in out
+
+
 def test_chunks_and_recompute_take_less_memory():
     config = load("conan-1.4b", PAIRS)
     planner = Planner(config, 150_000, lengths.longest(config))
     form = Form("cuda", True)
-    whole, parts = (planner.stage("weak", form, chunk=chunk) for chunk in (0, 64))
+    whole, parts = (planner.stage("weak", form, cut=Cut(chunk)) for chunk in (0, 64))
     again = planner.stage("weak", form._replace(recompute=True))
     assert parts.memory < whole.memory and again.memory < whole.memory
     held = sum(memory.of_weights(planner.layout("weak", 1), form).values())
