@@ -5,7 +5,8 @@ by texts (`chunk`) and by tokens (`chunk_tokens`).
         [--layers 4] [--width 512] [--device cpu] [--out runs/benchmarks]
 
 A batch has so many tokens: texts of one length, or of lengths that a log-normal distribution gives. Each row is a
-process of its own that takes three steps; its peak memory stands beside the plan's. Prints a table; writes lengths.json.
+process of its own that takes three steps; its peak memory stands beside the plan's. Prints a table; writes
+lengths.json.
 """
 
 import itertools
