@@ -21,9 +21,10 @@ def settle_memory() -> None:
     Keeping it, a training step takes 1.06 s instead of 1.50 (2 layers, width 256, 14,823 tokens, 2 cores). The process
     stays as large as it ever was. Does nothing where the C library has no mallopt.
 
-    torch asks for aligned memory, and glibc cuts off small ends of it. Before glibc 2.39 an end that waits for reuse
-    keeps the freed block beside it too small for the next tensor of that size. With M_MXFAST = 0 ends wait in the
-    thread's cache alone. GLIBC_TUNABLES=glibc.malloc.tcache_count=0 ends that too, if it is set before the start.
+    torch asks for aligned memory, and glibc cuts off small ends of it. Before glibc 2.39 (its bug 30723) an end that
+    waits for reuse keeps the freed block beside it too small for the next tensor of that size. With M_MXFAST = 0 ends
+    wait in the thread's cache alone. GLIBC_TUNABLES=glibc.malloc.tcache_count=0 ends that too, if it is set before the
+    start.
 
     oneDNN, which multiplies bfloat16 for torch, then keeps the code of the last 16 shapes instead of 1024. No two steps
     have the same number of tokens, and a shape takes up to 2 MB: the demo took 9.2 GB instead of 1.7, in the same time.

@@ -205,6 +205,10 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
         ("[model]\nheads = 5", "model.heads is 5"),
         ("stages = ['weak', 'sft']", "in this order"),
         ("stages = ['weak']", "weak.steps is 0; expected at least 1"),
+        (
+            "stages = ['weak']\n[weak]\nsteps = 1\nchunk = 4\nchunk_tokens = 999",
+            "weak.chunk_tokens is 999; expected 0, since weak.chunk is 4; one of the two must be 0",
+        ),
         ("seed = ", "cannot read this config"),
     ],
 )
