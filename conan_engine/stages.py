@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,11 +65,20 @@ class Packed(NamedTuple):
     def cut(self, settings: StageSettings, rows: Tensor | None = None) -> tuple[list[Packed], Tensor | None]:
         """What a rank computes at a time, as settings.chunk or settings.chunk_tokens says: (pieces, order).
 
-        order: None, or int64 [B]: sequence i of the pieces is sequence order[i] here. rows: as in `split`.
+        order: None, or int64 [B]: sequence i of the pieces is sequence order[i] here. rows: as in `split`. On a CPU
+        each piece is sorted by length: attention takes neighbours of one length together.
         """
         if settings.chunk_tokens:
-            return self.split_by_tokens(settings.chunk_tokens)
-        return self.split(settings.chunk, rows), None
+            parts, order = self.split_by_tokens(settings.chunk_tokens)
+        else:
+            parts, order = self.split(settings.chunk, rows), None
+        if self.tokens.is_cuda:
+            return parts, order
+        within = [part.cu_seqlens.diff().argsort(stable=True) for part in parts]
+        firsts = accumulate((len(one) for one in within), initial=0)
+        moved = torch.cat([first + one for first, one in zip(firsts, within)])
+        parts = [part.taken(one) for part, one in zip(parts, within)]
+        return parts, moved if order is None else order[moved]
 
     def split(self, chunk: int, rows: Tensor | None = None) -> list[Packed]:
         """Cut into pieces of at most `chunk` sequences; 0 gives one piece.
@@ -598,26 +608,27 @@ def embed_and_backward(
     weights.
 
     With settings.chunk or chunk_tokens, at most that much is in a graph at a time (gradient caching, arXiv 2101.06983):
-    embed all without a graph; compute the gradient of the loss for each embedding; embed again, piece by piece, and
-    pass each piece its gradients.
+    embed all pieces; compute the gradient of the loss for each embedding; embed again, piece by piece, and pass each
+    piece its gradients. The last piece's graph is kept from the first time.
     """
     parts, order = packed.cut(settings)
+    *others, last = parts
 
     def embed(part):
         return model.embed(part.tokens, part.cu_seqlens, alpha, mask)
 
-    if len(parts) == 1:
-        loss, *rest = loss_of(embed(packed))
-        before_last()
-        loss.backward()
-        return loss.detach(), *rest
     with torch.no_grad():
-        embeddings = torch.cat([embed(part) for part in parts])
-    embeddings.requires_grad_()
+        early = [embed(part) for part in others]
+    kept = embed(last)
+    embeddings = torch.cat([*early, kept.detach()]).requires_grad_()
     loss, *rest = loss_of(embeddings if order is None else embeddings[order.argsort()])
     loss.backward()
-    for part, gradient in zip(parts, embeddings.grad.split([len(part.cu_seqlens) - 1 for part in parts])):
-        if part is parts[-1]:
+    *gradients, of_kept = embeddings.grad.split([len(part.cu_seqlens) - 1 for part in parts])
+    if not others:
+        before_last()
+    kept.backward(of_kept)
+    for part, gradient in zip(others, gradients):
+        if part is others[-1]:
             before_last()
         embed(part).backward(gradient)
     return loss.detach(), *rest

@@ -210,6 +210,16 @@ def test_a_budget_of_tokens_keeps_every_text_and_puts_neighbours_in_length_toget
         assert len(part.tokens) + len(earlier[-1]) > most
 
 
+@pytest.mark.parametrize("rows", [None, [0, 2, 3, 5]])
+@pytest.mark.parametrize("settings", [{}, {"chunk": 2}, {"chunk_tokens": 4}], ids=str)
+def test_on_a_cpu_each_piece_is_sorted_by_length(settings, rows):
+    whole = _packed(LENGTHS)
+    parts, order = whole.cut(Stage(**settings), rows and torch.tensor(rows, dtype=torch.int32))
+    found, texts = [_texts(part) for part in parts], _texts(whole)
+    assert [text for part in found for text in part] == [texts[i] for i in order]
+    assert all([*map(len, part)] == sorted(map(len, part)) for part in found)
+
+
 def test_parts_stand_one_after_another():
     first, second = (
         stages.Packed(torch.arange(sum(n)), torch.tensor([0, *np.cumsum(n)], dtype=torch.int32))
@@ -394,6 +404,25 @@ def test_pieces_have_the_gradients_of_the_whole_batch(settings):
 
     for ours, expected in zip(found(settings), found({})):
         torch.testing.assert_close(ours, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(("settings", "pieces"), [({}, 1), ({"chunk": 10}, 2), ({"chunk": 3}, 7)], ids=str)
+def test_the_graph_of_the_last_piece_is_kept(settings, pieces):
+    model = Transformer(Model(layers=1, width=8, ffn=8, heads=1, kv_heads=1, context=8), 50, "float32").init_weights(1)
+    plain, events = model.embed, []
+
+    def embed(*arguments):
+        events.append("with a graph" if torch.is_grad_enabled() else "without")
+        return plain(*arguments)
+
+    model.embed = embed
+    whole = _packed([3] * 20)._replace(tokens=torch.arange(60, dtype=torch.int32) % 50)
+    embed_and_backward(
+        model, whole, Stage(**settings), 1.0, "column", lambda x: (x.sum().tanh(),), lambda: events.append("exchange")
+    )
+    early = ["without"] * (pieces - 1) + ["with a graph"]
+    again = ["with a graph"] * (pieces - 1)
+    assert events == early + (again[:-1] + ["exchange"] + again[-1:] if again else ["exchange"])
 
 
 def _a_step(mesh, parts, settings, path=None):

@@ -14,7 +14,7 @@ from conan_engine.data.json_tokenizer import JsonTokenizer
 from conan_engine.errors import UserError
 from conan_engine.model import llama
 from conan_engine.model.gguf_model import NAMES, neighbours
-from conan_engine.model.transformer import frequencies
+from conan_engine.model.rope import frequencies
 from conan_engine.run import checkpoint
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from conan_engine.export.sentence_transformers import write_tokenizer
-from conan_engine.model.transformer import turns
+from conan_engine.model.rope import turns
 
 if TYPE_CHECKING:
     from torch import Tensor

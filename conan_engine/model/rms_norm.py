@@ -6,13 +6,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from conan_engine.model.cached_rows import blocks
 from conan_kernels import pointwise
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-CACHED = 1 << 19  # 2 MiB of float32
 
 
 def add_rms_norm(x: Tensor, y: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -39,7 +37,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
         out, inverse = torch.empty_like(x), x.new_empty(*x.shape[:-1], 1)
-        for rows, inverted, normed in _blocks(x, inverse, out):
+        for rows, inverted, normed in blocks(x, inverse, out):
             torch.linalg.vector_norm(rows, dim=-1, keepdim=True, out=inverted).square_().div_(x.shape[-1]).add_(
                 eps
             ).rsqrt_()
@@ -51,7 +49,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx, gradient):
         x, weight, inverse = ctx.saved_tensors
         of_x, of_weight = torch.empty_like(x), torch.zeros_like(weight)
-        for rows, inverted, given, result in _blocks(x, inverse, gradient, of_x):
+        for rows, inverted, given, result in blocks(x, inverse, gradient, of_x):
             normed = rows * inverted
             product = torch.mul(given, normed, out=result)
             # the part of the gradient along x, which the norm removes
@@ -59,9 +57,3 @@ class _RMSNorm(torch.autograd.Function):
             of_weight += product.flatten(0, -2).sum(0)
             torch.mul(given, weight, out=result).sub_(normed.mul_(along)).mul_(inverted)
         return of_x, of_weight, None
-
-
-def _blocks(x, *others):
-    """Slices of the same rows of each tensor, as many rows as CACHED numbers of x hold."""
-    rows = max(1, CACHED // x.shape[-1])
-    return zip(*(one.split(rows) for one in (x, *others)))

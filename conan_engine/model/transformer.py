@@ -6,7 +6,6 @@ ranks may share a model (tensor_parallel.py); H, G, F and V are then a rank's ow
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +16,8 @@ from torch.utils.checkpoint import checkpoint
 from conan_engine.model.attention import Attention
 from conan_engine.model.lm_head import linear_cross_entropy
 from conan_engine.model.rms_norm import add_rms_norm
+from conan_engine.model.rope import rotate, turns
+from conan_engine.model.swiglu import swiglu
 from conan_engine.parallel.tensor_parallel import TensorParallel
 from conan_kernels import pointwise
 
@@ -65,22 +66,17 @@ class Block(nn.Module):
         """x [..., C] -> queries [..., H, D], keys and values [..., G, D]; queries and keys rotated by cos and sin."""
         heads, groups = self.heads, self.kv_heads
         qkv = self.qkv(x).unflatten(-1, (heads + 2 * groups, self.head_dim))
-        if x.is_cuda and self.q_norm is None:
-            return pointwise.rotate(qkv, cos, sin, heads + groups).split([heads, groups, groups], dim=-2)
+        if self.q_norm is None:
+            return rotate(qkv, cos, sin, heads + groups).split([heads, groups, groups], dim=-2)
         qk, v = qkv.split([heads + groups, groups], dim=-2)
-        if self.q_norm is not None:
-            weights = torch.cat((self.q_norm.expand(heads, -1), self.k_norm.expand(groups, -1)))
-            qk = F.rms_norm(qk.to(cos.dtype), [self.head_dim], None, self.eps) * weights
-        q, k = rotate(qk, cos, sin).split([heads, groups], dim=-2)
+        weights = torch.cat((self.q_norm.expand(heads, -1), self.k_norm.expand(groups, -1)))
+        qk = F.rms_norm(qk.to(cos.dtype), [self.head_dim], None, self.eps) * weights
+        q, k = rotate(qk, cos, sin, heads + groups).split([heads, groups], dim=-2)
         return q, k, v
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """SwiGLU: x [..., C] -> [..., C]."""
-        gate_up = self.gate_up(x)
-        if x.is_cuda:
-            return self.ffn_out(pointwise.swiglu(gate_up))
-        gate, up = gate_up.chunk(2, dim=-1)  # [..., F] twice
-        return self.ffn_out(F.silu(gate) * up)
+        return self.ffn_out(swiglu(self.gate_up(x)))
 
 
 class Transformer(nn.Module):
@@ -193,33 +189,6 @@ def positions(cu_seqlens: Tensor, total: int) -> Tensor:
     """The position of each packed token within its own sequence: int64 [T]."""
     starts = torch.repeat_interleave(cu_seqlens[:-1], cu_seqlens.diff().long(), output_size=total)
     return torch.arange(total, device=cu_seqlens.device) - starts
-
-
-def turns(positions: Tensor, config: ModelSettings, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """RoPE (arXiv 2104.09864): cos and sin of the angles at positions [T], each [T, 1, D/2]."""
-    angles = positions[:, None, None] * frequencies(config, positions.device)
-    return angles.cos().to(dtype), angles.sin().to(dtype)
-
-
-def frequencies(config: ModelSettings, device: torch.device | None = None) -> Tensor:
-    """The angle by which each pair of a head rotates from one token to the next: float32 [D/2].
-
-    With scaling (Llama 3.1), pairs with few turns in the original context are divided by the factor, pairs with many
-    keep their speed, and between them the change is gradual.
-    """
-    plain = config.rope_theta ** (-torch.arange(0, config.head, 2, device=device, dtype=torch.float32) / config.head)
-    scaling = config.rope_scaling
-    if scaling.factor == 1:
-        return plain
-    rounds = scaling.original_context * plain / (2 * math.pi)
-    kept = ((rounds - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)).clamp(0, 1)
-    return kept * plain + (1 - kept) * plain / scaling.factor
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs (x[d], x[d + D/2]) of each head: x [T, H, D]."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
 def count_parameters(config: ModelSettings, vocab_size: int) -> int:

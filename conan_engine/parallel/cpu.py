@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from conan_engine.parallel.cpu_linear import Linear
+
 M_MXFAST, M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = 1, -1, -4, -8  # constants of malloc.h
 FLOPS, ROUNDS = 2 * 10**9, 5  # FLOP of a measured product, forward and backward; and how often it is measured
 
@@ -62,11 +64,14 @@ def bfloat16_rate(width: int, ffn: int) -> float | None:
     tokens = max(64, min(2048, FLOPS // (12 * width * ffn)))
     chance = torch.Generator().manual_seed(0)  # leaves the random numbers of the run alone
     x, weight = (torch.randn(rows, width, generator=chance).requires_grad_() for rows in (tokens, 2 * ffn))
+    with torch.device("meta"):
+        linear = Linear(width, 2 * ffn)
+    linear.weight = torch.nn.Parameter(weight)
 
     def seconds(bfloat16):
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            out = torch.nn.functional.linear(x, weight)
+            out = linear(x)
         out.backward(out.detach())
         return time.perf_counter() - began
 

@@ -83,20 +83,22 @@ def _of_block(shape: ModelSettings, form: Form) -> tuple[float, float]:
     """Bytes per token of one block: (kept for its backward pass, used in it).
 
     Kept: the residual stream before both norms (float32) and after; queries, keys, values, attention's output and its
-    log-sum-exps; the inputs and the output of SwiGLU. On a CPU SDPA reads as many heads of keys as of queries, in
-    float32, and silu(gate) is kept. qk_norm has its own inputs and output, in float32. Tensor ranks share out all but
-    the norms' outputs.
+    log-sum-exps; the inputs and the output of SwiGLU. On a CPU SDPA reads float32, and as many heads of keys as of
+    queries. qk_norm has its own inputs and output, in float32. Tensor ranks share out all but the norms' outputs.
     """
     q, kv, F, C = shape.heads * shape.head, shape.kv_heads * shape.head, shape.ffn, shape.width
     size = form.size
     if form.device == "cuda":
         inner = size * (2 * q + 2 * kv + 3 * F)
-        normed = 8 * (q + kv) + (2 * (q + kv) if form.bfloat16 else 0)
+        inner += 8 * (q + kv) + (2 * (q + kv) if form.bfloat16 else 0) if shape.qk_norm else 0
     else:
-        inner = 16 * q + size * (q + 4 * F)
-        normed = 8 * (q + kv) if form.bfloat16 else 4 * (2 * q + 3 * kv)
-    inner += normed if shape.qk_norm else 0
-    used = 3 * size * F if form.device == "cuda" else 7 * size * F
+        rotated = q + (1 if shape.qk_norm else 2) * kv
+        repeated = 2 * q if q != kv else 0
+        inner = 4 * (rotated + repeated + q) + size * (q + 3 * F)
+        if shape.qk_norm:
+            values = 0 if form.bfloat16 and repeated else kv
+            inner += 4 * (2 * (q + kv) + values)
+    used = (3 if form.device == "cuda" else 5) * size * F
     return (8 * C + inner + 4 * shape.heads) / form.tensor + 2 * size * C, used / form.tensor + 12 * C
 
 

@@ -59,20 +59,16 @@ def _passes(layout, load, form, times):
             yield from whole.head()
             yield from whole.backward(sends=part == load.parts - 1)
         return
-    cached = load.parts > 1  # gradient caching: all vectors come first, without a graph
-    if cached:
-        for part in range(load.parts):
-            yield from whole.forward(waits=part == 0)
-    else:
-        yield from whole.forward(waits=True)
+    for part in range(load.parts):  # gradient caching: all vectors come first, and the last part's graph is kept
+        yield from whole.forward(waits=part == 0)
     vectors = 4 * layout.shape.width * load.documents * form.data
     yield Send("all-gather", "data", vectors)
     yield Send("all-gather", "data", 8 * load.documents * form.data)  # their groups
     yield Compute(times.loss)
     yield Send("reduce-scatter", "data", vectors)
-    for part in range(load.parts):
-        if cached:
-            yield from whole.forward(waits=False)
+    yield from whole.backward(sends=load.parts == 1)
+    for part in range(1, load.parts):
+        yield from whole.forward(waits=False)
         yield from whole.backward(sends=part == load.parts - 1)
 
 

@@ -14,7 +14,8 @@ from conan_engine.config import Model, RopeScaling
 from conan_engine.data import gguf_file
 from conan_engine.errors import UserError
 from conan_engine.model import gguf_model, llama
-from conan_engine.model.transformer import Transformer, frequencies
+from conan_engine.model.rope import frequencies
+from conan_engine.model.transformer import Transformer
 
 SHAPE = dict(
     vocab_size=512,

@@ -2,14 +2,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from conan_engine.model import rms_norm
+from conan_engine.model import cached_rows, rms_norm
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cached", [rms_norm.CACHED, 1, 100])  # numbers: all rows at once, one at a time, a few
+@pytest.mark.parametrize("cached", [cached_rows.CACHED, 1, 100])  # numbers: all rows at once, one at a time, a few
 @pytest.mark.parametrize("shape", [(0, 8), (1, 1), (1, 512), (37, 24), (5, 3, 7)])
 def test_values_and_gradients_are_those_of_the_definition(shape, dtype, cached, monkeypatch):
-    monkeypatch.setattr(rms_norm, "CACHED", cached)
+    monkeypatch.setattr(cached_rows, "CACHED", cached)
     x = (
         torch.randn(shape, dtype=dtype)
         * torch.logspace(-3, 3, max(1, shape[0]), dtype=dtype).view(-1, *[1] * (len(shape) - 1))[: shape[0]]

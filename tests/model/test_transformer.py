@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from conan_engine.config import Model
 from conan_engine.model import attention
 from conan_engine.model.attention import Attention
-from conan_engine.model.transformer import Transformer, count_parameters, positions, rotate, turns
+from conan_engine.model.transformer import Transformer, count_parameters
 
 SMALL = Model(layers=2, width=48, ffn=96, heads=6, kv_heads=2, context=64, rope_theta=1e4)
 LENGTHS = [5, 1, 0, 17, 2, 33, 9, 1]
@@ -67,6 +67,11 @@ def test_a_bias_too_large_to_have_whole_is_made_block_by_block(monkeypatch, alph
     for tensors in zip(*found):
         for block in tensors[1:]:
             torch.testing.assert_close(block, tensors[0], rtol=1e-5, atol=1e-5)
+
+
+def test_neighbours_of_one_length_share_a_call_on_a_cpu():
+    _, cu_seqlens = packed([3, 3, 0, 3, 5, 5, 3])
+    assert [run[:2] for run in Attention(cu_seqlens, 1.0).runs] == [(3, 3), (2, 5), (1, 3)]
 
 
 @pytest.mark.parametrize(("alpha", "causal"), [(0.0, True), (1.0, False)])
@@ -155,15 +160,6 @@ def test_products_are_in_bfloat16_as_set_and_on_a_cpu_not_by_themselves():
         True,
         False,
     ]
-
-
-def test_rope_turns_by_the_distance_within_the_own_sequence():
-    _, cu_seqlens = packed([7, 12])
-    cos, sin = turns(positions(cu_seqlens, 19), Model(head_dim=8, rope_theta=1e4), torch.float64)
-    q, k = torch.randn(8, dtype=torch.float64), torch.randn(8, dtype=torch.float64)
-    turned_q, turned_k = (rotate(x.expand(19, 1, 8), cos, sin)[:, 0] for x in (q, k))
-    torch.testing.assert_close(turned_q[5] @ turned_k[2], turned_q[7 + 9] @ turned_k[7 + 6])
-    torch.testing.assert_close(turned_q[7], q)  # the second sequence starts at position 0
 
 
 def test_the_papers_shape_has_1499_million_parameters():
