@@ -134,6 +134,37 @@ def finetune(file):
     return _table(["trainer", "question", "pairs", "seconds", "tokens/s", "peak memory", "docs nDCG@10"], lines)
 
 
+def trainers(file):
+    """Tokens a second of the trainers in a finetune.json, a line each kind of texts and precision."""
+    cases = {}
+    for row in (row for row in _read(file)["rows"] if row["question"] == "rate"):
+        cases.setdefault((", ".join(row["data"]), row["precision"]), []).append(row)
+    names = list(dict.fromkeys(row["trainer"] for rows in cases.values() for row in rows))
+    lines = []
+    for (data, precision), rows in cases.items():
+        rates = {row["trainer"]: row["tokens_per_s"] for row in rows}
+        ahead = rates["ours"] / max(rate for name, rate in rates.items() if name != "ours")
+        cells = [f"{rates[name]:,.0f}" if name in rates else "" for name in names]
+        lines.append([f"`{data}`", precision, f"{rows[0]['tokens']:,.0f}", *cells, f"{ahead:.1f}"])
+    return _table(["texts", "products", "tokens a step", *names, "ours beside the fastest other"], lines)
+
+
+def where(*files):
+    """What a step's parts take, by where.py, three columns a file."""
+    reports = [_read(file) for file in files]
+    parts = dict.fromkeys(row["part"] for report in reports for row in report["rows"])
+    lines = []
+    for part in parts:
+        line = [part]
+        for report in reports:
+            whole = sum(row[way] for row in report["rows"] for way in ("forward", "backward"))
+            ways = [[row[way] for way in ("forward", "backward")] for row in report["rows"] if row["part"] == part]
+            line += [f"{1e3 * one:.0f} ms" for one in ways[0]] + [f"{sum(ways[0]) / whole:.1%}"] if ways else [""] * 3
+        lines.append(line)
+    heads = [f"{report['precision']}: {way}" for report in reports for way in ("forward", "backward", "share")]
+    return _table(["part", *heads], lines)
+
+
 def ablation(*files):
     """A line a comparison of recipe.py's arms, two columns a file (NAME=FILE.json): the differences on docs and
     languages, with what they say of the paper's."""
@@ -264,6 +295,8 @@ TABLES = {
     "scores": scores,
     "summary": summary,
     "finetune": finetune,
+    "trainers": trainers,
+    "where": where,
     "ablation": ablation,
     "search": search,
     "planned": planned,
