@@ -174,7 +174,7 @@ def main():
         "rate": fastest,
         "share": share,
         "products_rate": flop / multiplied,
-        "recorded_seconds": steps[-1]["seconds"],
+        "recorded": {"tokens": steps[-1]["tokens"], "seconds": steps[-1]["seconds"], "flop": flop},
         "rows": [
             {"part": part, **{way: seconds[part, way] for way in WAYS}}
             for part in sorted({part for part, _ in seconds}, key=lambda one: -sum(seconds[one, way] for way in WAYS))

@@ -36,6 +36,19 @@ def test_attention_stops_in_time_and_goes_on(tmp_path):
     assert all(row["difference"] < 1e-4 for row in everything)
 
 
+@pytest.mark.slow
+def test_ranks_share_a_device_and_send_while_they_compute(tmp_path):
+    code, said = rehearse("ranks.sh", tmp_path, "--quick", DEVICE="cpu")
+    assert code == 0, said
+    found = {(row["form"], row.get("precision")): row for row in rows(tmp_path / "ranks.json")}
+    for form in ("2 data ranks", "2 tensor ranks"):
+        for precision, near in (("float32", 1e-3), ("bfloat16", 0.05)):
+            row = found[form, precision]
+            assert len(row["steps"]) == 18 and row["loss_off"] < near, row
+    alone = found["gloo, one rank", None]
+    assert alone["buckets"] >= alone["sent_in_backward"] > 0
+
+
 def test_hopper_runs_its_simulator_without_a_gpu(tmp_path):
     code, said = rehearse("hopper.sh", tmp_path, "--device", "cpu")
     assert code == 0 and "1 passed" in said, said

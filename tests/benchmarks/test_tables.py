@@ -57,3 +57,43 @@ def test_scores_stand_a_task_a_line_and_a_model_a_column(tmp_path, monkeypatch):
         "| de -> en Recall@20 | 0.388 | 0.979 |  |  |",
     ]
     assert "| STS of docs |  |  | 0.500 |  |" in lines
+
+
+def test_trainers_stand_beside_each_other_on_the_same_texts(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    rows = [
+        {
+            "trainer": name,
+            "question": "rate",
+            "data": [data],
+            "precision": "float32",
+            "tokens": 1234.5,
+            "tokens_per_s": rate,
+        }
+        for data, name, rate in (
+            ("a", "ours", 3000.4),
+            ("a", "x", 1000),
+            ("a", "y", 1500),
+            ("b", "ours", 10),
+            ("b", "y", 4),
+        )
+    ]
+    (tmp_path / "f.json").write_text(json.dumps({"rows": [*rows, {**rows[0], "question": "as many pairs"}]}))
+    assert tables.trainers("f.json").splitlines()[2:] == [
+        "| `a` | float32 | 1,234 | 3,000 | 1,000 | 1,500 | 2.0 |",
+        "| `b` | float32 | 1,234 | 10 |  | 4 | 2.5 |",
+    ]
+
+
+def test_a_part_has_its_share_of_each_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    for precision, parts in (
+        ("float32", {"products": (0.2, 0.4), "rest": (0.2, 0)}),
+        ("bfloat16", {"products": (0.1, 0)}),
+    ):
+        rows = [{"part": part, "forward": ways[0], "backward": ways[1]} for part, ways in parts.items()]
+        (tmp_path / f"{precision}.json").write_text(json.dumps({"precision": precision, "rows": rows}))
+    assert tables.where("float32.json", "bfloat16.json").splitlines()[2:] == [
+        "| products | 200 ms | 400 ms | 75.0% | 100 ms | 0 ms | 100.0% |",
+        "| rest | 200 ms | 0 ms | 25.0% |  |  |  |",
+    ]
