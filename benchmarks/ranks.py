@@ -38,7 +38,7 @@ log_to = []
 layers = {layers}
 width = {width}
 ffn = {ffn}
-heads = 8
+heads = {heads}
 kv_heads = 4
 context = 256
 [tokenizer]
@@ -66,8 +66,9 @@ sts_batch = 16
 max_tokens = 128
 dims = [64, 128]
 """
-MODELS = {True: {"layers": 2, "width": 128, "ffn": 256, "batch": 32, "chunk": 16}}
-MODELS[False] = {"layers": 8, "width": 1024, "ffn": 4096, "batch": 256, "chunk": 128}
+MODELS = {True: {"layers": 2, "width": 128, "ffn": 256, "heads": 8, "batch": 32, "chunk": 16}}
+MODELS[False] = {"layers": 8, "width": 1024, "ffn": 4096, "heads": 16, "batch": 256, "chunk": 128}
+MOST = 200  # seconds of a start of train.py
 
 
 def share_the_device(device):
@@ -95,19 +96,32 @@ class Done:
         return True
 
 
+def fresh(folder, options):
+    """Make a folder for a run, with the first run's shards and tokenizer."""
+    first = (options.out / "ranks/1-1-float32/run").resolve()
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "run").mkdir(parents=True)
+    for name in ("data", "tokenizer.model"):
+        if (first / name).exists():
+            (folder / "run" / name).symlink_to(first / name)
+
+
 def shared(form, ranks, tensor, precision, options):
     """A row: train.py on so many ranks that share the device."""
     folder = options.out / "ranks" / f"{ranks}-{tensor}-{precision}"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    fresh(folder, options)
     path = folder / "config.toml"
     given = {"stages": ["pretrain", "weak", "supervised"], "precision": precision, "device": options.device}
     path.write_text(CONFIG.format(out=folder / "run", **given, **MODELS[options.quick]), encoding="utf-8")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
     command += [__file__, "worker", options.device, str(path), f"--tensor_parallel={tensor}"]
     began = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    row = {"form": form, "ranks": ranks, "tensor": tensor, "precision": precision, "took": time.perf_counter() - began}
+    row = {"form": form, "ranks": ranks, "tensor": tensor, "precision": precision}
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=MOST)
+    except subprocess.TimeoutExpired:
+        return row | {"failed": f"not done after {MOST} s"}
+    row["took"] = time.perf_counter() - began
     if done.returncode:
         said = [line for line in done.stderr.splitlines() if "Error" in line] or done.stderr.splitlines()
         return row | {"failed": said[0][:300] if said else f"ended with {done.returncode}"}
@@ -128,8 +142,7 @@ def beside(row, one):
 def overlap(options):
     """A row: one process that sends every bucket to itself."""
     folder = options.out / "ranks/overlap"
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    fresh(folder, options)
     cuda, path, steps = options.device == "cuda", folder / "config.toml", 6
     given = {"stages": ["weak"], "precision": "auto", "device": options.device}
     path.write_text(CONFIG.format(out=folder / "run", **given, **MODELS[options.quick]), encoding="utf-8")
@@ -148,7 +161,7 @@ def overlap(options):
         def run(*arguments):
             del sent[:]
             row = plain(*arguments)
-            ended.append((time.perf_counter(), len(sent)))
+            ended.append(len(sent))
             return row
 
         return run
@@ -163,7 +176,7 @@ def overlap(options):
             setattr(owner, name, form)
         training.run(path, folder / "run")
     sums = len(sent) // 2  # each bucket is summed, then its new weights are gathered
-    row = {"form": f"{'NCCL' if cuda else 'gloo'}, one rank", "buckets": sums, "sent_in_backward": ended[-1][1]}
+    row = {"form": f"{'NCCL' if cuda else 'gloo'}, one rank", "buckets": sums, "sent_in_backward": ended[-1]}
     if cuda:
         row |= streams(found[0].events())
         found[0].export_chrome_trace(str(options.out / "overlap-trace.json.gz"))
@@ -174,7 +187,7 @@ def streams(events):
     """Milliseconds of work on the GPU's streams but the busiest, and for how much of it the busiest had work, too."""
     spans = {}
     for event in events:
-        if event.device_type == torch.autograd.DeviceType.CUDA:
+        if event.device_type == torch.autograd.DeviceType.CUDA and not event.is_user_annotation:
             spans.setdefault(event.device_resource_id, []).append((event.time_range.start, event.time_range.end))
     main = max(spans, key=lambda stream: sum(end - start for start, end in spans[stream]))
     others = [span for stream, found in spans.items() if stream != main for span in found]
@@ -199,15 +212,18 @@ def main():
     rows = measured.Rows(options.out / "ranks.json", about)
     for precision in ("float32", "bfloat16"):
         for form, ranks, tensor in (("one process", 1, 1), ("2 data ranks", 2, 1), ("2 tensor ranks", 2, 2)):
-            if rows.find(form=form, precision=precision):
+            before = rows.find(form=form, precision=precision)
+            if before and "steps" in before:
                 continue
             row = shared(form, ranks, tensor, precision, options)
             one = rows.find(form="one process", precision=precision)
             if one and "steps" in one and "steps" in row:
                 row |= beside(row, one)
             rows.add(row)
-            off = f", losses within {row['loss_off']:.1g}, norms {row['gradient_norm_off']:.1g}" if one else ""
-            print(f"{form}, {precision}: {row.get('failed', f'''{len(row['steps'])} steps{off}''')}", flush=True)
+            said = row.get("failed") or f"{len(row['steps'])} steps"
+            if "loss_off" in row:
+                said += f", losses within {row['loss_off']:.1g}, norms {row['gradient_norm_off']:.1g}"
+            print(f"{form}, {precision}: {said}", flush=True)
     if not any("buckets" in row for row in rows):
         row = overlap(options)
         rows.add(row)

@@ -117,6 +117,9 @@ def part_of(event, of_node):
 def read(events, cuda):
     """({(part, way): seconds}, FLOP of the matrix products, their seconds). An operation's seconds are its own."""
     of_node, seconds, flop, multiplied = {}, collections.Counter(), 0, 0.0
+    events = [
+        event for event in events if event.device_type == torch.autograd.DeviceType.CPU
+    ]  # they know their kernels
     for event in events:
         if event.sequence_nr >= 0 and event.scope == 0:  # scope 0: of the forward pass
             own = next((one for one in ancestors(event) if one.name.startswith(MARK)), None)
