@@ -72,13 +72,13 @@ class Packed(NamedTuple):
             parts, order = self.split_by_tokens(settings.chunk_tokens)
         else:
             parts, order = self.split(settings.chunk, rows), None
-        if self.tokens.is_cuda:
+        if self.tokens.is_cuda or order is not None:  # split_by_tokens has sorted them
             return parts, order
         within = [part.cu_seqlens.diff().argsort(stable=True) for part in parts]
         firsts = accumulate((len(one) for one in within), initial=0)
         moved = torch.cat([first + one for first, one in zip(firsts, within)])
         parts = [part.taken(one) for part, one in zip(parts, within)]
-        return parts, moved if order is None else order[moved]
+        return parts, moved
 
     def split(self, chunk: int, rows: Tensor | None = None) -> list[Packed]:
         """Cut into pieces of at most `chunk` sequences; 0 gives one piece.
