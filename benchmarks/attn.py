@@ -6,7 +6,7 @@ A table and a plot for each question: (1) forward and backward against length, 5
 packed batches as embedding models see them; (3) the share of the bf16 matrix-product rate, measured on the same
 machine; (4) peak memory, forward and backward. bf16, H = 32, G = 8, D = 112 and 128. At D = 112 the kernels split the
 head dim: where a row of it takes longer than its twin at 128, padding would have been better. "ours, Hopper" has the
-forward kernel that CONAN_HOPPER=1 asks for.
+kernels that CONAN_HOPPER=1 asks for.
 
 Peers: SDPA by each of PyTorch's backends, FlexAttention with the same mask (compiled; its Triton backend, and FLASH
 where flash-attn-4 is installed), flash-attn where installed, and for packed batches padded, nested and varlen SDPA. Who
@@ -24,7 +24,7 @@ import os
 import platform
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import measured
 import torch
@@ -76,6 +76,7 @@ class Form:
     leaves: tuple
     dout: torch.Tensor
     packed: object = lambda out: out
+    environment: dict = field(default_factory=dict)  # variables that its kernels are chosen by
 
 
 def leaves(*tensors):
@@ -89,14 +90,8 @@ def ours(p, attend=soft_mask_attention):
 
 
 def on_hopper(p):
-    """ours with the forward kernel in Gluon for sm_90, which is taken only where the environment asks for it."""
-    form = ours(p)
-
-    def run():
-        with measured.environment(CONAN_HOPPER="1"):
-            return form.run()
-
-    return Form(run, form.leaves, form.dout)
+    """ours with the kernels in Gluon for sm_90, which are taken only where the environment asks for them."""
+    return replace(ours(p), environment={"CONAN_HOPPER": "1"})
 
 
 def reference(p):
@@ -274,7 +269,11 @@ def measure(build, problem, expected):
     """-> seconds forward and of both, peak bytes of both beyond the form's inputs (CUDA), largest difference from
     `expected`."""
     form = build(problem)
+    with measured.environment(**form.environment):
+        return measure_form(form, problem, expected)
 
+
+def measure_form(form, problem, expected):
     def both():
         return torch.autograd.grad(form.run(), form.leaves, form.dout)
 

@@ -32,6 +32,7 @@ FLOORS = [
     ["data/sources", "parallel", "csrc"],
     ["languages", "atomic", "config", "kernels", "csrc/batches", "csrc/unpack"],
     ["kernels/attention", "kernels/info_nce", "kernels/pointwise", "csrc/shards"],
+    ["kernels/attention/hopper"],
     ["kernels/architecture", "errors"],
 ]
 COMMANDS = FLOORS[0][1:]  # one box in the drawing: none imports another

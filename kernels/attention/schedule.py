@@ -1,15 +1,12 @@
-"""What the persistent kernel for Hopper (hopper.py) needs beside the plan: an order of its slots, and the bias in
-pieces that a matrix product can add.
+"""What the kernels for Hopper need beside the plan, in plain Triton: an order of its slots; for the forward kernel the
+bias in pieces that a matrix product can add; for the backward kernels what the weights need of each row.
 """
 
 import triton
 import triton.language as tl
 
-from conan_kernels.attention.tiles import load_slot, query_tiles
+from conan_kernels.attention.tiles import LOG2_E, load_slot, query_tiles
 
-BLOCK = 128  # rows of a block, columns of a tile
-STAGES = 2  # tiles of keys in shared memory, and tiles of values
-LIMIT = 1 << 30  # where every sequence ends for TMA
 ROWS: tl.constexpr = tl.constexpr(128)  # slots that a program of order_slots places
 CHUNK: tl.constexpr = tl.constexpr(256)  # slots that it compares them with at a time
 PIECES: tl.constexpr = tl.constexpr(16)  # columns of the pieces: the fewest that a matrix product takes
@@ -49,6 +46,12 @@ def order_slots(plan, order, count, BLOCK: tl.constexpr, BY_ROW: tl.constexpr):
 
 
 @triton.jit
+def padded_row(slot, length, first, BLOCK: tl.constexpr):
+    """Where a sequence's rows begin if each slot has BLOCK of them. Its first block has its last slot."""
+    return (slot - (tl.cdiv(length, BLOCK) - 1 - first // BLOCK)) * BLOCK
+
+
+@triton.jit
 def split_bias(bias, plan, pieces, scale, BLOCK: tl.constexpr, BY_ROW: tl.constexpr):
     """pieces [slots * BLOCK, 16]: three numbers of the inputs' dtype whose sum is bias / scale, then zeros.
 
@@ -74,6 +77,38 @@ def split_bias(bias, plan, pieces, scale, BLOCK: tl.constexpr, BY_ROW: tl.conste
     piece = tl.arange(0, PIECES)[None, :]
     tile = tl.where(piece == 1, second_piece[:, None], tl.where(piece == 2, third_piece[:, None], 0.0))
     tile = tl.where(piece == 0, first_piece[:, None], tile)
-    # a sequence's first block has its last slot: tile n of a sequence begins at BLOCK * (its first slot + n)
-    row = (tl.program_id(0) - (tl.cdiv(length, BLOCK) - 1 - first // BLOCK) + first // BLOCK).to(tl.int64) * BLOCK
+    row = (padded_row(tl.program_id(0), length, first, BLOCK) + first).to(tl.int64)
     tl.store(pieces + (row + tl.arange(0, BLOCK))[:, None] * PIECES + piece, tile.to(dtype))
+
+
+@triton.jit(do_not_specialize=["T", "padded_rows"])
+def row_sums(
+    out, dout, lse, bias, plan, log_sums, future_log_sums, deltas, closed_bias, T, padded_rows,
+    H: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, BY_ROW: tl.constexpr,
+):  # fmt: skip
+    """What the backward kernels need of the rows and columns of a slot, in blocks of whole tiles [slots * BLOCK].
+
+    log_sums [H, ...]: lse in log2, inf past the end; future_log_sums: less the bias of the future of a row (BY_ROW);
+    deltas: sum_d out * dout. closed_bias [...]: the bias of a column (BY_ROW: 0), -inf past the end.
+    """
+    slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
+    start, length, first, _ = load_slot(slot)
+    if length == 0:
+        return
+    rows = first + tl.arange(0, BLOCK)
+    inside = rows < length
+    padded = padded_row(tl.program_id(0), length, first, BLOCK) + first + tl.arange(0, BLOCK)
+    row_bias = tl.load(bias + start + rows, mask=inside, other=0.0)
+    if head == 0:
+        tl.store(closed_bias + padded, tl.where(inside, 0.0 if BY_ROW else row_bias, float("-inf")))
+    log_sum = tl.load(lse + head.to(tl.int64) * T + start + rows, mask=inside, other=float("inf")) * LOG2_E
+    columns = tl.arange(0, W)[None, :]
+    at = (start + rows)[:, None] * (H * D) + head * D + columns
+    of_block = inside[:, None] & (columns < D)
+    results = tl.load(out + at, mask=of_block, other=0.0).to(tl.float32)
+    delta = tl.sum(results * tl.load(dout + at, mask=of_block, other=0.0).to(tl.float32), 1)
+    own = head.to(tl.int64) * padded_rows + padded
+    tl.store(log_sums + own, log_sum)
+    tl.store(deltas + own, delta)
+    if BY_ROW:
+        tl.store(future_log_sums + own, log_sum - row_bias)

@@ -147,8 +147,16 @@ class Shared:
     def reshape(self, shape):
         return Shared(self.data.view(shape), self.cells)
 
+    def slice(self, first, number, dim):
+        return Shared(self.data.narrow(dim, first, number), self.cells)
+
     def permute(self, order):
         return Shared(self.data.permute(order), self.cells)
+
+    def load(self, layout):
+        for cell in self.cells:
+            cell.check_read()
+        return self.data.clone()
 
     def store(self, value):
         assert list(value.shape) == self.shape and value.dtype == self.dtype
@@ -427,11 +435,13 @@ def in_place_of_gluon():
         yield
 
 
-def simulated(file):
-    """The module in `file`, with this simulator in the place of Gluon."""
+def simulated(file, blocks=None):
+    """The module in `file`, with this simulator in the place of Gluon; `blocks` in the place of hopper/blocks.py."""
     spec = importlib.util.spec_from_file_location("simulated_" + file.stem, file)
     module = importlib.util.module_from_spec(spec)
-    with in_place_of_gluon():
+    with in_place_of_gluon(), pytest.MonkeyPatch.context() as patch:
+        if blocks:
+            patch.setitem(sys.modules, "conan_kernels.attention.hopper.blocks", simulated(blocks))
         spec.loader.exec_module(module)
     return module
 

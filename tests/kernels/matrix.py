@@ -37,8 +37,8 @@ PARITY = (
     "info_nce/test_api.py::test_margin_leaves_out_what_the_textbook_leaves_out",
     "pointwise/test_api.py",
     "attention/test_compiled.py",
-    "attention/test_hopper.py",
-    "attention/test_hopper_compiled.py",
+    "attention/test_schedule.py",
+    "attention/hopper",
     "info_nce/test_compiled.py",
     "pointwise/test_compiled.py",
 )

@@ -1,24 +1,14 @@
 """The forward kernel of soft-masked attention for Hopper (sm_90), in Gluon: for bf16 and fp16, D from 64 to 128.
 
-It computes what tiles.forward_block computes, tile by tile, and differs in who does what when:
-
-    one producer (a warp)      brings queries, keys and values by TMA, always as far ahead as there is room: the ring of
-                               key and value tiles does not drain where a head or a sequence ends
-    two consumers (4 warps)    own 64 rows each. While a tile's softmax runs, the product of the weights before it with
-                               their values is under way, and so are the other consumer's products
-
-The programs stay: one on each multiprocessor takes blocks of rows, those with most tiles first (schedule.order_slots),
-forwards and backwards in turn, so that all end at about the same time. Nothing is atomic, and each row has one owner.
+It computes what tiles.forward_block computes, tile by tile; blocks.py says who does what. While a tile's softmax runs,
+the product of the weights before it with their values is under way, and so are the other consumer's products.
 
 A block's first tile is its MIXED one, the only one with a mask for each entry; where it has none, tile 0 by the same
 code. Then come PLAIN and FUTURE tiles. The bias of FUTURE ("column") is a product too: three columns of ones times the
-three pieces of the bias of each column (schedule.split_bias), which also close the columns past a sequence's end. So a
-FUTURE entry costs no arithmetic and no register more than a PLAIN one, and its tile W / 16 + 1 products with the keys
-instead of W / 16. For "row" and "uniform" the bias is one number a row and goes where the row's maximum is taken off.
-
-A tile of tokens past a sequence's end would hold the next sequence's. Descriptors of four dims forbid it: token x of l
-is at LIMIT - l + x of LIMIT, and TMA reads zeros from LIMIT on and writes nothing there. What that adds to the address,
-LIMIT strides of tokens, the first dim takes off, modulo 2^64 (hopper_launch.descriptor).
+three pieces of the bias of each column (split_bias in ../schedule.py), which also close the columns past a sequence's
+end. So a FUTURE entry costs no arithmetic and no register more than a PLAIN one, and its tile D / 16 + 1 products with
+the keys instead of D / 16. For "row" and "uniform" the bias is one number a row and goes where the row's maximum is
+taken off.
 """
 
 from triton.experimental import gluon
@@ -31,28 +21,22 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from conan_kernels.attention import schedule
-from conan_kernels.attention import tiles as plain_kernel
-
-# three names that are others before Triton 3.9, 3.9 and 3.8
-read = tma.async_load if hasattr(tma, "async_load") else tma.async_copy_global_to_shared
-write = tma.async_store if hasattr(tma, "async_store") else tma.async_copy_shared_to_global
-barrier = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
-
-LIMIT = gl.constexpr(schedule.LIMIT)
-LOG2_E = gl.constexpr(plain_kernel.LOG2_E.value)
-
-
-@gluon.constexpr_function
-def sums(columns):
-    """The layout of a consumer's sums of products."""
-    return gl.NVMMADistributedLayout(version=[3, 0], warps_per_cta=[4, 1], instr_shape=[16, columns, 16])
-
-
-@gluon.constexpr_function
-def factors(columns):
-    """The layout of a consumer's factors in registers, of products with sums of `columns`."""
-    return gl.DotOperandLayout(operand_index=0, parent=sums(columns), k_width=2)
+from conan_kernels.attention.hopper.blocks import (
+    LOG2_E,
+    barrier,
+    barriers,
+    block_of,
+    blocks_of_program,
+    factors,
+    inner_products,
+    parts,
+    place,
+    read,
+    room,
+    sums,
+    tiles_of,
+    write,
+)
 
 
 @gluon.constexpr_function
@@ -62,48 +46,9 @@ def constants():
 
 
 @gluon.jit
-def blocks_of_program(order, H: gl.constexpr):
-    """A program's first block, how far it is to the next and from that to the one after, and where blocks end."""
-    number = gl.program_id(0)
-    return number, 2 * (gl.num_programs(0) - number) - 1, 2 * number + 1, gl.load(order) * H
-
-
-@gluon.jit
-def block_of(number, order, plan, H: gl.constexpr, BLOCK: gl.constexpr):
-    """Block `number` of all heads' -> (head, start, length, first row, ones, first row of its bias pieces)."""
-    place = gl.load(order + 1 + number // H)
-    slot = plan + place * 4
-    length, first_row = gl.load(slot + 1), gl.load(slot + 2)
-    first_slot = place - (gl.cdiv(length, BLOCK) - 1 - first_row // BLOCK)
-    return number % H, gl.load(slot), length, first_row, gl.load(slot + 3), first_slot * BLOCK
-
-
-@gluon.jit
-def tiles_of(first_row, length, ones, BLOCK: gl.constexpr, BY_ROW: gl.constexpr):
-    """A block's first tile, and where its PLAIN and FUTURE tiles begin and end, as tiles.query_tiles has them."""
-    last_row = gl.minimum(first_row + BLOCK, length)
-    plain = gl.maximum(first_row + 1, ones)
-    if BY_ROW:
-        plain = gl.where(ones >= last_row, length, gl.maximum(first_row, ones) + 1)
-    plain = gl.minimum(plain, length) // BLOCK * BLOCK
-    mixed = gl.maximum(plain, gl.cdiv(last_row, BLOCK) * BLOCK)
-    first = gl.where(mixed > plain, plain, 0)
-    return first, gl.where(mixed > plain, 0, BLOCK), plain, mixed, gl.where(ones >= 0, length, mixed)
-
-
-@gluon.jit
-def place(start, length, position, head, heads):
-    """Coordinates of a token and a head (hopper_launch.descriptor). heads: how many the stride of a token spans."""
-    return [LIMIT, (start + length) * heads + head, LIMIT - length + position, 0]
-
-
-@gluon.jit
-def room(ring, n, BYTES: gl.constexpr, STAGES: gl.constexpr):
-    """Wait until tile n of the ring has a place, and announce its bytes -> (its memory, the barrier that they open)."""
-    tiles, full, empty = ring
-    mbarrier.wait(empty.index(n % STAGES), n // STAGES & 1 ^ 1)
-    mbarrier.expect(full.index(n % STAGES), BYTES)
-    return tiles.index(n % STAGES), full.index(n % STAGES)
+def first_tile(plain, mixed, BLOCK: gl.constexpr):
+    """Where the tile begins that a block begins with, and its first PLAIN tile of the others."""
+    return gl.where(mixed > plain, plain, 0), gl.where(mixed > plain, 0, BLOCK)
 
 
 @gluon.jit
@@ -132,7 +77,8 @@ def produce(
     number, ahead, back, blocks = blocks_of_program(order, H)
     while number < blocks:
         head, start, length, first_row, ones, row_of_pieces = block_of(number, order, plan, H, BLOCK)
-        first, begin, plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
+        plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
+        first, begin = first_tile(plain, mixed, BLOCK)
         tiles, full, empty = queries
         mbarrier.wait(empty.index(turn % 2), turn // 2 & 1 ^ 1)
         mbarrier.expect(full.index(turn % 2), BLOCK * W * 2)
@@ -154,14 +100,6 @@ def produce(
 
 
 @gluon.jit
-def logits(q, keys, n, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr):
-    """Begin q @ k.T of tile n, which is there -> the sums under way [64, BLOCK]."""
-    k = keys[0].index(n % STAGES).reshape([BLOCK, W]).permute((1, 0))
-    HALF: gl.constexpr = BLOCK // 2
-    return warpgroup_mma(q, k, gl.zeros([HALF, BLOCK], gl.float32, sums(BLOCK)), use_acc=False, is_async=True)
-
-
-@gluon.jit
 def add_values(out, p, values, n, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr):
     """Begin out + p @ v of tile n, once its values are there."""
     mbarrier.wait(values[1].index(n % STAGES), n // STAGES & 1)
@@ -171,7 +109,7 @@ def add_values(out, p, values, n, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: 
 @gluon.jit
 def attend(
     state, n, more, q, rings, ones, row_bias, scale,
-    FUTURE: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+    FUTURE: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """The online softmax over tile n, and the product of tile n - 1's weights with their values.
 
@@ -179,7 +117,8 @@ def attend(
     """
     keys, values, bias = rings
     out, p, peak, total = state
-    s = logits(q, keys, n, BLOCK, W, STAGES)
+    k = keys[0].index(n % STAGES).reshape([BLOCK, W])
+    s = inner_products(parts(q, D), parts(k, D), BLOCK // 2, BLOCK)
     if FUTURE:
         s = warpgroup_mma(ones, bias.index(n % STAGES).permute((1, 0)), s, is_async=True)
     out = add_values(out, p, values, n - 1, BLOCK, W, STAGES)
@@ -206,11 +145,12 @@ def attend(
 @gluon.jit
 def attend_first(
     n, first, length, rows, q, keys, bias, row_bias, scale,
-    BY_ROW: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+    BY_ROW: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """The softmax over a block's first tile, whose columns begin at `first` -> p, peak, total."""
     mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1)
-    s = warpgroup_mma_wait(0, deps=[logits(q, keys, n, BLOCK, W, STAGES)])
+    k = keys[0].index(n % STAGES).reshape([BLOCK, W])
+    s = warpgroup_mma_wait(0, deps=[inner_products(parts(q, D), parts(k, D), BLOCK // 2, BLOCK)])
     mbarrier.arrive(keys[2].index(n % STAGES))
     columns = first + gl.arange(0, BLOCK, gl.SliceLayout(0, sums(BLOCK)))
     if BY_ROW:
@@ -226,7 +166,7 @@ def attend_first(
 @gluon.jit
 def consume(
     CONSUMER: gl.constexpr, out, lse, plan, order, bias, T, scale, queries, rings, ones_tile,
-    H: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
+    H: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
 ):  # fmt: skip
     """Rows 64 * CONSUMER to 64 * CONSUMER + 63 of every block."""
     HALF: gl.constexpr = BLOCK // 2
@@ -238,7 +178,8 @@ def consume(
     number, ahead, back, blocks = blocks_of_program(order, H)
     while number < blocks:
         head, start, length, first_row, ones, _ = block_of(number, order, plan, H, BLOCK)
-        first, begin, plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
+        plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
+        first, begin = first_tile(plain, mixed, BLOCK)
         rows = first_row + CONSUMER * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LOGITS))
         row_bias = gl.zeros([HALF], gl.float32, gl.SliceLayout(1, LOGITS))
         if BY_ROW:
@@ -248,7 +189,7 @@ def consume(
         mbarrier.wait(full.index(turn % 2), turn // 2 & 1)
 
         p, peak, total = attend_first(
-            n, first, length, rows, q, keys, bias + start, row_bias, scale, BY_ROW, BLOCK, W, STAGES
+            n, first, length, rows, q, keys, bias + start, row_bias, scale, BY_ROW, BLOCK, D, W, STAGES
         )
         n += 1
         mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1, (begin < plain) | (mixed < future))
@@ -256,10 +197,10 @@ def consume(
         of_block = q, rings, ones_tile, row_bias, scale
         for position in range(begin, plain, BLOCK):
             more = (position + BLOCK < plain) | (mixed < future)
-            state = attend(state, n, more, *of_block, False, BLOCK, W, STAGES)
+            state = attend(state, n, more, *of_block, False, BLOCK, D, W, STAGES)
             n += 1
         for position in range(mixed, future, BLOCK):
-            state = attend(state, n, position + BLOCK < future, *of_block, True, BLOCK, W, STAGES)
+            state = attend(state, n, position + BLOCK < future, *of_block, True, BLOCK, D, W, STAGES)
             n += 1
         sums_of_values, p, peak, total = state
         sums_of_values = add_values(sums_of_values, p, values, n - 1, BLOCK, W, STAGES)
@@ -280,18 +221,11 @@ def consume(
         ahead, back = back, ahead
 
 
-@gluon.jit
-def barriers(NUMBER: gl.constexpr, ARRIVALS: gl.constexpr):
-    made = gl.allocate_shared_memory(gl.int64, [NUMBER, 1], mbarrier.MBarrierLayout())
-    for number in gl.static_range(NUMBER):
-        mbarrier.init(made.index(number), count=ARRIVALS)
-    return made
-
-
 @gluon.jit(do_not_specialize=["T"])
 def forward_blocks(
     q, k, v, pieces, out, lse, plan, order, bias, T, heads_q, heads_k, heads_v, scale,
-    H: gl.constexpr, G: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
+    H: gl.constexpr, G: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+    BY_ROW: gl.constexpr,
 ):  # fmt: skip
     """out and lse of all blocks. heads_*: how many heads a token's stride spans. scale includes log2(e)."""
     DTYPE: gl.constexpr = q.dtype
@@ -321,8 +255,8 @@ def forward_blocks(
     sources = k, v, pieces, heads_k, heads_v
     gl.warp_specialize(
         [
-            (consume, (0, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, W, STAGES, BY_ROW)),
-            (consume, (1, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, W, STAGES, BY_ROW)),
+            (consume, (0, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, D, W, STAGES, BY_ROW)),
+            (consume, (1, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, D, W, STAGES, BY_ROW)),
             (produce, (q, sources, plan, order, heads_q, queries, rings, H, G, BLOCK, W, STAGES, BY_ROW)),
         ],
         [4, 1],  # warps of the second consumer and of the producer
