@@ -43,7 +43,7 @@ def trainer(millions, mesh):
     config.layers = max(1, round((millions * 1e6 - VOCABULARY * 1024) / (count_parameters(config, 0) / 8)))
     model = Transformer(config, VOCABULARY, "float32", mesh.tensor).init_weights(1).to(mesh.device)
     bfloat16 = mesh.device.type == "cuda" and model.in_bfloat16()
-    optimizer = ShardedAdamW(model, mesh, 1e-4, 0.0, torch.bfloat16 if bfloat16 else torch.float32)
+    optimizer = ShardedAdamW(model, mesh, 0.0, torch.bfloat16 if bfloat16 else torch.float32)
     tokens = torch.randint(VOCABULARY, (TOKENS,), dtype=torch.int32, device=mesh.device)
     cu_seqlens = torch.tensor([0, TOKENS], dtype=torch.int32, device=mesh.device)
 

@@ -45,7 +45,7 @@ def row(kind, key, options):
     config = Config(stages=["weak"])
     config.model = Model(layers=options.layers, width=width, ffn=3 * width, heads=8, kv_heads=8, context=options.tokens)
     model = Transformer(config.model, VOCABULARY, "bfloat16" if cuda else "float32").init_weights(1).to(mesh.device)
-    optimizer = ShardedAdamW(model, mesh, 1e-4, 0.0, torch.bfloat16 if cuda else torch.float32)
+    optimizer = ShardedAdamW(model, mesh, 0.0, torch.bfloat16 if cuda else torch.float32)
     lengths, settings = lengths_of(kind, options.tokens), Stage(**{key: getattr(options, key)})
     cu_seqlens = torch.tensor([0, *lengths]).cumsum(0, dtype=torch.int32)
     tokens = torch.randint(VOCABULARY, (options.tokens,), dtype=torch.int32)

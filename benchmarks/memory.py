@@ -63,7 +63,7 @@ def main():
     vocab = config.tokenizer.vocab_size
     model = Transformer(config.model, vocab, config.precision, mesh.tensor).init_weights(1).to(mesh.device)
     bfloat16 = mesh.device.type == "cuda" and model.in_bfloat16()
-    optimizer = ShardedAdamW(model, mesh, 1e-4, 0.0, torch.bfloat16 if bfloat16 else torch.float32)
+    optimizer = ShardedAdamW(model, mesh, 0.0, torch.bfloat16 if bfloat16 else torch.float32)
     rows = []
     for T in options.lengths:
         tokens = torch.randint(vocab, (T,), dtype=torch.int32, generator=torch.Generator().manual_seed(1)).to(

@@ -64,7 +64,7 @@ def ours(work, config, mesh):
     with torch.device(mesh.device):
         model = Transformer(config.model, vocab, config.precision).init_weights(1)
     bfloat16 = mesh.device.type == "cuda" and model.in_bfloat16()
-    optimizer = ShardedAdamW(model, mesh, LEARNING_RATE, 1e-3, torch.bfloat16 if bfloat16 else torch.float32)
+    optimizer = ShardedAdamW(model, mesh, 1e-3, torch.bfloat16 if bfloat16 else torch.float32)
     tokens = torch.cat(work.texts).to(mesh.device)
     cu_seqlens = F.pad(torch.tensor(work.lengths), (1, 0)).cumsum(0).int().to(mesh.device)
     group = torch.arange(len(work.texts) // 2, device=mesh.device)

@@ -128,7 +128,7 @@ def main() -> None:
             model.lm_head = None  # the contrastive stages predict no tokens
         # the first optimizer imports much of torch from C++, which an exception from a signal would abort
         with interrupts.later():
-            optimizer = ShardedAdamW(model, mesh, settings.lr, settings.weight_decay, dtype)
+            optimizer = ShardedAdamW(model, mesh, settings.weight_decay, dtype)
         stage = stages.make(name, config, shards, mesh.data)
         pace = Pace(model, mesh)
         validation = Validation(name, config, held_out[name], mesh) if held_out.get(name) else None

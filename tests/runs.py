@@ -174,6 +174,6 @@ def untrained(config, run, change=lambda model: None):
     change(model)
     mesh = Mesh("cpu")
     saver = Saver(settings, tokenizer, {}, mesh)
-    saver.start("supervised", 0, ShardedAdamW(model, mesh, 0.0, 0.0), {}, {"updates": 0})
+    saver.start("supervised", 0, ShardedAdamW(model, mesh, 0.0), {}, {"updates": 0})
     saver.finish()
     return run

@@ -433,7 +433,7 @@ def _a_step(mesh, parts, settings, path=None):
     model = Transformer(Model(layers=2, width=16, ffn=24, heads=2, kv_heads=1, context=32), 50, "float32").init_weights(
         1
     )
-    optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
+    optimizer = ShardedAdamW(model, mesh, 0.0)
     texts = [torch.randint(50, (2 + i,), dtype=torch.int32) for i in range(8)]  # queries, then documents
     own = range(sum(parts[: mesh.rank]), sum(parts[: mesh.rank + 1]))
     mine = [texts[i] for i in own] + [texts[4 + i] for i in own]

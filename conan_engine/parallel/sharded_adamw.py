@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.optim.adamw import adamw
 
 from conan_engine.parallel.mesh import waiting
 from conan_kernels import pointwise
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")  # torch's names
+BETAS, EPS = (0.9, 0.95), 1e-8
 BUCKET = 1 << 25  # parameters: 128 MB of gradients, large enough for full bandwidth, small enough to begin early
 
 
@@ -44,11 +46,13 @@ class Bucket:
         self.share, self.pending = group.share(size), None
         for p, weight in zip(self.parameters, self.views(self.weights)):
             weight.copy_(p.detach().flatten())
-        self.master = torch.nn.Parameter(self.weights[self.share])
+        self.master = self.weights[self.share]
         if dtype != torch.float32:
-            self.master, self.weights = torch.nn.Parameter(self.master.detach().clone()), self.weights.to(dtype)
+            self.master, self.weights = self.master.clone(), self.weights.to(dtype)
         self.lend(self.weights)
         self.gradient_of = dict(zip(self.parameters, self.views(self.gradients)))
+        self.unwritten = set()  # parameters whose gradients still hold another step's
+        self.moments = {key: torch.zeros_like(self.master) for key in MOMENTS}
         if dtype == torch.float32:
             for p, gradient in self.gradient_of.items():
                 p.grad = gradient.view_as(p)  # autograd adds to it directly
@@ -72,10 +76,43 @@ class Bucket:
             if first < last:
                 yield name, p, first - begin, slice(first - self.share.start, last - self.share.start)
 
+    def add(self, p: nn.Parameter) -> None:
+        """Add the gradient of p, whose dtype is not float32, to the sum."""
+        pointwise.add_(self.gradient_of[p], p.grad.flatten(), first=p in self.unwritten)
+        self.unwritten.discard(p)
+        p.grad = None
+
+    def zero_gradients(self) -> None:
+        if self.weights.dtype == torch.float32:
+            self.gradients.zero_()  # autograd adds to it
+        else:
+            self.unwritten = set(self.parameters)
+
+    def finish_gradients(self) -> None:
+        """The gradients of parameters that got none are zeros."""
+        for p in self.unwritten:
+            self.gradient_of[p].zero_()
+        self.unwritten = set()
+
+    def update(self, step: int, lr: float, decay: float, scale: float) -> None:
+        """Update this rank's share with its gradients times `scale`; step: number of the update, from 1."""
+        gradient = self.gradients[self.share]
+        if self.master.is_cuda:
+            rounded = None if self.weights.dtype == torch.float32 else self.weights[self.share]
+            pointwise.adamw_(self.master, gradient, *self.moments.values(), rounded, step, lr, scale, BETAS, EPS, decay)
+            return
+        lists = [[x] for x in (self.master, gradient.mul_(scale), *self.moments.values())]
+        form = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "amsgrad": False, "maximize": False}
+        adamw(*lists, [], [torch.tensor(float(step - 1))], fused=True, lr=lr, weight_decay=decay, **form)
+        self.round_weights()
+
+    def round_weights(self) -> None:
+        """Set the weights that compute to this rank's share of the master weights."""
+        if self.weights.dtype != torch.float32:
+            self.weights[self.share].copy_(self.master)
+
     def publish(self) -> None:
         """Start to gather the new weights of all ranks' shares."""
-        if self.weights.dtype != torch.float32:
-            self.weights[self.share] = self.master.detach().to(self.weights.dtype)
         self.pending = self.group.start_gather(self.weights)
 
     def wait(self) -> None:
@@ -92,7 +129,7 @@ class ShardedAdamW:
     """
 
     def __init__(
-        self, model: torch.nn.Module, mesh: Mesh, lr: float, weight_decay: float, dtype: torch.dtype = torch.float32
+        self, model: torch.nn.Module, mesh: Mesh, weight_decay: float, dtype: torch.dtype = torch.float32
     ) -> None:
         """dtype: of the weights that compute, float32 or bfloat16. Parameters that need no gradient get this dtype
         and stay as they are.
@@ -108,14 +145,8 @@ class ShardedAdamW:
             own = dict.fromkeys(self.home[p] for p in module.parameters(recurse=False) if p in self.home)
             if own:
                 self.hooks.append(module.register_forward_pre_hook(_wait_for(own)))
-        # Norm weights decay too: at the paper's 1e-3 it makes no difference, and one list of slices is simpler.
-        self.adam = torch.optim.AdamW(
-            [b.master for b in self.buckets], lr=lr, betas=(0.9, 0.95), weight_decay=weight_decay, fused=True
-        )
-        for b in self.buckets:
-            self.adam.state[b.master] = {key: torch.zeros_like(b.master) for key in MOMENTS} | {
-                "step": torch.zeros((), device=mesh.device)
-            }
+        # norm weights decay too: at the paper's 1e-3 it makes no difference, and a bucket is updated as a whole
+        self.weight_decay, self.steps = weight_decay, 0
         self.zero_gradients()
 
     def send_next(self) -> None:
@@ -126,14 +157,14 @@ class ShardedAdamW:
         """The backward pass has added to p's gradient."""
         bucket = self.home[p]
         if p.dtype != torch.float32:
-            pointwise.add_(bucket.gradient_of[p], p.grad.flatten())
-            p.grad = None
+            bucket.add(p)
         if self.sending:
             self.missing[bucket].discard(p)
             while self.unsent and not self.missing[self.unsent[-1]]:
                 self._send(self.unsent.pop())
 
     def _send(self, bucket):
+        bucket.finish_gradients()
         if not bucket.cut:
             self.mesh.tensor.sum(bucket.gradients)  # each tensor rank had the gradients of its own tokens
         bucket.pending = self.mesh.data.start_reduce_scatter(bucket.gradients)
@@ -151,17 +182,15 @@ class ShardedAdamW:
 
     def step(self, lr: float, scale: float) -> None:
         """Update the weights with the gradients times `scale` (clipping)."""
-        self.adam.param_groups[0]["lr"] = lr
+        self.steps += 1
         for bucket in self.buckets:
-            bucket.master.grad = bucket.gradients[bucket.share].mul_(scale)
-        self.adam.step()
-        for bucket in self.buckets:
+            bucket.update(self.steps, lr, self.weight_decay, scale)
             bucket.publish()
 
     def zero_gradients(self) -> None:
         """Set all gradients to zero, before the next step."""
         for bucket in self.buckets:
-            bucket.gradients.zero_()
+            bucket.zero_gradients()
         # every rank sends the buckets in this order, whichever completes first
         self.sending = False
         self.unsent = list(self.buckets)
@@ -178,6 +207,7 @@ class ShardedAdamW:
                 for name, _, start, place in bucket.shared():
                     now = bucket.master[place]
                     now.copy_(begun[name].flatten()[start : start + len(now)].lerp(now, share))
+                bucket.round_weights()
                 bucket.publish()
 
     def close(self) -> None:
@@ -187,11 +217,11 @@ class ShardedAdamW:
         for bucket in self.buckets:
             bucket.wait()
             if bucket.weights.dtype != torch.float32:
-                bucket.lend(self.mesh.data.gather(bucket.master.detach()))
+                bucket.lend(self.mesh.data.gather(bucket.master))
             for p in bucket.parameters:
                 p.grad = None
         # gradients and moments, which the next stage's optimizer would find still there
-        del self.buckets, self.home, self.adam, self.unsent, self.missing
+        del self.buckets, self.home, self.unsent, self.missing
 
     def held(self) -> Iterator[tuple[str, str, int, Tensor]]:
         """This rank's part of a checkpoint, as tuples ("weight", "exp_avg" or "exp_avg_sq"; the parameter's name;
@@ -203,7 +233,7 @@ class ShardedAdamW:
         for bucket in self.buckets:
             if bucket.cut or self.mesh.tensor.rank == 0:
                 for key in ("weight", *MOMENTS):
-                    share = bucket.master.detach() if key == "weight" else self.adam.state[bucket.master][key]
+                    share = bucket.master if key == "weight" else bucket.moments[key]
                     for name, _, start, place in bucket.shared():
                         yield key, name, start, share[place]
 
@@ -211,12 +241,11 @@ class ShardedAdamW:
         """Load the moments from pieces.Pieces, which ranks of any mesh held after `steps` updates. The weights are
         those that the model has when the optimizer is made.
         """
+        self.steps = steps
         for bucket in self.buckets:
-            state = self.adam.state[bucket.master]
-            state["step"].fill_(steps)
             for name, p, start, place in bucket.shared():
                 for key in MOMENTS:
-                    pieces.read_into(state[key][place], f"{key}.{name}", p, self.mesh.tensor, start)
+                    pieces.read_into(bucket.moments[key][place], f"{key}.{name}", p, self.mesh.tensor, start)
 
 
 def _wait_for(buckets):

@@ -193,14 +193,43 @@ def softmax_minus_target_(logits: Tensor, lse: Tensor, target: Tensor) -> Tensor
     return logits
 
 
-def add_(total: Tensor, part: Tensor) -> Tensor:
-    """total += part, with the same number of elements, total contiguous.
+def add_(total: Tensor, part: Tensor, first: bool = False) -> Tensor:
+    """total += part, with the same number of elements, total contiguous; first: total = part, whatever it held.
 
-    PyTorch's own addition on CUDA takes more than twice as long if the dtypes differ.
+    PyTorch's own addition and copy on CUDA take more than twice as long if the dtypes differ.
     """
     if not total.is_cuda or part.dtype == total.dtype:
-        return total.add_(part.view_as(total))
+        return total.copy_(part.view_as(total)) if first else total.add_(part.view_as(total))
     part, n = part.contiguous(), total.numel()
     with torch.cuda.device_of(total):
-        _tiles().add_part[(_over(n, 2048),)](total, part, n, BLOCK=2048, **FUSION)
+        _tiles().add_part[(_over(n, 2048),)](total, part, n, FIRST=first, BLOCK=2048, **FUSION)
     return total
+
+
+def adamw_(
+    weight: Tensor,
+    gradient: Tensor,
+    mean: Tensor,
+    square: Tensor,
+    rounded: Tensor | None,
+    step: int,
+    lr: float,
+    scale: float = 1.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-8,
+    decay: float = 0.01,
+) -> None:
+    """Update number `step` (from 1) of AdamW (arXiv 1711.05101), in place, as torch.optim.AdamW: one pass over memory.
+
+    Args:
+        weight: fp32 [n], contiguous, as are gradient (times `scale`: clipping), and the moments mean and square.
+        rounded: [n], gets the new weights in its dtype, or None.
+        step, lr, betas, eps, decay: as torch.optim.AdamW has them.
+    """
+    n, (beta1, beta2) = weight.numel(), betas
+    if n:
+        with torch.cuda.device_of(weight):
+            _tiles().adamw_part[(_over(n, 1024),)](
+                weight, gradient, mean, square, rounded, n, float(scale), 1 - lr * decay, beta1, 1 - beta1, beta2,
+                1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps, BLOCK=1024, **FUSION,
+            )  # fmt: skip

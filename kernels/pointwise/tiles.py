@@ -154,12 +154,33 @@ def softmax_gradient(logits, lse, target, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def add_part(total, part, n, BLOCK: tl.constexpr):
-    """total += part, each of its own dtype."""
+def add_part(total, part, n, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """total += part, each of its own dtype; FIRST: total = part."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
-    tl.store(
-        total + place,
-        tl.load(total + place, mask=inside) + tl.load(part + place, mask=inside).to(total.dtype.element_ty),
-        mask=inside,
-    )
+    values = tl.load(part + place, mask=inside).to(total.dtype.element_ty)
+    if not FIRST:
+        values += tl.load(total + place, mask=inside)
+    tl.store(total + place, values, mask=inside)
+
+
+@triton.jit(do_not_specialize=["n"])
+def adamw_part(
+    weight, gradient, mean, square, rounded, n, scale, kept, beta1, rest1, beta2, rest2, rate, root, eps,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """An update of n weights; rest1 is 1 - beta1, which fp32 would round, kept 1 - lr * decay, rate and root have the
+    bias corrections. rounded: the new weights in another dtype, or None.
+    """
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    inside = place < n
+    g = tl.load(gradient + place, mask=inside, other=0.0) * scale
+    m = beta1 * tl.load(mean + place, mask=inside, other=0.0) + rest1 * g
+    v = beta2 * tl.load(square + place, mask=inside, other=0.0) + rest2 * g * g
+    step = tl.div_rn(rate * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
+    w = kept * tl.load(weight + place, mask=inside, other=0.0) - step
+    tl.store(mean + place, m, mask=inside)
+    tl.store(square + place, v, mask=inside)
+    tl.store(weight + place, w, mask=inside)
+    if rounded is not None:
+        tl.store(rounded + place, w.to(rounded.dtype.element_ty), mask=inside)

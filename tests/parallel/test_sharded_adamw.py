@@ -18,9 +18,9 @@ STEPS, LR, DECAY = 5, 1e-2, 1e-2
 
 def test_a_closed_optimizer_holds_nothing_while_the_next_one_is_made():
     model = torch.nn.Linear(4, 4)
-    optimizer = ShardedAdamW(model, Mesh("cpu"), LR, DECAY)
+    optimizer = ShardedAdamW(model, Mesh("cpu"), DECAY)
     held = [weakref.ref(bucket) for bucket in optimizer.buckets]
-    moments = [weakref.ref(state["exp_avg"]) for state in optimizer.adam.state.values()]
+    moments = [weakref.ref(bucket.moments["exp_avg"]) for bucket in optimizer.buckets]
     optimizer.close()
     gc.collect()
     assert held and moments and not any(one() for one in held + moments)
@@ -69,19 +69,19 @@ def _saved(optimizer, folder):
 def _trained(mesh, restart=None, chunks=2, dtype=torch.float32, folder=None):
     """The weights after STEPS steps, each of that many backwards; `restart`: a step at which model and optimiser are
     made anew from what they wrote into `folder`."""
-    model = _model()
-    optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
+    model = _model().to(mesh.device)
+    optimizer = ShardedAdamW(model, mesh, DECAY, dtype)
     own = mesh.data.share(6)
     for step in range(STEPS):
         if step == restart:
             found = _saved(optimizer, folder)
             optimizer.close()
-            model = _model()
+            model = _model().to(mesh.device)
             for name, p in model.named_parameters():
                 found.read_into(p.detach().view(-1).zero_(), f"weight.{name}", p, mesh.tensor)
-            optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
+            optimizer = ShardedAdamW(model, mesh, DECAY, dtype)
             optimizer.load_state(found, steps=step)
-        parts = _data(step)[own].to(dtype).chunk(chunks)
+        parts = _data(step)[own].to(mesh.device, dtype).chunk(chunks)
         for part in parts:
             if part is parts[-1]:
                 optimizer.send_next()
@@ -123,7 +123,7 @@ def test_weights_in_bfloat16_have_a_float32_master(tmp_path):
     assert not torch.equal(found, found.bfloat16().float())
 
     model = _model()
-    optimizer = ShardedAdamW(model, Mesh("cpu"), 1e-5, 0.0, torch.bfloat16)
+    optimizer = ShardedAdamW(model, Mesh("cpu"), 0.0, torch.bfloat16)
     before = _flat(model)
     for _ in range(20):  # each far below a bfloat16 step
         model(_data(0).bfloat16()).square().sum().backward()
@@ -132,15 +132,40 @@ def test_weights_in_bfloat16_have_a_float32_master(tmp_path):
         optimizer.zero_gradients()
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16} and all(p.grad is None for p in model.parameters())
     held = [
-        x
-        for b in optimizer.buckets
-        for x in (b.weights, b.gradients, b.master, *optimizer.adam.state[b.master].values())
-        if x.numel() > 1
+        x for b in optimizer.buckets for x in (b.weights, b.gradients, b.master, *b.moments.values()) if x.numel() > 1
     ]
     assert sum(x.nbytes for x in held) == (2 + 4 + 12) * len(before)  # on one rank; the 12 are shared out
     optimizer.close()
     moved = (_flat(model) - before.float()).abs()
     assert 1e-4 < moved.median() < 3e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_has_its_own_gradients_alone(dtype):
+    """In bfloat16 the first gradient of a step overwrites the sum; one that does not come is zero."""
+    used, unused = torch.nn.Linear(3, 2, bias=False), torch.nn.Linear(3, 2, bias=False)
+    optimizer = ShardedAdamW(torch.nn.Sequential(used, unused), Mesh("cpu"), 0.0, dtype)
+    (bucket,) = optimizer.buckets
+    x = torch.randn(4, 3, dtype=dtype)
+    for layers, backwards in (([used, unused], 1), ([used], 3), ([unused], 1), ([], 0)):
+        optimizer.zero_gradients()
+        for _ in range(backwards):
+            sum(layer(x).sum() for layer in layers).backward()
+        optimizer.reduce_gradients()
+        for layer in (used, unused):
+            expected = (backwards if layer in layers else 0) * x.float().sum(0).expand(2, -1)
+            found = bucket.gradient_of[layer.weight].view(2, 3)
+            torch.testing.assert_close(found, expected.to(dtype).float(), rtol=0.02, atol=0.02)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU; torch sees none")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_on_the_gpu_a_step_is_that_of_a_cpu(dtype):
+    found = _trained(Mesh("cuda"), dtype=dtype).cpu()
+    expected = _trained(Mesh("cpu"), dtype=dtype)
+    near = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.02}
+    torch.testing.assert_close(found, expected, **near)
 
 
 def _blend(mesh, dtype):
@@ -149,7 +174,7 @@ def _blend(mesh, dtype):
     for p in earlier.parameters():
         torch.nn.init.normal_(p, generator=torch.Generator().manual_seed(4))
     expected, kept = 0.3 * _flat(model) + 0.7 * _flat(earlier), _flat(earlier)
-    optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
+    optimizer = ShardedAdamW(model, mesh, DECAY, dtype)
     optimizer.blend(earlier, 0.3)
     model(_data(0).to(dtype))  # waits for the weights that come from other ranks
     torch.testing.assert_close(_flat(model), expected.to(dtype))
@@ -188,7 +213,7 @@ def _watch(mesh, bytes_a_parameter, dtype):
     for number, layer in enumerate(model):
         layer.register_forward_pre_hook(lambda *_, number=number: seen.append(("forward", number)))
         layer.weight.register_hook(lambda _, number=number: seen.append(("backward", number)))
-    optimizer = ShardedAdamW(model, mesh, LR, DECAY, dtype)
+    optimizer = ShardedAdamW(model, mesh, DECAY, dtype)
     x = torch.randn(4, 8, dtype=dtype)
     model(x).sum().backward()
     optimizer.send_next()

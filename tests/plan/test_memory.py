@@ -105,16 +105,14 @@ def held(optimizer, model):
     found = {"weights": sum(p.numel() * p.element_size() for p in model.parameters())}
     buckets = optimizer.buckets
     found["gradients"] = sum(b.gradients.nbytes for b in buckets)
-    found["moments"] = sum(
-        optimizer.adam.state[b.master][key].nbytes for b in buckets for key in ("exp_avg", "exp_avg_sq")
-    )
+    found["moments"] = sum(b.moments[key].nbytes for b in buckets for key in ("exp_avg", "exp_avg_sq"))
     separate = sum(b.master.nbytes for b in buckets if b.weights.dtype != torch.float32)
     return found | ({"master weights": separate} if separate else {})
 
 
 def _holds(mesh, half):
     model = Transformer(SHAPE, VOCABULARY, "float32", mesh.tensor).init_weights(1)
-    optimizer = ShardedAdamW(model, mesh, 1e-3, 0.0, torch.bfloat16 if half else torch.float32)
+    optimizer = ShardedAdamW(model, mesh, 0.0, torch.bfloat16 if half else torch.float32)
     layout = Layout(Config(model=SHAPE), "weak", VOCABULARY, mesh.tensor.world)
     # bfloat16 weights are what a GPU has
     planned = memory.of_weights(

@@ -40,7 +40,7 @@ def _trained(mesh, settings, steps=2):
     while what a step began is on its way is aborted."""
     model = Transformer(settings.model, Words.vocab_size, "float32", mesh.tensor)
     model.init_weights(1)
-    optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
+    optimizer = ShardedAdamW(model, mesh, 0.0)
 
     def step():
         optimizer.send_next()
@@ -67,7 +67,7 @@ def _restored(mesh, settings):
     folder, state = checkpoint.newest(settings.out_dir, mesh=mesh)
     model = Transformer(settings.model, Words.vocab_size, "float32", mesh.tensor)
     checkpoint.load_weights(folder, state, model, Words)
-    optimizer = ShardedAdamW(model, mesh, 1e-2, 0.0)
+    optimizer = ShardedAdamW(model, mesh, 0.0)
     optimizer.load_state(Pieces(sorted(folder.glob("optimizer-*"))), state["counters"]["updates"])
     return optimizer
 

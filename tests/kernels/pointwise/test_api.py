@@ -185,6 +185,42 @@ def test_add(into, what):
         total, part = torch.randn(shape, device=DEVICE, dtype=into), torch.randn(shape, device=DEVICE).to(what)
         wanted = total + part.to(into)
         torch.testing.assert_close(pointwise.add_(total, part), wanted, rtol=0, atol=0)
+        total.fill_(torch.nan)
+        torch.testing.assert_close(pointwise.add_(total, part, first=True), part.to(into), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("n", [0, 1, 1000, 3001])
+@pytest.mark.parametrize("rounded", [None, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("decay", [0.0, 0.1])
+def test_adamw_is_torchs(n, rounded, decay):
+    """Against torch.optim.AdamW in fp64, from moments of any age; a step is a number of at most lr times a few."""
+    draw = lambda scale=1.0: (torch.randn(n, device=DEVICE) * scale).float()
+    weight, mean, square = draw(), draw(0.1), draw().square() + 0.1
+    low = None if rounded is None else torch.full((n,), torch.nan, device=DEVICE, dtype=rounded)
+    lr, betas, eps, scale, before = 1e-2, (0.9, 0.95), 1e-8, 0.37, 6
+    forms = {}
+    for dtype in (torch.float64, torch.float32):
+        one = torch.nn.Parameter(weight.to(dtype, copy=True))
+        adam = torch.optim.AdamW([one], lr=lr, betas=betas, eps=eps, weight_decay=decay)
+        state = {"exp_avg": mean, "exp_avg_sq": square}
+        adam.state[one] = {key: x.to(dtype, copy=True) for key, x in state.items()} | {
+            "step": torch.tensor(float(before))
+        }
+        forms[dtype] = one, adam
+    for step in range(before + 1, before + 4):
+        gradient = draw(3.0) if step > before + 1 else torch.zeros(n, device=DEVICE)
+        pointwise.adamw_(weight, gradient, mean, square, low, step, lr, scale, betas, eps, decay)
+        for dtype, (one, adam) in forms.items():
+            one.grad = gradient.to(dtype) * scale
+            adam.step()
+    (exact, by), (plain, _) = forms[torch.float64], forms[torch.float32]
+    if n:
+        # three steps, each of which rounds the weight twice, and moves it by a few lr that have a few roundings
+        bound = 3 * EPS * (2 * exact.detach().abs() + 10 * 10 * lr)
+        assert_within("weight", weight, plain.detach(), exact.detach(), bound)
+        for name, found in (("exp_avg", mean), ("exp_avg_sq", square)):
+            torch.testing.assert_close(found.double(), by.state[exact][name], rtol=1e-5, atol=1e-6)
+    assert low is None or torch.equal(low, weight.to(rounded))
 
 
 @pytest.mark.parametrize("repeat", range(2))

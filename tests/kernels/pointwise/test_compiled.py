@@ -15,7 +15,7 @@ def test_nothing_spills_and_loads_are_wide():
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(rows) == 9
+    assert len(rows) == 10
     for row in rows:
         assert not sass.faults(row), row
         assert row["widest_load"] == 128, row
