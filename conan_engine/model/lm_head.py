@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -69,7 +71,9 @@ class _LinearCrossEntropy(torch.autograd.Function):
         chunk = max(1, CHUNK_LOGITS[hidden.device.type] // len(weight))
         cast = weight.to(hidden.dtype)
         dhidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        dweight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        dweight = torch.empty_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        if dweight is not None and len(hidden) == 0:
+            dweight.zero_()
         loss = torch.zeros((), device=hidden.device)
         with torch.autocast(hidden.device.type, enabled=False):
             for first in range(0, len(hidden), chunk):
@@ -80,10 +84,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if dhidden is not None:
                     dhidden[rows] = p @ cast
                 if dweight is not None:
-                    if hidden.dtype == dweight.dtype:
-                        dweight.addmm_(p.T, hidden[rows])
-                    else:
-                        pointwise.add_(dweight, p.T @ hidden[rows])
+                    _add_product(dweight, p.T, hidden[rows], first == 0)
                 del p  # or it would be there while the next chunk's logits are computed
         ctx.gradients, ctx.dtype = (dhidden, dweight), weight.dtype
         return loss
@@ -96,10 +97,39 @@ class _LinearCrossEntropy(torch.autograd.Function):
         ctx.gradients = None  # in place: V x C in fp32 is 2 GB at the paper's shape
         return (
             None if dhidden is None else dhidden.mul_(gradient),
-            None if dweight is None else dweight.mul_(gradient).to(ctx.dtype),
+            None if dweight is None else _scaled(dweight, gradient, ctx.dtype),
             None,
             None,
         )
+
+
+def _scaled(x, factor, dtype):
+    """x * factor in that dtype; in place where it has it already."""
+    return x.mul_(factor) if x.dtype == dtype else pointwise.add_(torch.empty_like(x, dtype=dtype), x, True, factor)
+
+
+def _add_product(total, a, b, first):
+    """total += a @ b, total in fp32; first: total = a @ b, whatever it held."""
+    beta = 0 if first else 1
+    if a.dtype == total.dtype:
+        torch.addmm(total, a, b, beta=beta, out=total)
+    elif _adds_in_float32(total.device):
+        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, beta=beta, out=total)
+    else:
+        pointwise.add_(total, a @ b, first)
+
+
+@functools.cache
+def _adds_in_float32(device):
+    """Whether a product of bfloat16 can add to float32 here. On CUDA it can, without the product in memory; tried once,
+    since PyTorch has this for its CUDA builds alone.
+    """
+    total, one = torch.ones(16, 16, device=device), torch.eye(16, dtype=torch.bfloat16, device=device)
+    try:
+        torch.ops.aten.addmm.dtype_out(total, one, one, torch.float32, out=total)
+    except RuntimeError:  # NotImplementedError is one
+        return False
+    return torch.equal(total, 1 + one.float())
 
 
 def _plain(logits, index, here, group):

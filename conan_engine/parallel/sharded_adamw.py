@@ -101,9 +101,11 @@ class Bucket:
             rounded = None if self.weights.dtype == torch.float32 else self.weights[self.share]
             pointwise.adamw_(self.master, gradient, *self.moments.values(), rounded, step, lr, scale, BETAS, EPS, decay)
             return
-        lists = [[x] for x in (self.master, gradient.mul_(scale), *self.moments.values())]
-        form = {"beta1": BETAS[0], "beta2": BETAS[1], "eps": EPS, "amsgrad": False, "maximize": False}
-        adamw(*lists, [], [torch.tensor(float(step - 1))], fused=True, lr=lr, weight_decay=decay, **form)
+        mean, square = self.moments.values()
+        adamw(
+            [self.master], [gradient.mul_(scale)], [mean], [square], [], [torch.tensor(float(step - 1))], fused=True,
+            amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=decay, eps=EPS, maximize=False,
+        )  # fmt: skip
         self.round_weights()
 
     def round_weights(self) -> None:

@@ -2,7 +2,8 @@
 
 Three rates bound it: matrix products, attention's products, and memory, over which all between them moves. The shares
 of a device's data sheet that they reach were measured on an H200 (benchmarks/results/attn-h200.json, infonce-h200.json
-and step-h200.json); for other devices the same shares are assumed.
+and step-h200.json); for other devices the same shares are assumed. The bytes are those of the steps that were measured:
+the optimizer and the LM head move fewer since, which counts once that is measured.
 """
 
 from __future__ import annotations

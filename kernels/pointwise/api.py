@@ -193,16 +193,23 @@ def softmax_minus_target_(logits: Tensor, lse: Tensor, target: Tensor) -> Tensor
     return logits
 
 
-def add_(total: Tensor, part: Tensor, first: bool = False) -> Tensor:
-    """total += part, with the same number of elements, total contiguous; first: total = part, whatever it held.
+def add_(total: Tensor, part: Tensor, first: bool = False, factor: Tensor | None = None) -> Tensor:
+    """total += part * factor, with the same number of elements, total contiguous; first: total = part * factor.
 
-    PyTorch's own addition and copy on CUDA take more than twice as long if the dtypes differ.
+    factor: fp32, a 0-d tensor; None is 1. PyTorch's own additions and copies on CUDA take more than twice as long if
+    the dtypes differ.
     """
-    if not total.is_cuda or part.dtype == total.dtype:
-        return total.copy_(part.view_as(total)) if first else total.add_(part.view_as(total))
+    if not total.is_cuda or (part.dtype == total.dtype and factor is None):
+        part = (part if factor is None else part.float() * factor).view_as(total)
+        return total.copy_(part) if first else total.add_(part)
+    return _add_part(total, part, first, factor)
+
+
+def _add_part(total, part, first, factor):
     part, n = part.contiguous(), total.numel()
-    with torch.cuda.device_of(total):
-        _tiles().add_part[(_over(n, 2048),)](total, part, n, FIRST=first, BLOCK=2048, **FUSION)
+    if n:
+        with torch.cuda.device_of(total):
+            _tiles().add_part[(_over(n, 2048),)](total, part, factor, n, FIRST=first, BLOCK=2048, **FUSION)
     return total
 
 

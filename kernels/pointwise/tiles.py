@@ -154,14 +154,16 @@ def softmax_gradient(logits, lse, target, V, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def add_part(total, part, n, FIRST: tl.constexpr, BLOCK: tl.constexpr):
-    """total += part, each of its own dtype; FIRST: total = part."""
+def add_part(total, part, factor, n, FIRST: tl.constexpr, BLOCK: tl.constexpr):
+    """total += part * factor (fp32; None is 1), each of its own dtype; FIRST: total = part * factor."""
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = place < n
-    values = tl.load(part + place, mask=inside).to(total.dtype.element_ty)
+    values = tl.load(part + place, mask=inside).to(tl.float32)
+    if factor is not None:
+        values *= tl.load(factor)
     if not FIRST:
-        values += tl.load(total + place, mask=inside)
-    tl.store(total + place, values, mask=inside)
+        values = tl.load(total + place, mask=inside) + values
+    tl.store(total + place, values.to(total.dtype.element_ty), mask=inside)
 
 
 @triton.jit(do_not_specialize=["n"])

@@ -40,7 +40,7 @@ ARGUMENTS = {
     "sum_sequence": ({"BLOCK": 128, "num_warps": 1}, {"x": "*fp32", "cu_seqlens": "*i32", "out": "*fp32"}),
     "softmax_row": ({"BLOCK": 4096, "num_warps": 8}, {"logits": "*bf16", "peak": "*fp32", "total": "*fp32"}),
     "softmax_gradient": ({"BLOCK": 4096, "num_warps": 8}, {"logits": "*bf16", "lse": "*fp32", "target": "*i64"}),
-    "add_part": ({"FIRST": False, "BLOCK": 2048}, {"total": "*fp32", "part": "*bf16"}),
+    "add_part": ({"FIRST": False, "BLOCK": 2048}, {"total": "*fp32", "part": "*bf16", "factor": "*fp32"}),
     "adamw_part": (
         {"BLOCK": 1024},
         dict.fromkeys(("weight", "gradient", "mean", "square"), "*fp32")

@@ -178,15 +178,27 @@ def test_softmax_of_logits_and_its_gradient(dtype, n, V):
 
 
 @pytest.mark.parametrize(
-    ("into", "what"), [(torch.float32, torch.bfloat16), (torch.float32, torch.float32), (torch.float64, torch.float32)]
+    ("into", "what"),
+    [
+        (torch.float32, torch.bfloat16),
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float32),
+    ],
 )
-def test_add(into, what):
+@pytest.mark.parametrize("form", [pointwise.add_, pointwise._add_part])  # the second: the kernel, on a CPU too
+def test_add(into, what, form):
+    factor = torch.tensor(0.3, device=DEVICE)
     for shape in ((0,), (1,), (5000,), (37, 91)):
         total, part = torch.randn(shape, device=DEVICE, dtype=into), torch.randn(shape, device=DEVICE).to(what)
-        wanted = total + part.to(into)
-        torch.testing.assert_close(pointwise.add_(total, part), wanted, rtol=0, atol=0)
+        wanted = (total.double() + part.double()).to(into)
+        exact = {} if into == torch.bfloat16 else {"rtol": 0, "atol": 0}  # rounded once more, through float32
+        torch.testing.assert_close(form(total, part, False, None), wanted, **exact)
         total.fill_(torch.nan)
-        torch.testing.assert_close(pointwise.add_(total, part, first=True), part.to(into), rtol=0, atol=0)
+        torch.testing.assert_close(form(total, part, True, None), part.to(into), rtol=0, atol=0)
+        wanted = (part.float() * factor).to(into)
+        torch.testing.assert_close(form(total, part, True, factor), wanted)
+        torch.testing.assert_close(form(total, part, False, factor), 2 * wanted)
 
 
 @pytest.mark.parametrize("n", [0, 1, 1000, 3001])
