@@ -96,12 +96,11 @@ class Bucket:
 
     def update(self, step: int, lr: float, decay: float, scale: float) -> None:
         """Update this rank's share with its gradients times `scale`; step: number of the update, from 1."""
-        gradient = self.gradients[self.share]
+        gradient, (mean, square) = self.gradients[self.share], self.moments.values()
         if self.master.is_cuda:
             rounded = None if self.weights.dtype == torch.float32 else self.weights[self.share]
-            pointwise.adamw_(self.master, gradient, *self.moments.values(), rounded, step, lr, scale, BETAS, EPS, decay)
+            pointwise.adamw_(self.master, gradient, mean, square, rounded, step, lr, scale, BETAS, EPS, decay)
             return
-        mean, square = self.moments.values()
         adamw(
             [self.master], [gradient.mul_(scale)], [mean], [square], [], [torch.tensor(float(step - 1))], fused=True,
             amsgrad=False, beta1=BETAS[0], beta2=BETAS[1], lr=lr, weight_decay=decay, eps=EPS, maximize=False,

@@ -34,7 +34,7 @@ def test_as_exact_as_pytorch(D, dtype, mask, alpha, lengths, ratio):
 
 
 @simulated
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     st.lists(st.integers(0, 400), min_size=1, max_size=4), st.floats(0, 1), st.sampled_from(MASKS), st.integers(1, 9)
 )
@@ -51,7 +51,7 @@ def all_results(arguments, alpha, mask="column", **options):
 
 
 @simulated
-@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("mask", ["column", "row"])
 def test_the_heads_of_a_packed_projection_and_the_order_of_programs_change_no_bit(mask):
     arguments = batch([150, 3, 260], 2, 2, 112, torch.bfloat16)
     expected = all_results(arguments, 0.4, mask, programs=1)
