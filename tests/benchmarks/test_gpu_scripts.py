@@ -49,6 +49,7 @@ def test_ranks_share_a_device_and_send_while_they_compute(tmp_path):
     assert alone["buckets"] >= alone["sent_in_backward"] > 0
 
 
+@pytest.mark.slow
 def test_hopper_runs_its_simulator_without_a_gpu(tmp_path):
     code, said = rehearse("hopper.sh", tmp_path, "--device", "cpu")
     assert code == 0 and "1 passed" in said, said

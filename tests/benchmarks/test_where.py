@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 
+import pytest
 from runs import ROOT
 
 CONFIG = """
@@ -28,6 +29,7 @@ min_score = 0
 """
 
 
+@pytest.mark.slow
 def test_all_products_are_counted_and_every_part_takes_time(tmp_path):
     (tmp_path / "config.toml").write_text(CONFIG)
     command = [sys.executable, ROOT / "benchmarks/where.py", tmp_path / "config.toml", "--device=cpu", "--quick"]
