@@ -186,6 +186,10 @@ def place(tmp_path, tiny, whole):
     write_lines(tmp_path / "FILE.jsonl", [{"text": f"text {i}"} for i in range(30)])
     write_lines(tmp_path / "Q.jsonl", [{"_id": f"q{i}", "text": f"question {i}"} for i in range(10)])
     write_lines(tmp_path / "C.jsonl", [{"_id": f"d{i}", "title": "", "text": f"answer {i}"} for i in range(20)])
+    (tmp_path / "corpus").mkdir()
+    for name in ("corpus.jsonl", "docs.jsonl", "corpus/a.jsonl", "corpus/b.jsonl"):
+        write_lines(tmp_path / name, [{"id": i, "text": f"answer {i} of {name}"} for i in range(60)])
+    write_lines(tmp_path / "queries.jsonl", [{"id": f"q{i}", "text": f"question {i}"} for i in range(10)])
     (tmp_path / "R.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(f"q{i}\td{i}\t1\n" for i in range(10)))
     (tmp_path / "titles.tsv").write_text("".join(f"{i}\ttitle {i}\n" for i in range(5)))
     (tmp_path / "tiny.toml").symlink_to(tiny)
@@ -235,6 +239,9 @@ def test_a_command_of_the_pages_runs(place, command):
     if ".mine" in command:  # of a run that has come as far
         _type("torchrun conan_engine/train.py CONFIG --stages=\"['pretrain','sft','weak']\" --out_dir=runs/new", place)
         command += " --out_dir=runs/new"
+    elif "--vectors OUT" in command:  # of a corpus that was encoded, and is small
+        _type("python -m conan_engine.encode RUN corpus/ OUT", place)
+        command = command.replace("IVF4096", "IVF4")
     elif ".prepare" in command:
         command += " --out_dir=runs/new"
     said = _type(command, place)
