@@ -86,6 +86,17 @@ def room(ring, n, BYTES: gl.constexpr, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def memory_of_block(source, HALF: gl.constexpr, W: gl.constexpr):
+    """Memory for the two tiles that a block keeps, and for those of the next: bring_block's `memory`."""
+    return (
+        gl.allocate_shared_memory(source.dtype, [4, 1, 1, HALF, W], source.layout),
+        gl.allocate_shared_memory(source.dtype, [4, 1, 1, HALF, W], source.layout),
+        barriers(2, 1),
+        barriers(2, 2),  # both consumers leave
+    )
+
+
+@gluon.jit
 def bring_block(turn, memory, a, b, place_a, place_b, HALF: gl.constexpr, W: gl.constexpr):
     """The two tiles that a block keeps, each in two halves. place_*: where they begin."""
     tiles_a, tiles_b, full, empty = memory

@@ -36,6 +36,7 @@ from conan_kernels.attention.hopper.blocks import (
     bring_block,
     factors,
     inner_products,
+    memory_of_block,
     number_of_parts,
     parts,
     place,
@@ -185,12 +186,7 @@ def dk_dv_blocks(
 ):  # fmt: skip
     """dk and dv of all blocks, summed over the heads that share them. Arguments as in dq.dq_blocks."""
     HALF: gl.constexpr = BLOCK // 2
-    block = (
-        gl.allocate_shared_memory(q.dtype, [4, 1, 1, HALF, W], k.layout),
-        gl.allocate_shared_memory(q.dtype, [4, 1, 1, HALF, W], k.layout),
-        barriers(2, 1),
-        barriers(2, 2),  # both consumers leave
-    )
+    block = memory_of_block(k, HALF, W)
     ring = (
         gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, HALF, W], q.layout),
         gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, HALF, W], q.layout),

@@ -35,6 +35,7 @@ from conan_kernels.attention.hopper.blocks import (
     bring_block,
     factors,
     inner_products,
+    memory_of_block,
     number_of_parts,
     parts,
     place,
@@ -48,7 +49,7 @@ from conan_kernels.attention.hopper.blocks import (
 
 @gluon.jit
 def last_column(mixed, future, length):
-    """Where the columns end that a block of rows sees: rows past the end see none of the last, MIXED tile."""
+    """Where the columns end that a block of rows sees; the last MIXED tile may reach past the sequence."""
     return gl.minimum(gl.maximum(mixed, future), length)
 
 
@@ -174,12 +175,7 @@ def dq_blocks(
 ):  # fmt: skip
     """dq of all blocks. padded_rows: how many each head has in log_sums. heads_*, scale: as in forward_blocks."""
     HALF: gl.constexpr = BLOCK // 2
-    block = (
-        gl.allocate_shared_memory(q.dtype, [4, 1, 1, HALF, W], q.layout),
-        gl.allocate_shared_memory(q.dtype, [4, 1, 1, HALF, W], q.layout),
-        barriers(2, 1),
-        barriers(2, 2),  # both consumers leave
-    )
+    block = memory_of_block(q, HALF, W)
     ring = (
         gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, HALF, W], k.layout),
         gl.allocate_shared_memory(q.dtype, [STAGES, 1, 1, HALF, W], k.layout),
