@@ -50,7 +50,8 @@ def test_from_beirs_files_to_a_cross_lingual_model(tmp_path, untrained_run):
         lines = "".join(f"q{i}\td{i}\t1\n" for i in numbers)
         (tmp_path / f"msmarco/qrels/{split}.tsv").write_text(f"query-id\tcorpus-id\tscore\n{lines}")
     (tmp_path / "base").symlink_to(untrained_run)
-    (tmp_path / "conan_engine").symlink_to(ROOT / "conan_engine")  # as in a clone
+    for name in ("conan_engine", "configs"):  # as in a clone
+        (tmp_path / name).symlink_to(ROOT / name)
     toml = TOML
     for large, small in SMALLER.items():
         assert large in toml
