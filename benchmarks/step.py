@@ -2,7 +2,7 @@
 beside transformers.
 
     python benchmarks/step.py [--config configs/conan-1.4b.toml] [--set --model.layers=2 ...] [--forms ours ...]
-        [--out runs/benchmarks]
+        [--profile] [--out runs/benchmarks]
 
 Two steps of the config's model, forward, backward and update: `text`, the next token of 4 texts of 4,096 tokens (stages
 1 and 2), and `pairs`, InfoNCE over the Matryoshka dims of 64 queries and their documents, of log-normal lengths, 16 and
@@ -10,7 +10,8 @@ Two steps of the config's model, forward, backward and update: `text`, the next 
 shape, as its Trainer has it: float32 weights under bfloat16 autocast, SDPA, fused AdamW; with and without
 torch.compile; queries and documents padded to the longest of each. "Share" counts 6 FLOP a weight and real token (the
 token table where it is the LM head) and 12 D a head and visible pair of tokens, whatever a form computes beyond them.
-Times are medians. Prints a table; writes step.json after every row.
+Times are medians. Prints a table; writes step.json after every row. --profile: on a GPU also, by torch.profiler, the
+kernels of a step of ours, how often each runs and how long.
 """
 
 import argparse
@@ -162,6 +163,20 @@ def seconds_of(run, device, least=1.5):
     return statistics.median(found)
 
 
+def kernels_of(run, device, steps=3):
+    """[(kernel, calls a step, seconds a step), ...], the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            run()
+        wait(device)
+    found = [
+        (event.key, event.count / steps, event.self_device_time_total / 1e6 / steps)
+        for event in profiler.key_averages()
+        if event.self_device_time_total
+    ]
+    return sorted(found, key=lambda kernel: -kernel[2])
+
+
 def wait(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -185,6 +200,7 @@ def main():
         help="settings over the config's; last on the line",
     )
     parser.add_argument("--forms", nargs="+", default=FORMS, choices=FORMS)
+    parser.add_argument("--profile", action="store_true", help="also the kernels of a step of ours, on a GPU")
     parser.add_argument("--scale", type=int, default=1, help="divides the lengths and the number of pairs")
     options = parser.parse_args()
     config = load(options.config, options.set)
@@ -209,8 +225,11 @@ def main():
             try:
                 if cuda:
                     torch.cuda.reset_peak_memory_stats()
-                row["seconds"] = seconds_of(FORMS[form](work, config, mesh), mesh.device)
+                step = FORMS[form](work, config, mesh)
+                row["seconds"] = seconds_of(step, mesh.device)
                 row["peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else None
+                if options.profile and cuda and form == "ours":
+                    row["kernels"] = kernels_of(step, mesh.device)
             except Exception as error:  # a peer may lack the memory, or a compiler; the row says it
                 row["left_out"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
                 print(f"{form:26}{name:>8}  left out: {row['left_out']}", flush=True)
@@ -220,8 +239,14 @@ def main():
                 print(
                     f"{form:26}{name:>8}{work.tokens:9,}{1e3 * row['seconds']:10.1f}"
                     f"{row['tokens_per_s']:11,.0f}{row['share']:14.1%}{peak}",
+                    *(
+                        f"{1e3 * took:14.3f} ms {calls:6.0f}  {name[:90]}"
+                        for name, calls, took in row.get("kernels", [])[:40]
+                    ),
+                    sep="\n",
                     flush=True,
                 )
+            step = None
             report["rows"].append(row)
             (options.out / "step.json").write_text(json.dumps(report, indent=1))
             torch.compiler.reset()

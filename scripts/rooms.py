@@ -33,7 +33,7 @@ FLOORS = [
     ["languages", "atomic", "config", "kernels", "csrc/batches", "csrc/unpack"],
     ["kernels/attention", "kernels/info_nce", "kernels/pointwise", "csrc/shards"],
     ["kernels/attention/hopper"],
-    ["kernels/architecture", "errors"],
+    ["kernels/architecture", "kernels/products", "errors"],
 ]
 COMMANDS = FLOORS[0][1:]  # one box in the drawing: none imports another
 
@@ -84,7 +84,7 @@ def _short(path):
 def room(file):
     """The room of a file, as FLOORS names it."""
     if file.startswith("kernels/") and file.count("/") == 1:
-        return "kernels/architecture" if file == "kernels/architecture.py" else "kernels"
+        return "kernels" if file == "kernels/__init__.py" else file.removesuffix(".py")
     folder, _, name = file.removeprefix("conan_engine/").rpartition("/")
     return folder or name.removesuffix(".py")
 

@@ -9,7 +9,7 @@ source "$(dirname "$0")/steps.sh"
 if [[ "$*" == "--device cpu" ]]; then
     parity=(-k alpha_0_is_causal) infonce=(--sizes 128 --width 64) ways="one_way_alone"
 else
-    infonce=(--sizes 16384) ways="both_ways or one_way"
+    infonce=(--sizes 4096 16384) ways="both_ways or one_way"
     parity=(-k "as_exact_as_pytorch and not 32768")
     "$PYTHON" -c "import xdist" 2> /dev/null && parity+=(-n 8)  # compilation takes most of their time
 fi

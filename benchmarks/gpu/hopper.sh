@@ -1,22 +1,27 @@
 #!/usr/bin/env bash
-# Are the kernels for Hopper right, and are they as fast as cuDNN's? Parity with fp64, 200 runs of the same bits, compute-sanitizer where it is
-# installed, then beside the plain kernels and their peers. Nine minutes on one H100 or H200; without a GPU its simulator: --device cpu.
+# The kernels for Hopper, and what else has not run on a GPU yet: parity with fp64, 200 runs of the same bits; then attention beside the plain kernels and
+# their peers, the step of the 1.4B model with and without them, kernel by kernel, and InfoNCE; at last compute-sanitizer, where it is installed. Nine
+# minutes on one H100 or H200; without a GPU the simulator: --device cpu.
 #
 #   OUT=results bash benchmarks/gpu/hopper.sh [--device cpu]
 set -u
 source "$(dirname "$0")/steps.sh"
 
-tests=tests/kernels/attention/hopper/test_parity.py
+hopper=tests/kernels/attention/hopper/test_parity.py
 if [[ "$*" == "--device cpu" ]]; then
-    step parity "$PYTHON" -m pytest -q $tests -k "any_lengths"
+    step parity "$PYTHON" -m pytest -q $hopper -k "any_lengths"
     end
     exit
 fi
 # eight processes, since compilation takes most of the time
-MOST=200 step parity bash -c "set -o pipefail; \"\$0\" -m pytest --collect-only -q -m gpu $tests | grep :: |
-    xargs -d '\n' -P 8 -n 5 \"\$0\" -m pytest -q" "$PYTHON"
-step attention "$PYTHON" benchmarks/attn.py --quick --out "$OUT" --forms "Flex Triton" "SDPA cuDNN" "padded SDPA cuDNN"
+MOST=200 step parity bash -c "set -o pipefail; \"\$0\" -m pytest --collect-only -q -m gpu $hopper tests/parallel/test_sharded_adamw.py tests/kernels/test_products.py |
+    grep :: | xargs -d '\n' -P 8 -n 6 \"\$0\" -m pytest -q --tb=short" "$PYTHON"
+MOST=200 step attention "$PYTHON" benchmarks/attn.py --quick --out "$OUT" --forms "Flex Triton" "SDPA cuDNN" "padded SDPA cuDNN"
+MOST=60 step step "$PYTHON" benchmarks/step.py --forms ours --profile --out "$OUT"
+CONAN_HOPPER=1 MOST=60 step step-hopper "$PYTHON" benchmarks/step.py --forms ours --profile --out "$OUT/hopper"
+[[ ! -e "$OUT/hopper/step.json" ]] || cp "$OUT/hopper/step.json" "$OUT/step-hopper.json"
+MOST=90 step infonce "$PYTHON" benchmarks/infonce.py --sizes 4096 16384 --out "$OUT" --forms ours "ours, both ways" "textbook, compiled"
 if command -v compute-sanitizer > /dev/null; then
-    MOST=90 step sanitizer compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu $tests -k opcheck
+    MOST=90 step sanitizer compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu $hopper -k opcheck
 fi
 end

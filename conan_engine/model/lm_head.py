@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
 from conan_engine.parallel.mesh import Group
 from conan_engine.parallel.tensor_parallel import own
-from conan_kernels import pointwise
+from conan_kernels import pointwise, products
 
 # Logits of a chunk. At V = 150,000: on a CPU 224 tokens, 128 MiB in fp32; on a GPU, whose products need many rows,
 # 3,579 tokens, 1 GiB in bf16
@@ -84,7 +82,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 if dhidden is not None:
                     dhidden[rows] = p @ cast
                 if dweight is not None:
-                    _add_product(dweight, p.T, hidden[rows], first == 0)
+                    products.add_product_(dweight, p.T, hidden[rows], first == 0)
                 del p  # or it would be there while the next chunk's logits are computed
         ctx.gradients, ctx.dtype = (dhidden, dweight), weight.dtype
         return loss
@@ -106,30 +104,6 @@ class _LinearCrossEntropy(torch.autograd.Function):
 def _scaled(x, factor, dtype):
     """x * factor in that dtype; in place where it has it already."""
     return x.mul_(factor) if x.dtype == dtype else pointwise.add_(torch.empty_like(x, dtype=dtype), x, True, factor)
-
-
-def _add_product(total, a, b, first):
-    """total += a @ b, total in fp32; first: total = a @ b, whatever it held."""
-    beta = 0 if first else 1
-    if a.dtype == total.dtype:
-        torch.addmm(total, a, b, beta=beta, out=total)
-    elif _adds_in_float32(total.device):
-        torch.ops.aten.addmm.dtype_out(total, a, b, total.dtype, beta=beta, out=total)
-    else:
-        pointwise.add_(total, a @ b, first)
-
-
-@functools.cache
-def _adds_in_float32(device):
-    """Whether a product of bfloat16 can add to float32 here. On CUDA it can, without the product in memory; tried once,
-    since PyTorch has this for its CUDA builds alone.
-    """
-    total, one = torch.ones(16, 16, device=device), torch.eye(16, dtype=torch.bfloat16, device=device)
-    try:
-        torch.ops.aten.addmm.dtype_out(total, one, one, torch.float32, out=total)
-    except RuntimeError:  # NotImplementedError is one
-        return False
-    return torch.equal(total, 1 + one.float())
 
 
 def _plain(logits, index, here, group):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from conan_kernels.architecture import architecture
 from conan_kernels.info_nce.chunked import chunked_info_nce
-from conan_kernels.info_nce.own import operands
+from conan_kernels.info_nce.operands import operands
 
 
 class Margin(NamedTuple):

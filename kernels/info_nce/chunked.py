@@ -26,17 +26,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from conan_kernels.info_nce.operands import INPUTS, SETTINGS, blocks_of, empty_results, schema
 from conan_kernels.info_nce.own import (
-    INPUTS,
     LEFT_OUT,
-    SETTINGS,
     add_hard_gradients,
-    blocks_of,
-    empty_results,
     inverse_norms,
     own_logits,
     own_similarities,
-    schema,
     softmax_of_rows,
     suffix_sum,
 )
@@ -51,7 +47,7 @@ LOWEST = -1e20  # the least maximum of a row, so that LEFT_OUT vanishes in a row
 
 
 def chunked_info_nce(operands: tuple, symmetric: bool) -> tuple[Tensor, ...]:
-    """`conan_kernels.info_nce` by chunks. operands: as own.operands gives them.
+    """`conan_kernels.info_nce` by chunks. operands: as operands.operands gives them.
 
     Returns its five tensors, and with symmetric the columns' two.
     """

@@ -235,11 +235,11 @@ def weight_tile(
 def add_product(
     total, weighted, vectors, tiles, first, rows_count, inner_count, last, E, stride_k, stride_row, stride_inner,
     column_tiles,
-    UNIT: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    PIECES: tl.constexpr,
+    UNIT: tl.constexpr, FIRST: tl.constexpr, PRECISION: tl.constexpr, BM: tl.constexpr, BN: tl.constexpr,
+    BK: tl.constexpr, PIECES: tl.constexpr,
 ):  # fmt: skip
     """total [rows_count, E], fp32, += W_b @ vectors[first : first + inner_count], with its own W for each block b of
-    columns.
+    columns. FIRST: total = that, whatever it held.
 
     tiles [column_tiles, 3]: block, first column / UNIT, end of block / UNIT. W is zero for inner rows beyond
     inner_count.
@@ -263,4 +263,7 @@ def add_product(
         columns = start + p * (BN // PIECES) + tl.arange(0, BN // PIECES)
         place = total + rows.to(tl.int64)[:, None] * E + columns[None, :]
         inside = (rows < rows_count)[:, None] & (columns < end)[None, :]
-        tl.store(place, tl.load(place, mask=inside) + pieces[p], mask=inside)
+        part = pieces[p]
+        if not FIRST:
+            part += tl.load(place, mask=inside)
+        tl.store(place, part, mask=inside)

@@ -13,6 +13,7 @@ import sass
 import torch
 
 from conan_kernels import architecture
+from conan_kernels.info_nce import launch, rows
 from conan_kernels.info_nce import tiles as kernels
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -21,14 +22,34 @@ IDS = ("query_group", "document_group", "known_first", "known_last", "known_ids"
 # what Triton finds divisible by 16 at the paper's shape, beside the pointers
 DIVISIBLE = ("E", "N", "M", "whole_M", "R", "C", "first_row", "first_column", "stride_k", "stride_row", "stride_inner")
 KNOWN, COLUMNS = ("known_first", "known_last", "known_ids"), ("columns_lse", "dcolumns")
-FLOATS = "rq rd temperature limits lse best share u_positive columns_lse dcolumns uz_rows uz_columns total".split()
+FLOATS = (
+    "rq rd temperature limits lse best share u_positive columns_lse dcolumns uz_rows uz_columns total inverse r_hard "
+    "similarity_own positive of_hard tile_lse tile_best others losses gap dpositive uz weighted_hard radial_hard parts"
+).split()
+VECTORS = ("queries", "documents", "vectors", "hard", "dhard", "out")
+FINISH = launch._candidates(7)
+# constants of the kernels over rows, as launch.py has them with 7 hard negatives
+ROWS = {
+    "prefix_norms": launch.VECTORS | {"UNIT": 64},
+    "own_candidates": launch.VECTORS | {"UNIT": 64},
+    "gather_tiles": launch.GATHER | {"FIRST": False},
+    "finish_rows": FINISH,
+    "own_gradients": FINISH,
+    "sum_tiles": launch.GATHER,
+    "finish_gradient": launch.FINISH | {"UNIT": 64},
+}
+
+
+def types(kernel, dtype):
+    """The signature of a kernel for vectors of this dtype."""
+    found = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(IDS, "*i32")
+    found |= dict.fromkeys(VECTORS, f"*{NAMES[dtype]}") | dict.fromkeys(("absolute", "fraction"), "fp32")
+    return found | {"target": "*i64", "valid": "*i1"} | ({"tiles": "i32"} if "TILES" in kernel.arg_names else {})
 
 
 def compile(kernel, dtype, W_dtype, arch, options, **constants):
     constants |= {name: value for name, value in options.items() if name in kernel.arg_names}
-    signature = dict.fromkeys(kernel.arg_names, "i32") | dict.fromkeys(FLOATS, "*fp32") | dict.fromkeys(IDS, "*i32")
-    signature |= dict.fromkeys(("queries", "documents", "vectors"), f"*{NAMES[dtype]}")
-    signature |= {"target": "*i64", "weighted": f"*{NAMES[W_dtype]}"}
+    signature = types(kernel, dtype) | {"weighted": f"*{NAMES[W_dtype]}"}
     stages, warps = options["num_stages"], options["num_warps"]
     machine = sass.compile(kernel, signature, constants, arch, warps, stages, DIVISIBLE)
     bytes_a_stage = (options["BM"] + options["BN"]) * options.get("BE", options.get("BK")) * dtype.itemsize
@@ -80,4 +101,10 @@ if __name__ == "__main__":
                         )
             for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
                 arguments = kernels.add_product, dtype, W_dtype, arch, product
-                report(f"for {side}", "add_product", arch, dtype, *arguments, **{stride: 1})
+                report(f"for {side}", "add_product", arch, dtype, *arguments, FIRST=False, **{stride: 1})
+        for name, constants in ROWS.items():
+            kernel = getattr(rows, name)
+            machine = sass.compile(kernel, types(kernel, torch.bfloat16), constants, arch, 4, 3, DIVISIBLE)
+            # they multiply no matrices: sass.faults asks none of fp32
+            row = {"kernel": name, "case": "rows", "dtype": "fp32", "arch": arch} | sass.describe(machine)
+            print(json.dumps(row), flush=True)

@@ -10,7 +10,7 @@ from info_nce_cases import assert_as_exact_as_textbook, batch, clear_margin, res
 from interpreted import bf16_as_a_gpu_has_it
 
 import conan_kernels
-from conan_kernels import InfoNCE, Known, Margin
+from conan_kernels import InfoNCE, Known, Margin, products
 from conan_kernels.info_nce import api, chunked, launch
 from conan_kernels.info_nce.launch import fused_info_nce
 from conan_kernels.info_nce.reference import info_nce_reference
@@ -228,6 +228,25 @@ def test_panels_do_not_change_the_result(info_nce, monkeypatch):
         torch.testing.assert_close(value, whole[name], rtol=1e-3 if value.dtype == torch.float16 else 1e-5, atol=1e-6)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="on a GPU the library's product is the way of all tests")
+def test_one_dim_by_the_librarys_product(monkeypatch):
+    """What a CPU's library lacks stands in for it: a product that adds to fp32."""
+    calls = []
+
+    def add_product_(total, a, b, first):
+        calls.append(first)
+        total.copy_(a.float() @ b.float() + (0 if first else total))
+
+    monkeypatch.setattr(products, "adds_in_float32", lambda device: True)
+    monkeypatch.setattr(products, "add_product_", add_product_)
+    monkeypatch.setattr(launch, "PANEL", 256)
+    monkeypatch.setattr(api, "chunked_info_nce", fused_info_nce)
+    bf16_as_a_gpu_has_it(monkeypatch)
+    arguments = batch(260, 270, 24, K=2, groups=True, dtype=torch.bfloat16)
+    assert_as_exact_as_textbook(conan_kernels.info_nce, arguments, dims=(16,))
+    assert calls == [True, True, False, True, True, False, False, False]  # of each panel both sides
+
+
 def test_same_inputs_give_the_same_bits(info_nce):
     arguments = batch(40, 50, 16, K=2)
     first = results_and_gradients(info_nce, arguments, dims=(8, 16))
@@ -328,6 +347,7 @@ def test_opcheck(monkeypatch, gradients, K, dtype):
     for both_ways in (False, True):
         torch.library.opcheck(chunked._op, (*arguments, gradients and not both_ways, both_ways, None, None, None, None))
     bf16_as_a_gpu_has_it(monkeypatch)
+    arguments = *arguments[:5], *launch.group_numbers(*arguments[5:10]), *arguments[10:]
     if torch.cuda.is_available():
         arguments = [
             x.detach().cuda().requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in arguments
