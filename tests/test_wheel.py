@@ -7,7 +7,7 @@ import sys
 import venv
 
 import pytest
-from conftest import write_tiny
+from conftest import once, write_tiny
 from runs import ROOT, write_lines
 
 pytestmark = pytest.mark.slow
@@ -27,16 +27,17 @@ def called(*command, folder, path, timeout=300):
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory):
     """(an empty folder, the programs of an environment that holds the wheel and what it asks for)."""
-    home = tmp_path_factory.mktemp("wheel")
+    return tmp_path_factory.mktemp("empty"), once(tmp_path_factory, "wheel", install) / "environment/bin"
+
+
+def install(home):
     subprocess.run(["make", "-o", ".venv/ready", "wheel"], cwd=ROOT, check=True, timeout=600)
     (wheel,) = (ROOT / "build/wheel").glob("*.whl")
     venv.create(home / "environment", with_pip=True)
     programs = home / "environment/bin"
-    install = [programs / "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
-    (home / "empty").mkdir()
-    called(*install, "torch", folder=home, path=programs, timeout=900)
-    called(*install, f"conan-engine[cpu] @ {wheel.as_uri()}", folder=home, path=programs, timeout=900)
-    return home / "empty", programs
+    pip = [programs / "pip", "install", "-q", "-c", ROOT / "constraints.txt"]
+    called(*pip, "torch", folder=home, path=programs, timeout=900)
+    called(*pip, f"conan-engine[cpu] @ {wheel.as_uri()}", folder=home, path=programs, timeout=900)
 
 
 @pytest.fixture(scope="module")

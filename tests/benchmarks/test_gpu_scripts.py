@@ -19,7 +19,7 @@ def rehearse(script, out, *arguments, **environment):
         command,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=560,
         env={**os.environ, "OUT": str(out), "PYTHON": sys.executable, **environment},
     )
     return done.returncode, done.stdout + done.stderr
