@@ -173,20 +173,8 @@ def _forward(
     means = losses.mean(1)
     loss, loss_per_dim, accuracy = means[:K].dot(blocks.weights), means[:K].clone(), means[K].clone()
     of_columns = (similarity_own[..., 0] / temperature if both_ways else number(0)), columns
-    return (
-        loss,
-        loss_per_dim,
-        positive,
-        similarity_hard,
-        accuracy,
-        *of_columns,
-        similarity_own,
-        r_hard,
-        rq,
-        rd,
-        lse,
-        gap,
-    )
+    kept = similarity_own, r_hard, rq, rd, lse, gap
+    return loss, loss_per_dim, positive, similarity_hard, accuracy, *of_columns, *kept
 
 
 def _limits(similarity_own, temperature, absolute, fraction):
@@ -272,11 +260,11 @@ def _backward(
                     w = W[: R * C].view(R, C) if stride_inner == 1 else W[: R * C].view(R, C).T
                     of_dim = vectors[first : first + inner, : dims[0]]
                     products.add_product_(total[:, : dims[0]], w[:there, :inner], of_dim, none_yet)
-                    continue
-                add_product[(_over(there, product["BM"]) * len(tiles),)](
-                    total, W, vectors, tiles, first, there, inner, len(vectors) - 1, E, R * C, stride_row, stride_inner,
-                    len(tiles), UNIT=blocks.unit, FIRST=none_yet, **product, **FUSION,
-                )  # fmt: skip
+                else:
+                    add_product[(_over(there, product["BM"]) * len(tiles),)](
+                        total, W, vectors, tiles, first, there, inner, len(vectors) - 1, E, R * C, stride_row,
+                        stride_inner, len(tiles), UNIT=blocks.unit, FIRST=none_yet, **product, **FUSION,
+                    )  # fmt: skip
         of_hard = hard, dhard, weighted_hard, radial_hard, J
         _finish(dqueries[first_row : first_row + rows], sum_rows, queries, rq, uz, first_row, blocks, of_hard)
     del W, sum_rows

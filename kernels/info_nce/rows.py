@@ -223,8 +223,8 @@ def finish_gradient(
     """out [count, E]: total, less what is along the vectors, plus what comes by their hard negatives; also dhard.
 
     total [count, E], fp32: what add_product added up. vectors [N, E], with inverse norms [K, whole] and uz [K, N]: row
-    0 of out is row `first` of them. hard, dhard [N, J, E]; weighted_hard, radial_hard as own_gradients gives them.
-    tiles: as add_product takes them.
+    0 of out is row `first` of them. hard, dhard [N, J, E], or None; weighted_hard, radial_hard as own_gradients gives
+    them. tiles: as add_product takes them.
     """
     row_tile, tile = tl.program_id(0) // column_tiles, tl.program_id(0) % column_tiles
     block = tl.load(tiles + tile * 3)
@@ -241,13 +241,14 @@ def finish_gradient(
     x = tl.load(vectors + own[:, None] * E + columns[None, :], mask=there, other=0.0).to(tl.float32)
     here = rows.to(tl.int64)[:, None] * E + columns[None, :]
     gradient = tl.load(total + here, mask=there, other=0.0) - radial[:, None] * x
-    for j in range(J):
-        candidate = own * J + j
-        at = candidate[:, None] * E + columns[None, :]
-        factors = block.to(tl.int64) * N * J + candidate
-        h = tl.load(hard + at, mask=there, other=0.0).to(tl.float32)
-        w = tl.load(weighted_hard + factors, mask=inside, other=0.0)[:, None]
-        along = tl.load(radial_hard + factors, mask=inside, other=0.0)[:, None]
-        gradient += w * h
-        tl.store(dhard + at, (w * x - along * h).to(dhard.dtype.element_ty), mask=there)
+    if hard is not None:
+        for j in range(J):
+            candidate = own * J + j
+            at = candidate[:, None] * E + columns[None, :]
+            factors = block.to(tl.int64) * N * J + candidate
+            h = tl.load(hard + at, mask=there, other=0.0).to(tl.float32)
+            w = tl.load(weighted_hard + factors, mask=inside, other=0.0)[:, None]
+            along = tl.load(radial_hard + factors, mask=inside, other=0.0)[:, None]
+            gradient += w * h
+            tl.store(dhard + at, (w * x - along * h).to(dhard.dtype.element_ty), mask=there)
     tl.store(out + here, gradient.to(out.dtype.element_ty), mask=there)

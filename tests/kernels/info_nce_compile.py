@@ -28,15 +28,17 @@ FLOATS = (
 ).split()
 VECTORS = ("queries", "documents", "vectors", "hard", "dhard", "out")
 FINISH = launch._candidates(7)
-# constants of the kernels over rows, as launch.py has them with 7 hard negatives
+# constants of the kernels over rows, as launch.py has them with 7 hard negatives; for Triton what is 1 is one, too
+ONE = ("N", "M", "K", "J", "count", "tiles", "column_tiles", "stride")
+NONE = dict.fromkeys(("hard", "dhard", "weighted_hard", "radial_hard"))
 ROWS = {
-    "prefix_norms": launch.VECTORS | {"UNIT": 64},
-    "own_candidates": launch.VECTORS | {"UNIT": 64},
-    "gather_tiles": launch.GATHER | {"FIRST": False},
-    "finish_rows": FINISH,
-    "own_gradients": FINISH,
-    "sum_tiles": launch.GATHER,
-    "finish_gradient": launch.FINISH | {"UNIT": 64},
+    "prefix_norms": [launch.VECTORS | {"UNIT": 64}],
+    "own_candidates": [launch.VECTORS | {"UNIT": 64}],
+    "gather_tiles": [launch.GATHER | {"FIRST": first} for first in (False, True)],
+    "finish_rows": [FINISH],
+    "own_gradients": [FINISH, FINISH | {"dpositive": None}],
+    "sum_tiles": [launch.GATHER],
+    "finish_gradient": [launch.FINISH | {"UNIT": 64}, launch.FINISH | {"UNIT": 64} | NONE],
 }
 
 
@@ -102,9 +104,12 @@ if __name__ == "__main__":
             for side, stride in (("queries", "stride_inner"), ("documents", "stride_row")):
                 arguments = kernels.add_product, dtype, W_dtype, arch, product
                 report(f"for {side}", "add_product", arch, dtype, *arguments, FIRST=False, **{stride: 1})
-        for name, constants in ROWS.items():
+        for name, cases in ROWS.items():
             kernel = getattr(rows, name)
-            machine = sass.compile(kernel, types(kernel, torch.bfloat16), constants, arch, 4, 3, DIVISIBLE)
-            # they multiply no matrices: sass.faults asks none of fp32
-            row = {"kernel": name, "case": "rows", "dtype": "fp32", "arch": arch} | sass.describe(machine)
-            print(json.dumps(row), flush=True)
+            ones = {key: 1 for key in ONE if key in kernel.arg_names and types(kernel, torch.bfloat16)[key] == "i32"}
+            ones |= launch._candidates(1) if "C" in kernel.arg_names else {}
+            for constants in [*cases, cases[0] | ones]:
+                machine = sass.compile(kernel, types(kernel, torch.bfloat16), constants, arch, 4, 3, DIVISIBLE)
+                # they multiply no matrices: sass.faults asks none of fp32
+                row = {"kernel": name, "case": "rows", "dtype": "fp32", "arch": arch} | sass.describe(machine)
+                print(json.dumps(row), flush=True)

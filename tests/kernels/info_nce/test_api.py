@@ -102,9 +102,8 @@ def test_a_query_with_eight_positives_has_nothing_to_tell_apart(info_nce):
 )
 @pytest.mark.parametrize("known", [False, True])
 def test_both_ways_equals_textbook(info_nce, N, M, E, K, dims, dtype, known):
-    for temperature in (0.005, 0.1):
-        arguments = batch(N, M, E, K, groups=known, known=known, temperature=temperature, dtype=dtype)
-        assert_as_exact_as_textbook(info_nce, arguments, dims=dims, symmetric=True)
+    arguments = batch(N, M, E, K, groups=known, known=known, temperature=0.005 if known else 0.1, dtype=dtype)
+    assert_as_exact_as_textbook(info_nce, arguments, dims=dims, symmetric=True)
 
 
 def test_both_ways_with_a_margin_equals_textbook(info_nce):

@@ -21,7 +21,7 @@ def test_machine_code_has_no_spills_and_uses_the_tensor_cores():
         assert done.returncode == 0, done.stderr
         kernels += map(json.loads, done.stdout.splitlines())
     products = [kernel for kernel in kernels if kernel["case"] != "rows"]
-    assert len(products) == 34 and len(kernels) == 34 + 3 * 7
+    assert len(products) == 34 and len(kernels) == 34 + 3 * 17
     for kernel in kernels:
         assert not sass.faults(kernel), (sass.faults(kernel), kernel)
     for kernel in products:
