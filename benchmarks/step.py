@@ -246,7 +246,7 @@ def main():
                     sep="\n",
                     flush=True,
                 )
-            step = None
+            step = None  # with it, its model leaves the memory
             report["rows"].append(row)
             (options.out / "step.json").write_text(json.dumps(report, indent=1))
             torch.compiler.reset()

@@ -31,6 +31,7 @@ from conan_kernels import products
 from conan_kernels.architecture import FUSION, architecture, product_options, similarity_tiles
 from conan_kernels.info_nce.chunked import LOWEST
 from conan_kernels.info_nce.operands import INPUTS, SETTINGS, blocks_of, empty_results, schema
+from conan_kernels.info_nce.own import margin_limits
 from conan_kernels.info_nce.rows import (
     finish_gradient,
     finish_rows,
@@ -107,10 +108,6 @@ def _panels(count):
     return [(first, min(PANEL, count - first)) for first in range(0, count, PANEL)]
 
 
-def _over(count, size):
-    return triton.cdiv(count, size)
-
-
 def _candidates(J):
     """Launch options of the kernels that hold all of a row's hard negatives."""
     C = triton.next_power_of_2(max(1, J))
@@ -136,7 +133,7 @@ def _forward(
     groups = query_group, document_group, known_first, known_last, known_ids
     blocks, arch = _blocks(tuple(dims), tuple(weights), queries.device), architecture(queries.device)
     options, _ = similarity_tiles(queries.dtype, arch, known_ids is not None or both_ways)
-    whole, row_tiles = M + -M % WHOLE, _over(N, options["BM"])
+    whole, row_tiles = M + -M % WHOLE, triton.cdiv(N, options["BM"])
     number = lambda *shape: queries.new_empty(shape, dtype=torch.float32)
     rq, rd, similarity_own, r_hard = number(K, N), number(K, whole), number(K, N, 1 + J), number(K, N, J)
     positive, similarity_hard, valid = number(N), number(N, J), target.new_empty(N, dtype=torch.bool)
@@ -146,14 +143,16 @@ def _forward(
         prefix_norms[(whole // VECTORS["BM"],)](
             documents, rd, blocks.starts, M, whole, E, K, UNIT=blocks.unit, **VECTORS, **FUSION
         )
-        own_candidates[(_over(N * (1 + J), VECTORS["BM"]),)](
+        own_candidates[(triton.cdiv(N * (1 + J), VECTORS["BM"]),)](
             queries, documents, target, hard, blocks.starts, rq, r_hard, similarity_own, positive, similarity_hard,
             valid, N, M, E, K, J, UNIT=blocks.unit, **VECTORS, **FUSION,
         )  # fmt: skip
         torch._assert_async(valid.all(), "info_nce: target outside documents")
-        limits = None if absolute == math.inf else _limits(similarity_own, temperature, absolute, fraction)
+        limits = (
+            None if absolute == math.inf else margin_limits(similarity_own[..., 0], temperature, absolute, fraction)
+        )
         for first, count in _panels(M):
-            column_tiles = _over(count, options["BN"])
+            column_tiles = triton.cdiv(count, options["BN"])
             tile_lse, tile_best = number(column_tiles, K, N), number(column_tiles, N)
             tile_columns = number(row_tiles, K, column_tiles * options["BN"]) if both_ways else None
             forward_tile[(row_tiles * column_tiles,)](
@@ -161,13 +160,13 @@ def _forward(
                 tile_columns, first, N, M, whole, E, K, column_tiles,
                 UNIT=blocks.unit, EVEN=blocks.unit % options["BE"] == 0, **options, **FUSION,
             )  # fmt: skip
-            gather_tiles[(_over(N, GATHER["BM"]), K)](
+            gather_tiles[(triton.cdiv(N, GATHER["BM"]), K)](
                 tile_lse, tile_best, others, best, column_tiles, N, K, FIRST=first == 0, **GATHER, **FUSION
             )
             if both_ways:
                 columns[:, first : first + count] = tile_columns.logsumexp(0).clamp(min=LOWEST)[:, :count]
         finish = _candidates(J)
-        finish_rows[(_over(N, finish["BM"]),)](
+        finish_rows[(triton.cdiv(N, finish["BM"]),)](
             others, best, similarity_own, temperature, losses, lse, gap, absolute, fraction, N, K, J, **finish, **FUSION
         )
     means = losses.mean(1)
@@ -175,12 +174,6 @@ def _forward(
     of_columns = (similarity_own[..., 0] / temperature if both_ways else number(0)), columns
     kept = similarity_own, r_hard, rq, rd, lse, gap
     return loss, loss_per_dim, positive, similarity_hard, accuracy, *of_columns, *kept
-
-
-def _limits(similarity_own, temperature, absolute, fraction):
-    """The z above which a candidate is left out, [K, N]."""
-    positive = similarity_own[..., 0]
-    return (positive + absolute + fraction * positive.abs()) / temperature
 
 
 @_forward.register_fake
@@ -219,11 +212,11 @@ def _backward(
     u_positive, uz, weighted_hard, radial_hard = number(K, N), number(K, N), number(K, N, J), number(K, N, J)
     dpositive = None if dpositive is None else dpositive.contiguous()
     own = _candidates(J)
-    own_gradients[(_over(N, own["BM"]),)](
+    own_gradients[(triton.cdiv(N, own["BM"]),)](
         similarity_own, r_hard, rq, lse, gap, share, temperature, dpositive, u_positive, uz, weighted_hard, radial_hard,
         absolute, fraction, N, K, J, **own, **FUSION,
     )  # fmt: skip
-    limits = None if absolute == math.inf else _limits(similarity_own, temperature, absolute, fraction)
+    limits = None if absolute == math.inf else margin_limits(similarity_own[..., 0], temperature, absolute, fraction)
     whole = rd.shape[1]
     of_columns = [None if dcolumns is None else torch.nn.functional.pad(x, (0, whole - M)) for x in (columns, dcolumns)]
 
@@ -253,7 +246,7 @@ def _backward(
                  first_row == 0),
             )  # fmt: skip
             for of_uz, parts, there, total, vectors, first, inner, stride_row, stride_inner, none_yet in sides:
-                sum_tiles[(_over(there, GATHER["BM"]), K)](
+                sum_tiles[(triton.cdiv(there, GATHER["BM"]), K)](
                     of_uz, parts, len(parts), there, parts.shape[2], of_uz.stride(0), K, **GATHER, **FUSION
                 )
                 if by_library:
@@ -261,7 +254,7 @@ def _backward(
                     of_dim = vectors[first : first + inner, : dims[0]]
                     products.add_product_(total[:, : dims[0]], w[:there, :inner], of_dim, none_yet)
                 else:
-                    add_product[(_over(there, product["BM"]) * len(tiles),)](
+                    add_product[(triton.cdiv(there, product["BM"]) * len(tiles),)](
                         total, W, vectors, tiles, first, there, inner, len(vectors) - 1, E, R * C, stride_row,
                         stride_inner, len(tiles), UNIT=blocks.unit, FIRST=none_yet, **product, **FUSION,
                     )  # fmt: skip
@@ -280,14 +273,14 @@ def _finish(out, total, vectors, inverse, uz, first, blocks, of_hard):
     """Fill out, the gradients of the vectors from `first` on. of_hard: the arguments of finish_gradient, then J."""
     (count, E), tiles, whole = out.shape, blocks.tiles(FINISH["BN"]), inverse.shape[1]
     *of_hard, J = of_hard
-    finish_gradient[(_over(count, FINISH["BM"]) * len(tiles),)](
+    finish_gradient[(triton.cdiv(count, FINISH["BM"]) * len(tiles),)](
         out, total, vectors, inverse, uz, tiles, *of_hard, first, count, E, len(inverse), J, len(vectors), whole,
         len(tiles), UNIT=blocks.unit, **FINISH, **FUSION,
     )  # fmt: skip
 
 
 def _whole(count, tile):
-    return _over(count, tile) * tile
+    return triton.cdiv(count, tile) * tile
 
 
 @_backward.register_fake

@@ -49,17 +49,20 @@ def own_similarities(
     return similarity.mul_(inverse).mul_(rq[..., None]), inverse
 
 
-def own_logits(similarity_own: Tensor, T: float | Tensor, absolute: float, fraction: float) -> tuple[Tensor, Tensor]:
-    """z = similarity / T of a query's own candidates [k, N, 1+K], without hard negatives above the margin.
+def margin_limits(positive: Tensor, T: float | Tensor, absolute: float, fraction: float) -> Tensor:
+    """The z above which a candidate is left out, by the similarities of the positives [k, N]; on CUDA, too."""
+    return (positive + absolute + fraction * positive.abs()) / T
 
-    Also returns the limit [k, N], in z, above which any candidate is left out.
+
+def own_logits(similarity_own: Tensor, T: float, absolute: float, fraction: float) -> tuple[Tensor, Tensor]:
+    """z = similarity / T of a query's own candidates [k, N, 1+K], without hard negatives above the margin; and the
+    margin_limits [k, N].
     """
-    positive = similarity_own[..., 0]
-    limit = (positive + absolute + fraction * positive.abs()) / T
+    limits = margin_limits(similarity_own[..., 0], T, absolute, fraction)
     z = similarity_own / T
     hard = z[..., 1:]
-    hard.masked_fill_(hard > limit[..., None], LEFT_OUT)
-    return z, limit
+    hard.masked_fill_(hard > limits[..., None], LEFT_OUT)
+    return z, limits
 
 
 def softmax_of_rows(others: Tensor, z_own: Tensor) -> tuple[Tensor, Tensor, Tensor]:
