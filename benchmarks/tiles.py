@@ -37,6 +37,7 @@ SHARE = {"forward": 1, "dq": 1.5, "dk_dv": 2}  # FLOP, beside the forward's two 
 
 def launcher(kernel, size, problem, width):
     """A function that launches the kernel once and returns what Triton compiled for it."""
+    from conan_kernels import soft_mask_attention
     from conan_kernels.attention import gradients, launch, tiles
 
     p, (T, H, D) = problem, problem.q.shape
@@ -44,8 +45,10 @@ def launcher(kernel, size, problem, width):
     options = dict(zip(("BM", "BN", "num_warps", "num_stages"), size)) | (
         {} if kernel == "forward" else {"maxnreg": 255}
     )
-    out, lse = launch.forward(p.q, p.k, p.v, p.cu_seqlens, alpha, "column", scale)
-    plan, bias = launch._plan(p.cu_seqlens, alpha, T, "column", options["BN" if kernel == "dk_dv" else "BM"])
+    out, lse = soft_mask_attention(p.q, p.k, p.v, p.cu_seqlens, alpha, return_lse=True)
+    block = options["BN" if kernel == "dk_dv" else "BM"]
+    bias, plan = lse.new_empty(T), p.cu_seqlens.new_empty(T // block + p.B, 4)
+    launch.slots_of(p.cu_seqlens, alpha, bias, plan, "column", block)
     delta = (out.float() * p.dout.float()).sum(-1).T.contiguous()
     rest = plan, bias, T, p.q.stride(0), p.k.stride(0), p.v.stride(0), scale * tiles.LOG2_E.value
     shape = {"H": H, "G": p.G, "D": D, "W": width, "BY_ROW": False}

@@ -33,11 +33,18 @@ class Attention:
     def __init__(self, cu_seqlens: Tensor, alpha: float | Tensor, mask: str = "column") -> None:
         self.cu_seqlens, self.alpha, self.mask = cu_seqlens, alpha, mask
         self.runs = None if cu_seqlens.is_cuda else self._runs()
+        self.plan = None  # of the kernel: made by the first layer
 
     def __call__(self, q, k, v):
         """q [T, H, D], k and v [T, G, D] -> [T, H, D]. H is a multiple of G (grouped-query attention)."""
         if self.runs is None:
-            return conan_kernels.soft_mask_attention(q, k, v, self.cu_seqlens, self.alpha, mask=self.mask)
+            if self.plan is None:
+                self.plan = conan_kernels.soft_mask_plan(q, self.cu_seqlens, self.alpha, self.mask)
+                if not isinstance(self.alpha, torch.Tensor):  # or each layer would make one
+                    self.alpha = torch.full((), self.alpha, device=q.device)
+            return conan_kernels.soft_mask_attention(
+                q, k, v, self.cu_seqlens, self.alpha, mask=self.mask, plan=self.plan
+            )
         if not self.runs:
             return q  # no tokens: [0, H, D]
         with torch.autocast("cpu", enabled=False):  # SDPA on a CPU is several times slower in bfloat16

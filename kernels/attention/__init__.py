@@ -2,6 +2,6 @@
 reference.py.
 """
 
-from conan_kernels.attention.api import soft_mask_attention
+from conan_kernels.attention.api import soft_mask_attention, soft_mask_plan
 
-__all__ = ["soft_mask_attention"]
+__all__ = ["soft_mask_attention", "soft_mask_plan"]

@@ -23,38 +23,65 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def _options(q):
-    return attention_tiles(q.dtype, q.shape[2], architecture(q.device))
-
-
-def _plan(cu_seqlens, alpha, T, mask, block):
-    """(plan int32 [slots, 4], bias fp32 [T]) as plan_blocks fills them."""
+def slots_of(cu_seqlens: Tensor, alpha: Tensor, bias: Tensor, slots: Tensor, mask: str, block: int) -> Tensor:
+    """Fill bias fp32 [T] and slots int32 [S, 4] as plan_blocks says -> bool [B], which sequences are right."""
     B = len(cu_seqlens) - 1
-    slots = T // block + B
-    plan = torch.empty(slots, 4, dtype=torch.int32, device=cu_seqlens.device)
-    bias = torch.empty(T, dtype=torch.float32, device=cu_seqlens.device)
     valid = torch.empty(B, dtype=torch.bool, device=cu_seqlens.device)
-    plan_blocks[(B, 8)](cu_seqlens, alpha, plan, bias, valid, B, T, slots, MASK=mask, BLOCK=block, **FUSION)
-    rule = "cu_seqlens must rise from 0 to T, and alpha lie in [0, 1]"
-    torch._assert_async(valid.all(), f"soft_mask_attention: {rule}")
-    return plan, bias
+    plan_blocks[(B, 8)](
+        cu_seqlens, alpha, slots, bias, valid, B, len(bias), len(slots), MASK=mask, BLOCK=block, **FUSION
+    )
+    return valid
 
 
-def order_of(plan: Tensor, mask: str) -> Tensor:
-    """The order of a plan's slots, int32 [slots + 1]."""
-    slots = len(plan)
-    order = plan.new_empty(slots + 1)
-    grid = triton.cdiv(slots, ROWS.value)
-    order_slots[(grid,)](plan, order, slots, BLOCK=BLOCK, BY_ROW=mask != "column", **FUSION)
-    return order
+def _blocks(device, D, dtype):
+    """Rows of a block of the plain kernels' plans: forward, and backward where that is another number."""
+    forward, rows, _ = attention_tiles(dtype, D, architecture(device))
+    return dict.fromkeys((forward["BM"], rows["BM"]))
 
 
-def pieces_of(q: Tensor, plan: Tensor, bias: Tensor, mask: str, scale: float) -> Tensor:
-    """A plan's bias in pieces, [slots * BLOCK, 16] of the dtype of q."""
-    slots = len(plan)
-    pieces = q.new_empty(slots * BLOCK, PIECES.value)
-    split_bias[(slots,)](bias, plan, pieces, scale * LOG2_E.value, BLOCK=BLOCK, BY_ROW=mask != "column", **FUSION)
-    return pieces
+def empty_plan(cu_seqlens: Tensor, T: int, D: int, dtype: torch.dtype) -> list[Tensor]:
+    """The tensors that `plan` fills: bias fp32 [T], then of the plain kernels the slots [S, 4] of each size of block;
+    of Hopper's slots [S, 4], order [S + 1] and pieces [S * BLOCK, 16].
+    """
+    B = len(cu_seqlens) - 1
+    bias = torch.empty(T, dtype=torch.float32, device=cu_seqlens.device)
+    empty = lambda *shape: bias.new_empty(shape, dtype=torch.int32)
+    if not hopper.runs(cu_seqlens.device, D, dtype):
+        return [bias, *(empty(T // block + B, 4) for block in _blocks(cu_seqlens.device, D, dtype))]
+    slots = T // BLOCK + B
+    return [bias, empty(slots, 4), empty(slots + 1), bias.new_empty(slots * BLOCK, PIECES.value, dtype=dtype)]
+
+
+def plan(
+    cu_seqlens: Tensor, alpha: Tensor, T: int, D: int, dtype: torch.dtype, mask: str, scale: float
+) -> list[Tensor]:
+    """What forward and backward of a batch need besides its vectors (empty_plan)."""
+    made = empty_plan(cu_seqlens, T, D, dtype)
+    bias, *of_kernels = made
+    with torch.cuda.device_of(cu_seqlens):
+        if hopper.runs(cu_seqlens.device, D, dtype):
+            slots, order, pieces = of_kernels
+            hopper.check(slots)
+            valid = slots_of(cu_seqlens, alpha, bias, slots, mask, BLOCK)
+            fill_order(slots, order, mask)
+            split(bias, slots, pieces, mask, scale)
+        else:
+            for slots, block in zip(of_kernels, _blocks(cu_seqlens.device, D, dtype)):
+                valid = slots_of(cu_seqlens, alpha, bias, slots, mask, block)
+        rule = "cu_seqlens must rise from 0 to T, and alpha lie in [0, 1]"
+        torch._assert_async(valid.all(), f"soft_mask_attention: {rule}")
+    return made
+
+
+def fill_order(slots: Tensor, order: Tensor, mask: str) -> None:
+    grid = triton.cdiv(len(slots), ROWS.value)
+    order_slots[(grid,)](slots, order, len(slots), BLOCK=BLOCK, BY_ROW=mask != "column", **FUSION)
+
+
+def split(bias: Tensor, slots: Tensor, pieces: Tensor, mask: str, scale: float) -> None:
+    """Fill `pieces`, the bias as a matrix product can add it."""
+    by_row = mask != "column"
+    split_bias[(len(slots),)](bias, slots, pieces, scale * LOG2_E.value, BLOCK=BLOCK, BY_ROW=by_row, **FUSION)
 
 
 def sums_of_rows(out: Tensor, dout: Tensor, lse: Tensor, plan: Tensor, bias: Tensor, mask: str) -> dict[str, Tensor]:
@@ -75,22 +102,20 @@ def _rows(x):
 
 
 def forward(
-    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, alpha: Tensor, mask: str, scale: float
+    q: Tensor, k: Tensor, v: Tensor, plan: list[Tensor], mask: str, scale: float
 ) -> tuple[Tensor, Tensor]:
     (T, H, D), G = q.shape, k.shape[1]
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = q.new_empty(T, H, D)
     lse = q.new_empty(H, T, dtype=torch.float32)
-    options, _, _ = _options(q)
+    bias, slots, *of_hopper = plan
     with torch.cuda.device_of(q):
-        if hopper.wanted(q, k, v, len(cu_seqlens) - 1):
-            plan, bias = _plan(cu_seqlens, alpha, T, mask, BLOCK)
-            order, pieces = order_of(plan, mask), pieces_of(q, plan, bias, mask, scale)
-            hopper.forward(q, k, v, out, lse, plan, order, pieces, bias, mask, scale)
+        if hopper.runs(q.device, D, q.dtype):
+            hopper.forward(q, k, v, out, lse, slots, *of_hopper, bias, mask, scale)
             return out, lse
-        plan, bias = _plan(cu_seqlens, alpha, T, mask, options["BM"])
-        forward_block[(len(plan), H)](
-            q, k, v, out, lse, plan, bias, T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value,
+        options, _, _ = attention_tiles(q.dtype, D, architecture(q.device))
+        forward_block[(len(slots), H)](
+            q, k, v, out, lse, slots, bias, T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value,
             H=H, G=G, D=D, BY_ROW=mask != "column", **options, **FUSION,
         )  # fmt: skip
     return out, lse
@@ -101,8 +126,7 @@ def backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    cu_seqlens: Tensor,
-    alpha: Tensor,
+    plan: list[Tensor],
     out: Tensor,
     lse: Tensor,
     mask: str,
@@ -111,20 +135,20 @@ def backward(
     (T, H, D), G = q.shape, k.shape[1]
     q, k, v, dout = _rows(q), _rows(k), _rows(v), dout.contiguous()
     dq, dk, dv = q.new_empty(T, H, D), k.new_empty(T, G, D), v.new_empty(T, G, D)
-    _, rows, columns = _options(q)
     with torch.cuda.device_of(q):
-        if hopper.wanted(q, k, v, len(cu_seqlens) - 1):
-            plan, bias = _plan(cu_seqlens, alpha, T, mask, BLOCK)
+        if hopper.runs(q.device, D, q.dtype):
+            bias, slots, order, _ = plan
             gradients = {"dq": dq, "dk": dk, "dv": dv}
-            sums, order = sums_of_rows(out, dout, lse, plan, bias, mask), order_of(plan, mask)
-            hopper.backward(q, k, v, dout, gradients, sums, plan, order, bias, mask, scale)
+            sums = sums_of_rows(out, dout, lse, slots, bias, mask)
+            hopper.backward(q, k, v, dout, gradients, sums, slots, order, bias, mask, scale)
             return dq, dk, dv
-        plan, bias = _plan(cu_seqlens, alpha, T, mask, rows["BM"])
+        bias, slots = plan[0], plan[-1]
+        _, rows, columns = attention_tiles(q.dtype, D, architecture(q.device))
         delta = torch.empty_like(lse)
         strides = T, q.stride(0), k.stride(0), v.stride(0), scale * LOG2_E.value
         shape = {"H": H, "G": G, "D": D, "BY_ROW": mask != "column"}
-        dq_block[(len(plan), H)](q, k, v, out, dout, lse, delta, dq, plan, bias, *strides, **shape, **rows, **FUSION)
-        dk_dv_block[(len(plan), G)](
-            q, k, v, dout, lse, delta, dk, dv, plan, bias, *strides, **shape, **columns, **FUSION
+        dq_block[(len(slots), H)](q, k, v, out, dout, lse, delta, dq, slots, bias, *strides, **shape, **rows, **FUSION)
+        dk_dv_block[(len(slots), G)](
+            q, k, v, dout, lse, delta, dk, dv, slots, bias, *strides, **shape, **columns, **FUSION
         )
     return dq, dk, dv

@@ -7,10 +7,10 @@ import gluon_simulator
 import pytest
 import torch
 from rounding import assert_within
-from soft_mask_cases import results_and_gradients, rounding_bounds
+from soft_mask_cases import order_of, pieces_of, plan_of, results_and_gradients, rounding_bounds
 
-from conan_kernels.attention.hopper import BLOCK, launch
-from conan_kernels.attention.launch import _plan, order_of, pieces_of, sums_of_rows
+from conan_kernels.attention.hopper import launch
+from conan_kernels.attention.launch import sums_of_rows
 from conan_kernels.attention.reference import soft_mask_attention_reference
 
 SOURCES = Path(launch.__file__).parent
@@ -30,8 +30,8 @@ def kernel(file, name, replaced=None):
 def forward(q, k, v, cu_seqlens, alpha, mask="column", scale=None, programs=3, replaced=None):
     """soft_mask_attention's out and lse by the simulated kernel, whose every number is NaN before."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    plan, bias = _plan(cu_seqlens, torch.tensor(float(alpha)), len(q), mask, BLOCK)
-    order, pieces = order_of(plan, mask), pieces_of(q, plan, bias, mask, scale)
+    plan, bias = plan_of(cu_seqlens, alpha, mask)
+    order, pieces = order_of(plan, mask), pieces_of(plan, bias, q.dtype, mask, scale)
     out = torch.full(q.shape, torch.nan, dtype=q.dtype)
     lse = torch.full((q.shape[1], len(q)), torch.nan)
     with gluon_simulator.in_place_of_gluon():
@@ -43,10 +43,9 @@ def forward(q, k, v, cu_seqlens, alpha, mask="column", scale=None, programs=3, r
 def backward(q, k, v, dout, cu_seqlens, alpha, out, lse, mask="column", scale=None, programs=3, replaced=None):
     """dq, dk and dv by the simulated kernels; what nothing writes is NaN."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    plan, bias = _plan(cu_seqlens, torch.tensor(float(alpha)), len(q), mask, BLOCK)
+    plan, bias = plan_of(cu_seqlens, alpha, mask)
     gradients = {name: torch.full(x.shape, torch.nan, dtype=x.dtype) for name, x in (("dq", q), ("dk", k), ("dv", v))}
-    sums = sums_of_rows(out, dout, lse, plan, bias, mask)
-    order = order_of(plan, mask)
+    sums, order = sums_of_rows(out, dout, lse, plan, bias, mask), order_of(plan, mask)
     with gluon_simulator.in_place_of_gluon():
         of_dq, of_dk = launch.backward_arguments(q, k, v, dout, gradients, sums, plan, order, bias, mask, scale)
     run(kernel("dq.py", "dq_blocks", replaced), programs, of_dq)

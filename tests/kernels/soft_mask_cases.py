@@ -9,8 +9,10 @@ from fractions import Fraction
 import torch
 from rounding import assert_within
 
-from conan_kernels.attention import gradients, tiles
+from conan_kernels.attention import gradients, launch, tiles
+from conan_kernels.attention.hopper import BLOCK
 from conan_kernels.attention.reference import soft_mask_attention_reference, soft_mask_bias
+from conan_kernels.attention.schedule import PIECES
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ROWS = 4096  # of the L x L matrices at a time, of which there are a dozen in fp64
@@ -24,6 +26,30 @@ def batch(lengths, H, G, D, dtype=torch.float32, device=DEVICE):
     arguments = {name: torch.randn(shape).to(device, dtype) for name, shape in shapes.items()}
     arguments["cu_seqlens"] = torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=device)
     return arguments
+
+
+def plan_of(cu_seqlens, alpha, mask, block=BLOCK):
+    """(slots int32 [S, 4], bias fp32 [T]) as plan_blocks fills them."""
+    T = int(cu_seqlens[-1])
+    bias = torch.empty(T, device=cu_seqlens.device)
+    slots = cu_seqlens.new_empty(T // block + len(cu_seqlens) - 1, 4)
+    alpha = torch.tensor(float(alpha), device=cu_seqlens.device)
+    assert launch.slots_of(cu_seqlens, alpha, bias, slots, mask, block).all()
+    return slots, bias
+
+
+def order_of(slots, mask):
+    """int32 [S + 1], as order_slots fills it."""
+    order = slots.new_empty(len(slots) + 1)
+    launch.fill_order(slots, order, mask)
+    return order
+
+
+def pieces_of(slots, bias, dtype, mask, scale):
+    """[S * BLOCK, 16] of dtype, as split_bias fills it."""
+    pieces = bias.new_empty(len(slots) * BLOCK, PIECES.value, dtype=dtype)
+    launch.split(bias, slots, pieces, mask, scale)
+    return pieces
 
 
 def results_and_gradients(form, arguments, *options, dtype=None, **named):

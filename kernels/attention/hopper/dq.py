@@ -120,9 +120,13 @@ def add_columns(
             p = gl.exp2(s * scale + gl.where(past, 0.0, column_bias) - log_sum[:, None])
     dp = warpgroup_mma_wait(0, deps=[dp])
     ds = gl.convert_layout((p * (dp - delta[:, None])).to(k.dtype), factors(W))
-    dq, ds = warpgroup_mma_wait(0, deps=[warpgroup_mma(ds, k, dq, is_async=True), ds])
+    if W == 64:
+        dq, ds, kept = warpgroup_mma_wait(0, deps=[warpgroup_mma(ds, k, dq, is_async=True), ds, dout[0]])
+        dout = (kept,)
+    else:
+        dq, ds = warpgroup_mma_wait(0, deps=[warpgroup_mma(ds, k, dq, is_async=True), ds])
     mbarrier.arrive(empty.index(n % STAGES))
-    return dq
+    return dq, dout
 
 
 @gluon.jit
@@ -149,9 +153,9 @@ def consume(
         dout = loaded(parts(douts.index(turn % 2 * 2 + CONSUMER).reshape([HALF, W]), D), factors(HALF))
 
         total = gl.zeros([HALF, W], gl.float32, sums(W))
-        of_block = plain, mixed, q, dout, ring, rows, of_rows, scale
         for position in range(0, last_column(mixed, future, length), HALF):
-            total = add_columns(total, n, position, *of_block, HALF, D, W, STAGES, BY_ROW)
+            of_block = plain, mixed, q, dout, ring, rows, of_rows, scale
+            total, dout = add_columns(total, n, position, *of_block, HALF, D, W, STAGES, BY_ROW)
             n += 1
 
         # dq leaves through the memory of q

@@ -1,7 +1,6 @@
 """Launch the kernels for Hopper: where they run, and what they take beside the plan.
 
-They have passed their tests in a simulator and as machine code, and have not run on a GPU yet. Until they have, they
-are taken only where the environment says CONAN_HOPPER=1.
+CONAN_HOPPER=0 in the environment runs the plain kernels instead, to compare the two.
 """
 
 from __future__ import annotations
@@ -22,23 +21,30 @@ if TYPE_CHECKING:
 DIMS = (64, 80, 96, 112, 128)
 
 
-def wanted(q: Tensor, k: Tensor, v: Tensor, sequences: int) -> bool:
-    """Whether CONAN_HOPPER=1 asks for the kernels, and they can take these. If they cannot, one line says so."""
-    if os.environ.get("CONAN_HOPPER") != "1" or not q.is_cuda:
+def runs(device: torch.device, D: int, dtype: torch.dtype) -> bool:
+    """Whether these kernels run: bf16 or fp16 on sm_90, with a head dim of DIMS."""
+    if device.type != "cuda" or os.environ.get("CONAN_HOPPER") == "0":
         return False
-    padded = (len(q) // BLOCK + sequences) * BLOCK  # rows of whole tiles
-    positions = padded * max(map(heads_of_a_token, (q, k, v)))  # coordinates of TMA are int32
-    return _runs(architecture(q.device), q.dtype, q.shape[2], positions < 2**31)
+    return _runs(architecture(device), D, dtype)
 
 
 @functools.cache
-def _runs(arch, dtype, D, few):
-    if arch == 90 and dtype != torch.float32 and D in DIMS and few:
-        return True
-    found = f"sm_{arch}, {dtype} and {D}" if few else "2^31 or more of these"
-    needs = f"sm_90, bf16 or fp16, a head dim of {', '.join(map(str, DIMS))} and fewer than 2^31 heads of tokens"
-    warnings.warn(f"CONAN_HOPPER=1 needs {needs}, not {found}: the plain kernel runs", stacklevel=2)
-    return False
+def _runs(arch, D, dtype):
+    if arch != 90 or dtype == torch.float32:
+        return False
+    if D not in DIMS:
+        dims = ", ".join(map(str, DIMS))
+        warnings.warn(f"the kernels for sm_90 take a head dim of {dims}, not {D}: the plain kernels run", stacklevel=2)
+    return D in DIMS
+
+
+def check(slots: Tensor) -> None:
+    """Raise ValueError if rows of whole tiles are too many for TMA, whose coordinates are int32. Those of q, k and v
+    never are: 2^31 heads of 64 numbers would need 256 GiB.
+    """
+    if len(slots) * BLOCK >= 2**31:
+        most = 2**31 // BLOCK
+        raise ValueError(f"tokens / {BLOCK} + sequences must be below {most}, not {len(slots)}: attend in parts")
 
 
 def heads_of_a_token(x: Tensor) -> int:
@@ -63,22 +69,27 @@ def descriptor(x: Tensor, rows: int) -> Any:
     begins at `start`, and head n are at (LIMIT, (start + l) N + n, LIMIT - l + x, d): LIMIT = 2^30 times 2^34 elements
     of two bytes is 2^65 bytes, and that is 0 modulo 2^64. From t = LIMIT on, where x = l, TMA reads zeros.
     """
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
     N, D = heads_of_a_token(x), x.shape[2]
-    layout = NVMMASharedLayout(swizzle_byte_width=128, element_bitwidth=16, rank=4)
     shape, strides = [2**31 - 1, 2**31 - 1, LIMIT, D], [2**34 - N * D, D, N * D, 1]
-    return TensorDescriptor(x, shape, strides, [1, 1, rows, width(D)], layout)
+    return _tensor_map(x, shape, strides, [1, 1, rows, width(D)], _layout(128, 16, 4))
 
 
 def flat_descriptor(x: Tensor, numbers: int) -> Any:
     """The tensor map of all of x by which TMA reads that many numbers in a row."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+    return _tensor_map(x, [x.numel()], [1], [numbers], _layout(0, 8 * x.element_size(), 1))
 
-    layout = NVMMASharedLayout(swizzle_byte_width=0, element_bitwidth=8 * x.element_size(), rank=1)
-    return TensorDescriptor(x, [x.numel()], [1], [numbers], layout)
+
+@functools.cache
+def _layout(swizzle, bits, rank):
+    from triton.experimental.gluon.language import NVMMASharedLayout
+
+    return NVMMASharedLayout(swizzle_byte_width=swizzle, element_bitwidth=bits, rank=rank)
+
+
+def _tensor_map(*arguments):
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor  # every other GPU does without Gluon
+
+    return TensorDescriptor(*arguments)
 
 
 def forward_arguments(
@@ -95,15 +106,11 @@ def forward_arguments(
     scale: float,
 ) -> dict[str, Any]:
     """The arguments of forward.forward_blocks, by name. plan and bias: as in ../launch.py, for blocks of BLOCK rows."""
-    from triton.experimental.gluon.language import NVMMASharedLayout
-    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
-
     q, k, v = map(rows, (q, k, v))
     maps = {"q": descriptor(q, BLOCK // 2), "k": descriptor(k, BLOCK), "v": descriptor(v, BLOCK)}
     maps["out"] = descriptor(out, BLOCK // 2)
-    layout = NVMMASharedLayout(swizzle_byte_width=32, element_bitwidth=16, rank=2)
     columns = pieces.shape[1]
-    maps["pieces"] = TensorDescriptor(pieces, list(pieces.shape), [columns, 1], [BLOCK, columns], layout)
+    maps["pieces"] = _tensor_map(pieces, list(pieces.shape), [columns, 1], [BLOCK, columns], _layout(32, 16, 2))
     memory = {"lse": lse, "plan": plan, "order": order, "bias": bias, "T": len(q)}
     return maps | memory | _shared_arguments(q, k, v, mask, scale, STAGES)
 
@@ -148,7 +155,7 @@ def width(D: int) -> int:
 
 def forward(*arguments: Any) -> None:
     """Fill out [T, H, D] and lse [H, T]. arguments: those of forward_arguments."""
-    from conan_kernels.attention.hopper.forward import forward_blocks  # every other GPU does without Gluon
+    from conan_kernels.attention.hopper.forward import forward_blocks
 
     given = forward_arguments(*arguments)
     forward_blocks[(_programs(given["lse"]),)](**given, num_warps=4, **FUSION)

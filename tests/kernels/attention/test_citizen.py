@@ -9,7 +9,7 @@ from interpreted import bf16_as_a_gpu_has_it
 from soft_mask_cases import DEVICE, batch, results_and_gradients
 from torch.utils.checkpoint import checkpoint
 
-from conan_kernels import soft_mask_attention
+from conan_kernels import soft_mask_attention, soft_mask_plan
 from conan_kernels.attention import gradients, launch, tiles
 from conan_kernels.attention.reference import soft_mask_attention_reference
 
@@ -32,20 +32,14 @@ def number(alpha, dtype=torch.float32):
 def test_opcheck(dtype, mask):
     a = batch([5, 0, 3], 2, 1, 16, dtype)
     leaves = [a[name].requires_grad_() for name in ("q", "k", "v")]
-    torch.library.opcheck(
-        torch.ops.conan.soft_mask_attention.default, (*leaves, a["cu_seqlens"], number(0.3), mask, 0.25)
-    )
-    out, lse = torch.ops.conan.soft_mask_attention(*leaves, a["cu_seqlens"], number(0.3), mask, 0.25)
-    arguments = (
-        a["dout"],
-        *(x.detach() for x in leaves),
-        a["cu_seqlens"],
-        number(0.3),
-        out.detach(),
-        lse.detach(),
-        mask,
-        0.25,
-    )
+    of_plan = a["cu_seqlens"], number(0.3), 8, 16, dtype, mask, 0.25
+    of_shapes = "test_schema", "test_faketensor"  # slots without work hold whatever lay in memory
+    torch.library.opcheck(torch.ops.conan.soft_mask_plan.default, of_plan, test_utils=of_shapes)
+    batch_of = a["cu_seqlens"], number(0.3), torch.ops.conan.soft_mask_plan(*of_plan)
+    torch.library.opcheck(torch.ops.conan.soft_mask_attention.default, (*leaves, *batch_of, mask, 0.25))
+    out, lse = torch.ops.conan.soft_mask_attention(*leaves, *batch_of, mask, 0.25)
+    vectors = a["dout"], *(x.detach() for x in leaves)
+    arguments = *vectors, *batch_of, out.detach(), lse.detach(), mask, 0.25
     torch.library.opcheck(torch.ops.conan.soft_mask_attention_backward.default, arguments)
 
 
@@ -104,7 +98,7 @@ def test_a_changed_alpha_or_batch_gives_the_kernels_nothing_to_compile_anew(monk
         compiled_for.clear()
         results_and_gradients(soft_mask_attention, batch(lengths, 2, 1, 16), alpha)
         runs.append(list(compiled_for))
-    assert len(runs[0]) == 5 and all(run == runs[0] for run in runs)
+    assert len(runs[0]) == 4 and all(run == runs[0] for run in runs)
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -152,6 +146,17 @@ def test_strided_inputs_give_the_bits_of_contiguous_ones():
     torch.testing.assert_close(found, again, rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_shared_plan_changes_no_bit(dtype):
+    arguments = batch([20, 0, 300], 2, 1, 16, dtype)
+    plan = soft_mask_plan(arguments["q"], arguments["cu_seqlens"], 0.5, "row")
+    found = results_and_gradients(soft_mask_attention, arguments, 0.5, "row", plan=plan)
+    again = results_and_gradients(soft_mask_attention, arguments, 0.5, "row")
+    assert plan and all(torch.equal(found[name], x) for name, x in again.items())
+    with pytest.raises(ValueError, match="plan must be of the 7 tokens of q, not of 320"):
+        results_and_gradients(soft_mask_attention, batch([7], 2, 1, 16, dtype), 0.5, plan=plan)
+
+
 def test_alpha_and_the_log_sum_exp_carry_no_gradient():
     arguments = batch([20, 3], 2, 1, 16)
     alpha = number(0.5).requires_grad_()
@@ -177,8 +182,9 @@ def test_memory_grows_with_the_tokens_and_not_with_their_square():
     T, H, D = 700, 1, 16
     a = batch([T], H, 1, D, torch.bfloat16)
     with LargestTensor() as largest:
-        out, lse = launch.forward(a["q"], a["k"], a["v"], a["cu_seqlens"], number(0.5), "column", 0.25)
-        launch.backward(a["dout"], a["q"], a["k"], a["v"], a["cu_seqlens"], number(0.5), out, lse, "column", 0.25)
+        plan = launch.plan(a["cu_seqlens"], number(0.5), T, D, torch.bfloat16, "column", 0.25)
+        out, lse = launch.forward(a["q"], a["k"], a["v"], plan, "column", 0.25)
+        launch.backward(a["dout"], a["q"], a["k"], a["v"], plan, out, lse, "column", 0.25)
     assert T * H * D <= largest.elements <= 2 * T * H * D
 
 

@@ -6,9 +6,10 @@ import pytest
 import torch
 from hopper_cases import MASKS, simulated
 from interpreted import bf16_as_a_gpu_has_it
+from soft_mask_cases import order_of, pieces_of, plan_of
 
 from conan_kernels.attention.hopper import BLOCK, LOG2_E
-from conan_kernels.attention.launch import _plan, order_of, pieces_of, sums_of_rows
+from conan_kernels.attention.launch import sums_of_rows
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*encountered:RuntimeWarning:triton")
 
@@ -24,7 +25,7 @@ def test_the_order_has_every_slot_once_those_with_most_tiles_first(mask):
     lengths = torch.randint(0, 600, (80,)).tolist()
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).to(torch.int32)
     alpha = random.random()
-    plan, bias = _plan(cu_seqlens, torch.tensor(alpha), sum(lengths), mask, BLOCK)
+    plan, bias = plan_of(cu_seqlens, alpha, mask)
     order = order_of(plan, mask)
     working, order = order[0].item(), order[1:]
     assert sorted(order.tolist()) == list(range(len(plan)))
@@ -40,9 +41,8 @@ def test_the_order_has_every_slot_once_those_with_most_tiles_first(mask):
 def test_three_pieces_of_the_bias_are_the_bias(dtype):
     lengths, alpha, scale = [500, 3, 130], 0.01, 0.1
     cu_seqlens = torch.tensor([0, 500, 503, 633], dtype=torch.int32)
-    plan, bias = _plan(cu_seqlens, torch.tensor(alpha), 633, "column", BLOCK)
-    q = torch.empty(1, 1, 64, dtype=dtype)
-    pieces = pieces_of(q, plan, bias, "column", scale)
+    plan, bias = plan_of(cu_seqlens, alpha, "column")
+    pieces = pieces_of(plan, bias, dtype, "column", scale)
     exact = bias.double() / (scale * LOG2_E)
     for start, length in zip(cu_seqlens.tolist(), lengths):
         first = start // BLOCK + cu_seqlens.tolist().index(start)  # the sequence's first slot
@@ -59,7 +59,7 @@ def test_sums_of_rows_lie_in_whole_tiles(mask):
     lengths, H, D, alpha = [500, 0, 3, 130], 3, 80, 0.4
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0).to(torch.int32)
     T = sum(lengths)
-    plan, bias = _plan(cu_seqlens, torch.tensor(alpha), T, mask, BLOCK)
+    plan, bias = plan_of(cu_seqlens, alpha, mask)
     out, dout = torch.randn(2, T, H, D).half()
     lse = torch.randn(H, T)
     sums = sums_of_rows(out, dout, lse, plan, bias, mask)

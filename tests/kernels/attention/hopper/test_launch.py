@@ -6,21 +6,29 @@ import torch
 from conan_kernels.attention.hopper import launch
 
 
-@pytest.mark.parametrize(
-    ("given", "found"),
-    [
-        ((100, torch.bfloat16, 112, True), r"not sm_100, torch\.bfloat16 and 112: the plain kernel runs"),
-        ((90, torch.float32, 112, True), r"not sm_90, torch\.float32 and 112"),
-        ((90, torch.float16, 48, True), r"a head dim of 64, 80, 96, 112, 128"),
-        ((90, torch.float16, 64, False), r"not 2\^31 or more of these"),
-    ],
-)
-def test_where_it_cannot_run_one_line_says_so(given, found):
+def test_a_head_dim_that_they_lack_is_one_line():
     launch._runs.cache_clear()
-    with pytest.warns(UserWarning, match=found) as raised:
-        assert not launch._runs(*given)
+    with pytest.warns(UserWarning, match=r"a head dim of 64, 80, 96, 112, 128, not 48: the plain kernels run") as raised:
+        assert not launch._runs(90, 48, torch.float16)
     assert len(raised) == 1 and "\n" not in str(raised[0].message)
-    assert launch._runs(90, torch.bfloat16, 112, True)
+
+
+def test_they_run_for_16_bits_on_sm_90_alone(monkeypatch, recwarn):
+    launch._runs.cache_clear()
+    assert launch._runs(90, 64, torch.float16) and launch._runs(90, 112, torch.bfloat16)
+    assert not launch._runs(90, 112, torch.float32) and not launch._runs(100, 112, torch.bfloat16)
+    monkeypatch.setattr(launch, "architecture", lambda device: 90)
+    assert launch.runs(torch.device("cuda"), 112, torch.bfloat16)
+    assert not launch.runs(torch.device("cpu"), 112, torch.bfloat16)
+    monkeypatch.setenv("CONAN_HOPPER", "0")
+    assert not launch.runs(torch.device("cuda"), 112, torch.bfloat16)
+    assert not recwarn
+
+
+def test_more_rows_than_tma_can_count_are_one_line():
+    launch.check(torch.empty(2**24 - 1, 0))
+    with pytest.raises(ValueError, match="must be below 16777216, not 16777216: attend in parts"):
+        launch.check(torch.empty(2**24, 0))
 
 
 def test_rows_that_tma_cannot_take_are_copied():

@@ -10,7 +10,7 @@ from interpreted import bf16_as_a_gpu_has_it
 from soft_mask_cases import assert_as_exact_as_pytorch as assert_on_the_gpu
 from soft_mask_cases import batch, pairwise, results_and_gradients
 
-from conan_kernels import soft_mask_attention
+from conan_kernels import soft_mask_attention, soft_mask_plan
 from conan_kernels.attention.hopper import launch
 from conan_kernels.attention.reference import soft_mask_attention_reference
 
@@ -153,15 +153,13 @@ def test_a_planted_error_is_found(wrong, tmp_path):
     ),
     ids=str,
 )
-def test_on_the_gpu_as_exact_as_pytorch(monkeypatch, D, dtype, mask, alpha, lengths, ratio):
-    monkeypatch.setenv("CONAN_HOPPER", "1")
+def test_on_the_gpu_as_exact_as_pytorch(D, dtype, mask, alpha, lengths, ratio):
     assert_on_the_gpu(soft_mask_attention, batch(lengths, 2 * ratio, 2, D, dtype), alpha, mask)
 
 
 @pytest.mark.gpu
 @needs_hopper
-def test_on_the_gpu_200_runs_give_the_same_bits(monkeypatch):
-    monkeypatch.setenv("CONAN_HOPPER", "1")
+def test_on_the_gpu_200_runs_give_the_same_bits():
     arguments = batch([3000, 1, 500, 4096], 8, 2, 112, torch.bfloat16)
     run = lambda: results_and_gradients(soft_mask_attention, arguments, 0.3)
     expected = run()
@@ -172,9 +170,10 @@ def test_on_the_gpu_200_runs_give_the_same_bits(monkeypatch):
 
 @pytest.mark.gpu
 @needs_hopper
-def test_on_the_gpu_opcheck(monkeypatch):
-    monkeypatch.setenv("CONAN_HOPPER", "1")
+def test_on_the_gpu_opcheck():
     arguments = batch([300, 50], 4, 2, 112, torch.bfloat16)
     q, k, v = (arguments[name].requires_grad_() for name in ("q", "k", "v"))
     alpha = torch.tensor(0.3, device="cuda")
-    torch.library.opcheck(torch.ops.conan.soft_mask_attention, (q, k, v, arguments["cu_seqlens"], alpha, "column", 0.1))
+    plan = soft_mask_plan(q, arguments["cu_seqlens"], alpha, scale=0.1)
+    of_batch = arguments["cu_seqlens"], alpha, plan
+    torch.library.opcheck(torch.ops.conan.soft_mask_attention, (q, k, v, *of_batch, "column", 0.1))
