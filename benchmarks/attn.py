@@ -5,13 +5,15 @@
 A table and a plot for each question: (1) forward and backward against length, 512 to 32k, at alpha 0, 0.3 and 1; (2)
 packed batches as embedding models see them; (3) the share of the bf16 matrix-product rate, measured on the same
 machine; (4) peak memory, forward and backward. bf16, H = 32, G = 8, D = 112 and 128. At D = 112 the kernels split the
-head dim: where a row of it takes longer than its twin at 128, padding would have been better. "ours, Hopper" has the
-kernels that CONAN_HOPPER=1 asks for.
+head dim: where a row of it takes longer than its twin at 128, padding would have been better. On Hopper, "ours, plain"
+has the kernels of every other GPU. What a batch shares between layers (our plan, FlexAttention's block mask) is made
+before.
 
 Peers: SDPA by each of PyTorch's backends, FlexAttention with the same mask (compiled; its Triton backend, and FLASH
 where flash-attn-4 is installed), flash-attn where installed, and for packed batches padded, nested and varlen SDPA. Who
 cannot take a shape or a mask is left out, with the reason. TFLOP/s count what the mask leaves: 4 D a pair of tokens
-forward, 2.5 times that backward. Forward runs with gradients on; backward is both minus forward. Times are medians.
+forward, 2.5 times that backward. Forward runs with gradients on; backward is both minus forward. Times are medians of
+what the GPU takes once the host has queued all of it; the JSON has those of whole calls too, as *_called.
 
 With --device cpu the kernels run in Triton's interpreter: that shows that everything runs, and is no measure of speed.
 Prints; writes attn.json after every row, the most telling first, and attn_*.png at the end where matplotlib is
@@ -31,10 +33,11 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from conan_kernels import soft_mask_attention
+from conan_kernels import soft_mask_attention, soft_mask_plan
 from conan_kernels.attention.reference import soft_mask_attention_reference, soft_mask_bias
 
 ALPHAS = (0.3, 1.0, 0.0)  # first the one that few can do
+PLAIN = {"CONAN_HOPPER": "0"}
 
 
 class Problem:
@@ -83,19 +86,22 @@ def leaves(*tensors):
     return tuple(x.detach().requires_grad_() for x in tensors)
 
 
-def ours(p, attend=soft_mask_attention):
+def ours(p):
     qkv = leaves(p.q, p.k, p.v)
     alpha = torch.tensor(p.alpha, device=p.device)
-    return Form(lambda: attend(*qkv, p.cu_seqlens, alpha), qkv, p.dout)
+    plan = soft_mask_plan(p.q, p.cu_seqlens, alpha)
+    return Form(lambda: soft_mask_attention(*qkv, p.cu_seqlens, alpha, plan=plan), qkv, p.dout)
 
 
-def on_hopper(p):
-    """ours with the kernels in Gluon for sm_90, which are taken only where the environment asks for them."""
-    return replace(ours(p), environment={"CONAN_HOPPER": "1"})
+def plain(p):
+    """ours without the kernels for Hopper."""
+    with measured.environment(**PLAIN):
+        return replace(ours(p), environment=PLAIN)
 
 
 def reference(p):
-    return ours(p, soft_mask_attention_reference)
+    qkv = leaves(p.q, p.k, p.v)
+    return Form(lambda: soft_mask_attention_reference(*qkv, p.cu_seqlens, p.alpha), qkv, p.dout)
 
 
 def sdpa(backend):
@@ -266,8 +272,8 @@ def median_seconds(run, device):
 
 
 def measure(build, problem, expected):
-    """-> seconds forward and of both, peak bytes of both beyond the form's inputs (CUDA), largest difference from
-    `expected`."""
+    """-> seconds forward and of both, queued (CUDA) and called, peak bytes of both beyond the form's inputs (CUDA),
+    largest difference from `expected`."""
     form = build(problem)
     with measured.environment(**form.environment):
         return measure_form(form, problem, expected)
@@ -286,7 +292,12 @@ def measure_form(form, problem, expected):
         torch.cuda.reset_peak_memory_stats()
         both()
         result["peak_bytes"] = torch.cuda.max_memory_allocated() - before
-    return result | {"forward": median_seconds(form.run, problem.device), "both": median_seconds(both, problem.device)}
+    for name, run in (("forward", form.run), ("both", both)):
+        called = median_seconds(run, problem.device)
+        result |= {f"{name}_called": called, name: called}
+        if problem.device == "cuda":
+            result[name] = measured.queued_seconds(run)
+    return result
 
 
 def gemm_rate(device, dtype):
@@ -376,7 +387,7 @@ def summarise(rows):
     for key in dict.fromkeys((row["batch"], row["alpha"], row["D"]) for row in timed):
         same = [row for row in timed if (row["batch"], row["alpha"], row["D"]) == key]
         own = [row for row in same if row["form"] == "ours"]
-        peers = [row for row in same if row["form"] not in ("ours", "ours, Hopper", "reference")]
+        peers = [row for row in same if row["form"] not in ("ours", "ours, plain", "reference")]
         if own and peers:
             best = {what: min(peers, key=lambda row: row[what]) for what in ("forward", "both")}
             found = ", ".join(f"{best[what][what] / own[0][what]:.2f} ({best[what]['form']})" for what in best)
@@ -478,7 +489,7 @@ def main():
     dense, ragged = peers(options.device)
     own = {"ours": ours} | ({"reference": reference} if cpu else {})
     if not cpu and torch.cuda.get_device_capability() == (9, 0):
-        own["ours, Hopper"] = on_hopper
+        own["ours, plain"] = plain
     padded = {f"padded {name}": form for name, form in dense.items() if name.startswith("SDPA")}
     chosen = [
         {name: form for name, form in peers.items() if not options.forms or name in options.forms}

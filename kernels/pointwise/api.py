@@ -238,5 +238,6 @@ def adamw_(
         with torch.cuda.device_of(weight):
             _tiles().adamw_part[(_over(n, 1024),)](
                 weight, gradient, mean, square, rounded, n, float(scale), 1 - lr * decay, beta1, 1 - beta1, beta2,
-                1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps, BLOCK=1024, **FUSION,
+                1 - beta2, lr / (1 - beta1**step), (1 - beta2**step) ** 0.5, eps, BLOCK=1024, WHOLE=n % 1024 == 0,
+                **FUSION,
             )  # fmt: skip

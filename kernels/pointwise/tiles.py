@@ -169,18 +169,19 @@ def add_part(total, part, factor, n, FIRST: tl.constexpr, BLOCK: tl.constexpr):
 @triton.jit(do_not_specialize=["n"])
 def adamw_part(
     weight, gradient, mean, square, rounded, n, scale, kept, beta1, rest1, beta2, rest2, rate, root, eps,
-    BLOCK: tl.constexpr,
+    BLOCK: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
     """An update of n weights; rest1 is 1 - beta1, which fp32 would round, kept 1 - lr * decay, rate and root have the
-    bias corrections. rounded: the new weights in another dtype, or None.
+    bias corrections. rounded: the new weights in another dtype, or None. WHOLE: BLOCK divides n. (Behind a mask that
+    may end anywhere, loads are of one number instead of 16 bytes.)
     """
     place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    inside = place < n
-    g = tl.load(gradient + place, mask=inside, other=0.0) * scale
-    m = beta1 * tl.load(mean + place, mask=inside, other=0.0) + rest1 * g
-    v = beta2 * tl.load(square + place, mask=inside, other=0.0) + rest2 * g * g
+    inside = None if WHOLE else place < n
+    g = tl.load(gradient + place, mask=inside) * scale
+    m = beta1 * tl.load(mean + place, mask=inside) + rest1 * g
+    v = beta2 * tl.load(square + place, mask=inside) + rest2 * g * g
     step = tl.div_rn(rate * m, tl.div_rn(tl.sqrt_rn(v), root) + eps)
-    w = kept * tl.load(weight + place, mask=inside, other=0.0) - step
+    w = kept * tl.load(weight + place, mask=inside) - step
     tl.store(mean + place, m, mask=inside)
     tl.store(square + place, v, mask=inside)
     tl.store(weight + place, w, mask=inside)

@@ -42,7 +42,7 @@ ARGUMENTS = {
     "softmax_gradient": ({"BLOCK": 4096, "num_warps": 8}, {"logits": "*bf16", "lse": "*fp32", "target": "*i64"}),
     "add_part": ({"FIRST": False, "BLOCK": 2048}, {"total": "*fp32", "part": "*bf16", "factor": "*fp32"}),
     "adamw_part": (
-        {"BLOCK": 1024},
+        {"BLOCK": 1024, "WHOLE": True},
         dict.fromkeys(("weight", "gradient", "mean", "square"), "*fp32")
         | {"rounded": "*bf16"}
         | dict.fromkeys(("scale", "kept", "beta1", "rest1", "beta2", "rest2", "rate", "root", "eps"), "fp32"),

@@ -134,8 +134,9 @@ def opcodes(sass):
 
 def compile(fn, signature, constants, target, num_warps, num_stages, aligned=(), source=ASTSource, **options):
     """fn: a @triton.jit function. signature: {argument: type, e.g. "*bf16", "i32", "fp32"}. constants: {argument: value
-    of a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are). source: Gluon's
-    for a @gluon.jit function. options: others of Triton's, as at a launch -> Machine."""
+    of a tl.constexpr}. target: 80, 90, ... aligned: arguments that 16 divides (pointers always are; what a kernel does
+    not specialise, Triton never knows). source: Gluon's for a @gluon.jit function. options: others of Triton's, as at a
+    launch -> Machine."""
     position = fn.arg_names.index
     options |= {"num_warps": num_warps, "num_stages": num_stages} | FUSION
     source = source(
@@ -144,8 +145,9 @@ def compile(fn, signature, constants, target, num_warps, num_stages, aligned=(),
         constexprs={(position(name),): value for name, value in constants.items()},
         attrs={
             (position(name),): [["tt.divisibility", 16]]
-            for name in fn.arg_names
-            if name not in constants and (name in aligned or signature[name].startswith("*"))
+            for name, parameter in zip(fn.arg_names, fn.params)
+            if name not in constants
+            and (signature[name].startswith("*") or (name in aligned and not parameter.do_not_specialize))
         },
     )
     compiled = triton.compile(source, target=GPUTarget("cuda", target, 32), options=options)
