@@ -107,7 +107,7 @@ def fits(name, N, E, dims):
 
 
 def measure(form, N, E, dims):
-    """({"seconds": of the GPU once all is queued, or on a CPU the best, "seconds_called": the best of whole calls}, peak
+    """({"seconds": of the GPU once all is queued, on a CPU the best, "seconds_called": the best of whole calls}, peak
     memory beyond the inputs in bytes), after a run to warm up."""
     dtype, device = (torch.bfloat16, "cuda") if CUDA else (torch.float32, "cpu")
     queries, documents = (torch.randn(N, E, device=device, dtype=dtype).requires_grad_() for _ in range(2))

@@ -101,9 +101,7 @@ def _rows(x):
     return x if x.stride()[1:] == (x.shape[2], 1) else x.contiguous()
 
 
-def forward(
-    q: Tensor, k: Tensor, v: Tensor, plan: list[Tensor], mask: str, scale: float
-) -> tuple[Tensor, Tensor]:
+def forward(q: Tensor, k: Tensor, v: Tensor, plan: list[Tensor], mask: str, scale: float) -> tuple[Tensor, Tensor]:
     (T, H, D), G = q.shape, k.shape[1]
     q, k, v = _rows(q), _rows(k), _rows(v)
     out = q.new_empty(T, H, D)
@@ -122,15 +120,7 @@ def forward(
 
 
 def backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    plan: list[Tensor],
-    out: Tensor,
-    lse: Tensor,
-    mask: str,
-    scale: float,
+    dout: Tensor, q: Tensor, k: Tensor, v: Tensor, plan: list[Tensor], out: Tensor, lse: Tensor, mask: str, scale: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     (T, H, D), G = q.shape, k.shape[1]
     q, k, v, dout = _rows(q), _rows(k), _rows(v), dout.contiguous()

@@ -203,7 +203,9 @@ def expect(barrier, bytes):
     barrier.arrive(1)
 
 
-def arrive(barrier, count=1):
+def arrive(barrier, count=1, pred=True):
+    if not pred:
+        return
     barrier.arrive(count)
     pause()
 

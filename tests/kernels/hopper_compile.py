@@ -52,7 +52,8 @@ def row(kernel, given, dtype):
     machine = sass.compile(kernel, signature, constants, 90, 4, 3, source=GluonASTSource)
     described = {"kernel": kernel.__name__, "D": constants["D"], "dtype": dtype, "arch": 90, "W": constants["W"]}
     loops = [
-        sass.describe_loop(loop) | {"in_flight": sass.in_flight(loop, "MUFU.EX2")}
+        sass.describe_loop(loop)
+        | {"in_flight": sass.in_flight(loop, "MUFU.EX2"), "lost_factors": len(sass.lost_factors(loop))}
         for loop in machine.loops()
         if "HGMMA" in loop  # the producer's have none
     ]

@@ -18,7 +18,7 @@ from conan_kernels.architecture import FUSION
 SHARED_BYTES = {80: 163 * 1024, 86: 99 * 1024, 89: 99 * 1024, 90: 227 * 1024, 100: 227 * 1024, 120: 99 * 1024}
 # Triton 3.6 spills those of dk_dv_block, 3.9 none; with them it is 1.2 times as fast as with the largest tile that
 # spills none (H200). The kernels in Gluon keep some numbers of their threads on the stack, outside all loops.
-SPILLS = {("dk_dv_block", 90): 21, ("forward_blocks", 90): 11, ("dq_blocks", 90): 9, ("dk_dv_blocks", 90): 80}
+SPILLS = {("dk_dv_block", 90): 21, ("forward_blocks", 90): 46, ("dq_blocks", 90): 9, ("dk_dv_blocks", 90): 80}
 MATRIX_PRODUCTS = {90: ("HGMMA",), 100: ("UTCHMMA", "HMMA")}  # on others HMMA
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 OPCODES = (
@@ -91,6 +91,25 @@ def in_flight(loop, opcode):
     return found
 
 
+def lost_factors(loop):
+    """The registers of a loop (text) that are a product's factor in each turn, loaded before the loop, and that the
+    loop writes behind it: ptxas of CUDA 12.8 and 12.9 gave the factors of two products the same ones."""
+    written, kept = set(), set()
+    for line in loop.splitlines():
+        name = INSTRUCTION.match(line)
+        if not name:
+            continue
+        product = re.search(r"HGMMA\S* R\d+, R(\d+), gdesc", line)
+        if product:
+            first = int(product[1])
+            kept |= set(range(first, first + 4)) - written
+        target = re.match(r"\s+R(\d+)\b", line.partition(name[1])[2])
+        if target and not product:
+            first, wide = int(target[1]), 4 if re.search(r"\.128|M88\.4", name[1]) else 2 if "64" in name[1] else 1
+            written |= set(range(first, first + wide))
+    return kept & written
+
+
 def faults(row):
     """What is wrong with a kernel described by soft_mask_compile.py or info_nce_compile.py: a list of words, empty if
     nothing is."""
@@ -103,6 +122,8 @@ def faults(row):
         products = MATRIX_PRODUCTS.get(row["arch"], ("HMMA",))
         if not row["loops"] or not all(any(loop[name] for name in products) for loop in row["loops"]):
             found.append(f"a loop without {' or '.join(products)}")
+    if any(loop.get("lost_factors") for loop in row["loops"]):
+        found.append("a loop overwrites a factor that its next turn needs")
     return found
 
 

@@ -59,6 +59,12 @@ def block_of(number, order, plan, H: gl.constexpr, BLOCK: gl.constexpr):
 
 
 @gluon.jit
+def block_ahead(number, blocks, order, plan, H: gl.constexpr, BLOCK: gl.constexpr):
+    """block_of a block that may be past the end. Loaded a block ahead: each number takes some 1000 cycles to come."""
+    return block_of(gl.minimum(number, blocks - 1), order, plan, H, BLOCK)
+
+
+@gluon.jit
 def tiles_of(first_row, length, ones, BLOCK: gl.constexpr, BY_ROW: gl.constexpr):
     """Where the PLAIN, MIXED and FUTURE columns of a block of rows end, as tiles.query_tiles has it."""
     last_row = gl.minimum(first_row + BLOCK, length)
@@ -107,6 +113,25 @@ def bring_block(turn, memory, a, b, place_a, place_b, HALF: gl.constexpr, W: gl.
         read(a, [limit, row, token + half * HALF, column], full.index(turn % 2), tiles_a.index(turn % 2 * 2 + half))
         limit, row, token, column = place_b
         read(b, [limit, row, token + half * HALF, column], full.index(turn % 2), tiles_b.index(turn % 2 * 2 + half))
+
+
+@gluon.jit
+def leave_out(n, tokens, ring, HALF: gl.constexpr, STAGES: gl.constexpr):
+    """Leave the next pairs of a ring, of so many tokens, to the other consumer -> the pair after them."""
+    full, empty = ring[3], ring[4]
+    for _ in range(0, tokens, HALF):
+        mbarrier.wait(full.index(n % STAGES), n // STAGES & 1)
+        mbarrier.arrive(empty.index(n % STAGES))
+        n += 1
+    return n
+
+
+@gluon.jit
+def free_block_before(turn, empty):
+    """What the block before wrote has left shared memory: the producer may fill it. Asked for a block later, when it
+    has long been so."""
+    tma.store_wait(0)
+    mbarrier.arrive(empty.index((turn + 1) % 2), pred=turn > 0)
 
 
 @gluon.jit

@@ -35,7 +35,9 @@ from conan_kernels.attention.hopper.blocks import (
     blocks_of_program,
     bring_block,
     factors,
+    free_block_before,
     inner_products,
+    leave_out,
     memory_of_block,
     number_of_parts,
     parts,
@@ -154,12 +156,17 @@ def consume(
         tile_k, tile_v = keys.index(turn % 2 * 2 + CONSUMER), values.index(turn % 2 * 2 + CONSUMER)
         k, v = tile_k.reshape([HALF, W]), tile_v.reshape([HALF, W])
         mbarrier.wait(full.index(turn % 2), turn // 2 & 1)
+        free_block_before(turn, empty)
 
         total_k = gl.zeros([HALF, W], gl.float32, sums(W))
         total_v = gl.zeros([HALF, W], gl.float32, sums(W))
         of_block = mixed, plain, k, v, ring, columns, column_bias, scale
+        # no row before a consumer's own first column sees it if the future is closed; nor does any one past the end
+        own_column = first_column + CONSUMER * HALF
+        begin = gl.where(own_column >= length, length, gl.where(ones >= 0, future, own_column))
         for _ in range(HEADS):
-            for position in range(future, length, HALF):
+            n = leave_out(n, begin - future, ring, HALF, STAGES)
+            for position in range(begin, length, HALF):
                 total_k, total_v = add_rows(total_k, total_v, n, position, *of_block, HALF, D, W, STAGES, BY_ROW)
                 n += 1
 
@@ -170,11 +177,10 @@ def consume(
         barrier()
         write(dk, place(start, length, first_column + CONSUMER * HALF, group, G), tile_k)
         write(dv, place(start, length, first_column + CONSUMER * HALF, group, G), tile_v)
-        tma.store_wait(0)
-        mbarrier.arrive(empty.index(turn % 2))
         turn += 1
         number += ahead
         ahead, back = back, ahead
+    tma.store_wait(0)
 
 
 @gluon.jit

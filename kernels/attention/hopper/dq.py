@@ -30,11 +30,14 @@ from conan_kernels.attention.hopper.blocks import (
     LOG2_E,
     barrier,
     barriers,
+    block_ahead,
     block_of,
     blocks_of_program,
     bring_block,
     factors,
+    free_block_before,
     inner_products,
+    leave_out,
     memory_of_block,
     number_of_parts,
     parts,
@@ -96,7 +99,7 @@ def add_columns(
     dq, n, position, plain, mixed, q, dout, ring, rows, of_rows, scale,
     HALF: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
 ):  # fmt: skip
-    """dq [64, W] and what pair n of the ring, the columns from `position` on, adds to it."""
+    """dq [64, W] and what pair n of the ring, the columns from `position` on, adds to it -> dq, dout."""
     BY_COLUMN: gl.constexpr = gl.SliceLayout(0, sums(HALF))
     keys, values, biases, full, empty = ring
     log_sum, future_log_sum, delta = of_rows
@@ -120,7 +123,7 @@ def add_columns(
             p = gl.exp2(s * scale + gl.where(past, 0.0, column_bias) - log_sum[:, None])
     dp = warpgroup_mma_wait(0, deps=[dp])
     ds = gl.convert_layout((p * (dp - delta[:, None])).to(k.dtype), factors(W))
-    if W == 64:
+    if W == 64:  # ptxas of CUDA 12.8 and 12.9 would give ds the registers of dout, if nothing used those behind it
         dq, ds, kept = warpgroup_mma_wait(0, deps=[warpgroup_mma(ds, k, dq, is_async=True), ds, dout[0]])
         dout = (kept,)
     else:
@@ -141,33 +144,39 @@ def consume(
     log_sums, future_log_sums, deltas, padded_rows = sums_of_rows
     n, turn = 0, 0
     number, ahead, back, blocks = blocks_of_program(order, H)
+    block_now = block_ahead(number, blocks, order, plan, H, BLOCK)
     while number < blocks:
-        head, start, length, first_row, ones, padded = block_of(number, order, plan, H, BLOCK)
+        head, start, length, first_row, ones, padded = block_now
+        number += ahead
+        ahead, back = back, ahead
+        block_now = block_ahead(number, blocks, order, plan, H, BLOCK)
         plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
         rows = first_row + CONSUMER * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LOGITS))
         row = head.to(gl.int64) * padded_rows + padded + rows
         of_rows = gl.load(log_sums + row), gl.load(future_log_sums + row), gl.load(deltas + row)
         mbarrier.wait(full.index(turn % 2), turn // 2 & 1)
+        free_block_before(turn, empty)
         tile = queries.index(turn % 2 * 2 + CONSUMER)
         q = loaded(parts(tile.reshape([HALF, W]), D), factors(HALF))
         dout = loaded(parts(douts.index(turn % 2 * 2 + CONSUMER).reshape([HALF, W]), D), factors(HALF))
 
         total = gl.zeros([HALF, W], gl.float32, sums(W))
-        for position in range(0, last_column(mixed, future, length), HALF):
+        # a consumer's own rows see no column after their last if the future is closed; rows past the end see none
+        own_row, last = first_row + CONSUMER * HALF, last_column(mixed, future, length)
+        end = gl.where(own_row >= length, 0, gl.where(ones >= 0, last, gl.minimum(last, own_row + HALF)))
+        for position in range(0, end, HALF):
             of_block = plain, mixed, q, dout, ring, rows, of_rows, scale
             total, dout = add_columns(total, n, position, *of_block, HALF, D, W, STAGES, BY_ROW)
             n += 1
+        n = leave_out(n, last - end, ring, HALF, STAGES)
 
         # dq leaves through the memory of q
         tile.reshape([HALF, W]).store((total * (scale / LOG2_E)).to(tile.dtype))
         fence_async_shared()
         barrier()
         write(dq, place(start, length, first_row + CONSUMER * HALF, head, H), tile)
-        tma.store_wait(0)
-        mbarrier.arrive(empty.index(turn % 2))
         turn += 1
-        number += ahead
-        ahead, back = back, ahead
+    tma.store_wait(0)
 
 
 @gluon.jit

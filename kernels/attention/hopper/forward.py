@@ -25,9 +25,11 @@ from conan_kernels.attention.hopper.blocks import (
     LOG2_E,
     barrier,
     barriers,
+    block_ahead,
     block_of,
     blocks_of_program,
     factors,
+    free_block_before,
     inner_products,
     parts,
     place,
@@ -164,6 +166,46 @@ def attend_first(
 
 
 @gluon.jit
+def attend_block(
+    n, columns, rows, of_block, bias,
+    BY_ROW: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
+):  # fmt: skip
+    """All tiles of a block -> the next tile's number, sums of weights times values [64, W], peak, total."""
+    first, begin, plain, mixed, future, length = columns
+    q, rings, ones_tile, row_bias, scale = of_block
+    keys, values = rings[0], rings[1]
+    p, peak, total = attend_first(n, first, length, rows, q, keys, bias, row_bias, scale, BY_ROW, BLOCK, D, W, STAGES)
+    n += 1
+    mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1, (begin < plain) | (mixed < future))
+    state = gl.zeros([BLOCK // 2, W], gl.float32, sums(W)), p, peak, total
+    for position in range(begin, plain, BLOCK):
+        more = (position + BLOCK < plain) | (mixed < future)
+        state = attend(state, n, more, *of_block, False, BLOCK, D, W, STAGES)
+        n += 1
+    for position in range(mixed, future, BLOCK):
+        state = attend(state, n, position + BLOCK < future, *of_block, True, BLOCK, D, W, STAGES)
+        n += 1
+    sums_of_values, p, peak, total = state
+    sums_of_values = add_values(sums_of_values, p, values, n - 1, BLOCK, W, STAGES)
+    sums_of_values = warpgroup_mma_wait(0, deps=[sums_of_values])
+    mbarrier.arrive(values[2].index((n - 1) % STAGES))
+    return n, sums_of_values, peak, total
+
+
+@gluon.jit
+def leave_out(n, columns, rings, BLOCK: gl.constexpr, STAGES: gl.constexpr):
+    """Leave a block's tiles to the other consumer -> the next tile's number."""
+    first, begin, plain, mixed, future, length = columns
+    tiles = 1 + gl.cdiv(gl.maximum(plain - begin, 0), BLOCK) + gl.cdiv(gl.maximum(future - mixed, 0), BLOCK)
+    for _ in range(tiles):
+        for ring in gl.static_range(2):
+            mbarrier.wait(rings[ring][1].index(n % STAGES), n // STAGES & 1)
+            mbarrier.arrive(rings[ring][2].index(n % STAGES))
+        n += 1
+    return n
+
+
+@gluon.jit
 def consume(
     CONSUMER: gl.constexpr, out, lse, plan, order, bias, T, scale, queries, rings, ones_tile,
     H: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
@@ -171,13 +213,15 @@ def consume(
     """Rows 64 * CONSUMER to 64 * CONSUMER + 63 of every block."""
     HALF: gl.constexpr = BLOCK // 2
     LOGITS: gl.constexpr = sums(BLOCK)
-    OUT: gl.constexpr = sums(W)
-    keys, values = rings[0], rings[1]
     tiles, full, empty = queries
     n, turn = 0, 0
     number, ahead, back, blocks = blocks_of_program(order, H)
+    block_now = block_ahead(number, blocks, order, plan, H, BLOCK)
     while number < blocks:
-        head, start, length, first_row, ones, _ = block_of(number, order, plan, H, BLOCK)
+        head, start, length, first_row, ones, _ = block_now
+        number += ahead
+        ahead, back = back, ahead
+        block_now = block_ahead(number, blocks, order, plan, H, BLOCK)
         plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
         first, begin = first_tile(plain, mixed, BLOCK)
         rows = first_row + CONSUMER * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LOGITS))
@@ -187,38 +231,25 @@ def consume(
         tile = tiles.index(turn % 2 * 2 + CONSUMER)
         q = tile.reshape([HALF, W])
         mbarrier.wait(full.index(turn % 2), turn // 2 & 1)
+        free_block_before(turn, empty)
 
-        p, peak, total = attend_first(
-            n, first, length, rows, q, keys, bias + start, row_bias, scale, BY_ROW, BLOCK, D, W, STAGES
-        )
-        n += 1
-        mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1, (begin < plain) | (mixed < future))
-        state = gl.zeros([HALF, W], gl.float32, OUT), p, peak, total
-        of_block = q, rings, ones_tile, row_bias, scale
-        for position in range(begin, plain, BLOCK):
-            more = (position + BLOCK < plain) | (mixed < future)
-            state = attend(state, n, more, *of_block, False, BLOCK, D, W, STAGES)
-            n += 1
-        for position in range(mixed, future, BLOCK):
-            state = attend(state, n, position + BLOCK < future, *of_block, True, BLOCK, D, W, STAGES)
-            n += 1
-        sums_of_values, p, peak, total = state
-        sums_of_values = add_values(sums_of_values, p, values, n - 1, BLOCK, W, STAGES)
-        sums_of_values = warpgroup_mma_wait(0, deps=[sums_of_values])
-        mbarrier.arrive(values[2].index((n - 1) % STAGES))
-
-        # out leaves through the memory of q
-        q.store((sums_of_values * gl.convert_layout(1 / total, gl.SliceLayout(1, OUT))[:, None]).to(q.dtype))
-        fence_async_shared()
-        barrier()
-        write(out, place(start, length, first_row + CONSUMER * HALF, head, H), tile)
-        row_of_lse = lse + head.to(gl.int64) * T + start + rows
-        gl.store(row_of_lse, (peak + gl.log2(total)) / LOG2_E, mask=rows < length)
-        tma.store_wait(0)
-        mbarrier.arrive(empty.index(turn % 2))
+        columns = first, begin, plain, mixed, future, length
+        if first_row + CONSUMER * HALF < length:
+            of_block = q, rings, ones_tile, row_bias, scale
+            n, sums_of_values, peak, total = attend_block(
+                n, columns, rows, of_block, bias + start, BY_ROW, BLOCK, D, W, STAGES
+            )
+            # out leaves through the memory of q
+            q.store((sums_of_values * gl.convert_layout(1 / total, gl.SliceLayout(1, sums(W)))[:, None]).to(q.dtype))
+            fence_async_shared()
+            barrier()
+            write(out, place(start, length, first_row + CONSUMER * HALF, head, H), tile)
+            row_of_lse = lse + head.to(gl.int64) * T + start + rows
+            gl.store(row_of_lse, (peak + gl.log2(total)) / LOG2_E, mask=rows < length)
+        else:  # all of its rows lie past the end
+            n = leave_out(n, columns, rings, BLOCK, STAGES)
         turn += 1
-        number += ahead
-        ahead, back = back, ahead
+    tma.store_wait(0)
 
 
 @gluon.jit(do_not_specialize=["T"])

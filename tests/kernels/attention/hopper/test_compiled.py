@@ -29,7 +29,7 @@ def of(kernels, name):
     return rows
 
 
-def test_nothing_is_written_to_the_stack_in_a_loop_and_shared_memory_suffices(kernels):
+def test_no_loop_spills_or_overwrites_a_factor_and_shared_memory_suffices(kernels):
     """With 3.9 the loops of the backward kernels read up to four numbers from it that were written before the loop."""
     for row in kernels:
         assert not sass.faults(row), (sass.faults(row), row)

@@ -8,7 +8,9 @@ from conan_kernels.attention.hopper import launch
 
 def test_a_head_dim_that_they_lack_is_one_line():
     launch._runs.cache_clear()
-    with pytest.warns(UserWarning, match=r"a head dim of 64, 80, 96, 112, 128, not 48: the plain kernels run") as raised:
+    with pytest.warns(
+        UserWarning, match=r"a head dim of 64, 80, 96, 112, 128, not 48: the plain kernels run"
+    ) as raised:
         assert not launch._runs(90, 48, torch.float16)
     assert len(raised) == 1 and "\n" not in str(raised[0].message)
 

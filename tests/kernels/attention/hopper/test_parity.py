@@ -85,6 +85,26 @@ WRONG = {  # a file, what stands there, what instead, and what the simulator say
     "half a block": ("blocks.py", "range(2):\n        limit", "range(1):\n        limit", HAZARD),
     "a part less": ("blocks.py", "range(1, len(a))", "range(1, len(a) - 1)", "that nothing waited for"),
     "other columns": ("blocks.py", "slice(64 + (D", "slice(32 + (D", "are not close"),
+    "none left": (
+        "blocks.py",
+        "    tma.store_wait(0)\n    mbarrier",
+        "    mbarrier",
+        "still being read|reads shared memory",
+    ),
+    "never freed": ("blocks.py", "pred=turn > 0", "pred=False", "wait for what never comes"),
+    "left out, kept": (
+        "blocks.py",
+        "        mbarrier.arrive(empty.index(n % STAGES))\n        n += 1",
+        "        n += 1",
+        "wait for what never comes",
+    ),
+    "values left out": (
+        "forward.py",
+        "gl.static_range(2):\n            mbarrier.wait",
+        "gl.static_range(1):\n            mbarrier.wait",
+        "wait for what never comes",
+    ),
+    "rows left out": ("forward.py", "if first_row + CONSUMER * HALF < length:", "if CONSUMER == 0:", "are not close"),
     "no values": (
         "forward.py",
         "mbarrier.wait(values[1].index(n % STAGES), n // STAGES & 1)",
@@ -113,6 +133,7 @@ WRONG = {  # a file, what stands there, what instead, and what the simulator say
     "dq: kept": ("dq.py", "    mbarrier.arrive(empty.index(n % STAGES))\n", "", "wait for what never comes"),
     "dq: left": ("dq.py", "tma.store_wait(0)", "pass", "still being read|still reads shared memory"),
     "dq: never closed": ("dq.py", "+ gl.where(past, 0.0, column_bias)", "", "are not close"),
+    "dq: a pair less": ("dq.py", "own_row + HALF)", "own_row)", "are not close"),
     "dq: no bias": ("dq.py", "s * scale + column_bias - future", "s * scale - future", "are not close"),
     "dk: no pair": ("dk_dv.py", PAIR, "pass", HAZARD),
     "dk: no logits": (
@@ -124,6 +145,7 @@ WRONG = {  # a file, what stands there, what instead, and what the simulator say
     "dk: no dp": ("dk_dv.py", "dp = warpgroup_mma_wait(1", "dp = warpgroup_mma_wait(2", "that nothing waited for"),
     "dk: released": ("dk_dv.py", PAIR, PAIR + "\n    mbarrier.arrive(empty.index(n % STAGES))", HAZARD),
     "dk: left": ("dk_dv.py", "tma.store_wait(0)", "pass", "still being read|still reads shared memory"),
+    "dk: rows left out": ("dk_dv.py", "own_column >= length, length", "own_column >= 64, length", "are not close"),
     "dk: no bias": ("dk_dv.py", "s * scale + column_bias[:, None] - log", "s * scale - log", "are not close"),
     "dk: one head": ("dk_dv.py", "row = head * padded", "row = group * padded", "are not close"),
 }
@@ -136,10 +158,11 @@ def test_a_planted_error_is_found(wrong, tmp_path):
     source = (SOURCES / file).read_text(encoding="utf-8")
     assert before in source
     (tmp_path / file).write_text(source.replace(before, after), encoding="utf-8")
-    arguments = batch([600], 2, 1, 80, torch.float16)
+    arguments = batch([600, *[50] * 12], 2, 1, 80, torch.float16)  # 50: the second consumer has no row and no column
+    alpha = 0 if wrong == "dq: a pair less" else 0.3
     with pytest.raises(AssertionError, match=message):
-        found = all_results(arguments, 0.3, replaced={file: tmp_path / file})
-        expected = results_and_gradients(soft_mask_attention_reference, arguments, 0.3)
+        found = all_results(arguments, alpha, replaced={file: tmp_path / file})
+        expected = results_and_gradients(soft_mask_attention_reference, arguments, alpha)
         for x, y in zip(found, expected.values()):
             torch.testing.assert_close(x, y, atol=5e-3, rtol=5e-3)
 
