@@ -21,6 +21,7 @@ PAGES = [ROOT / "README.md", ROOT / "benchmarks/README.md", *sorted((ROOT / "doc
 MARKED = re.compile(r"(<!-- table (\w+) ([^>]*?) -->\n)(.*?)(<!-- end -->)", re.DOTALL)
 FORMS = {  # attn.py's names -> a column's
     "ours": "ours",
+    "ours, plain": "ours, plain kernels",
     "Flex Triton": "FlexAttention",
     "Flex FLASH": "FlexAttention, FLASH",
     "SDPA cuDNN": "cuDNN",
@@ -34,14 +35,13 @@ FORMS = {  # attn.py's names -> a column's
 
 def attention(*files):
     """Forward / backward, ms, of attn.py's rows: a line a batch, alpha and D; a column a form."""
-    rows = [row for file in files for row in _read(file)["rows"] if row["form"] in FORMS]
     cells = {}
-    for row in rows:
+    for row in _latest(files, "batch", "tokens", "D", "alpha"):
         key = (row["batch"], row["tokens"], row["D"], row["alpha"])
-        shown = f"{1e3 * row['forward']:.3g} / {1e3 * (row['both'] - row['forward']):.3g}" if "forward" in row else None
-        cells.setdefault(key, {}).setdefault(FORMS[row["form"]], shown or "")
-        if shown:
-            cells[key][FORMS[row["form"]]] = shown
+        if row["form"] in FORMS and "forward" in row:
+            shown = f"{1e3 * row['forward']:.3g} / {1e3 * (row['both'] - row['forward']):.3g}"
+            cells.setdefault(key, {})[FORMS[row["form"]]] = shown
+    cells = {key: line for key, line in cells.items() if "ours" in line}
     columns = [name for name in dict.fromkeys(FORMS.values()) if any(line.get(name) for line in cells.values())]
     order = sorted(
         cells,
@@ -57,6 +57,40 @@ def attention(*files):
         ["batch", "D", "alpha", *columns],
         ([_batch(*key[:2]), key[2], f"{key[3]:g}", *(cells[key].get(name, "") for name in columns)] for key in order),
     )
+
+
+def _latest(files, *keys):
+    """The rows of all files: ours of the last alone, a peer's of the last that has it. keys: what a row is about."""
+    rows = {}
+    for file in files:
+        for row in _read(file)["rows"]:
+            if file == files[-1] or not row["form"].startswith("ours"):
+                rows[row["form"], *(row[key] for key in keys)] = row
+    return rows.values()
+
+
+STEPS = {"text": "next token, {tokens:,} tokens", "pairs": "pairs, {tokens:,} tokens"}
+
+
+def steps(*files):
+    """A line a step and form of step.py."""
+    lines = []
+    for work, shown in STEPS.items():
+        for row in sorted(_latest(files, "work"), key=lambda row: row["seconds"]):
+            if row["work"] == work and row["form"] in ("ours", "transformers", "transformers, compiled"):
+                cells = f"{1e3 * row['seconds']:.0f}", f"{row['tokens_per_s']:,.0f}", f"{row['share']:.0%}"
+                lines.append([shown.format(**row), row["form"], *cells, f"{row['peak_bytes'] / 2**30:.0f}"])
+    return _table(["step", "form", "ms", "tokens/s", "of the matrix-product rate", "peak GiB"], lines)
+
+
+def infonce(*files):
+    """A line a number of texts of infonce.py, a column a form, ms with one dim and with seven."""
+    rows = {(row["N"], row["form"], row["dims"]): row["seconds"] for row in _latest(files, "N", "dims")}
+    forms = [form for form in dict.fromkeys(form for _, form, _ in rows) if form != "GEMM"]
+    forms.sort(key=lambda form: form != "ours")
+    shown = lambda N, form: " / ".join(f"{1e3 * rows[N, form, d]:.3g}" for d in (1, 7) if (N, form, d) in rows)
+    lines = [[f"{N:,}", *(shown(N, form) for form in forms)] for N in sorted({N for N, _, _ in rows})]
+    return _table(["N = M", *(f"{form}, 1 / 7 dims" if form == "ours" else form for form in forms)], lines)
 
 
 SCORES = {
@@ -292,6 +326,8 @@ def _read(file):
 
 TABLES = {
     "attention": attention,
+    "steps": steps,
+    "infonce": infonce,
     "scores": scores,
     "summary": summary,
     "finetune": finetune,

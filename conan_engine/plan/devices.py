@@ -21,19 +21,20 @@ class Device:
     memory: float
     bandwidth: float
     link: float
+    hopper: bool = False  # which has attention kernels of its own
 
 
 # A name that contains another stands before it: the first match counts.
 DEVICES = [
     Device("B200", 2250, 179, 8.0, 900),
     Device("B100", 1750, 179, 8.0, 900),
-    Device("H100 PCIe", 756, 79, 2.0, 64),
-    Device("H100 NVL", 835, 93, 3.9, 300),
-    Device("H20", 148, 95, 4.0, 450),
-    Device("H200", 989, 140, 4.8, 450),
-    Device("H100", 989, 79, 3.35, 450),
-    Device("H800", 989, 79, 3.35, 200),
-    Device("GH200", 989, 95, 4.0, 450),
+    Device("H100 PCIe", 756, 79, 2.0, 64, hopper=True),
+    Device("H100 NVL", 835, 93, 3.9, 300, hopper=True),
+    Device("H20", 148, 95, 4.0, 450, hopper=True),
+    Device("H200", 989, 140, 4.8, 450, hopper=True),
+    Device("H100", 989, 79, 3.35, 450, hopper=True),
+    Device("H800", 989, 79, 3.35, 200, hopper=True),
+    Device("GH200", 989, 95, 4.0, 450, hopper=True),
     Device("A100", 312, 79, 2.0, 300),
     Device("A800", 312, 79, 2.0, 200),
     Device("A30", 165, 23, 0.93, 100),

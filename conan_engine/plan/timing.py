@@ -2,8 +2,7 @@
 
 Three rates bound it: matrix products, attention's products, and memory, over which all between them moves. The shares
 of a device's data sheet that they reach were measured on an H200 (benchmarks/results/attn-h200.json, infonce-h200.json
-and step-h200.json); for other devices the same shares are assumed. The bytes are those of the steps that were measured:
-the optimizer and the LM head move fewer since, which counts once that is measured.
+and step-h200.json); for other devices the same shares are assumed.
 """
 
 from __future__ import annotations
@@ -21,10 +20,11 @@ if TYPE_CHECKING:
     from conan_engine.plan.memory import Form
 
 PRODUCTS = 0.75  # of the peak; 0.79 for the largest square ones
-MEMORY = 0.7  # of the memory's rate
-# of the peak, of attention over long texts with heads padded to a power of 2; and the length that reaches half of it
-FORWARD, BACKWARD, HALF_CAUSAL, HALF_OPEN = 0.47, 0.35, 700, 150
-CONTRAST, OF_DIM = 0.38, 0.09  # of the peak, of InfoNCE over one dim; and the share of the time that each dim more adds
+MEMORY, OPTIMIZER = 0.7, 0.86  # of the memory's rate
+# of the peak, of attention over long texts with heads padded to a power of 2, forward and backward; and the length that
+# reaches half of it, causal and open
+HOPPER, PLAIN = (0.72, 0.55, 600, 150), (0.47, 0.35, 700, 150)
+CONTRAST, OF_DIM = 0.55, 0.14  # of the peak, of InfoNCE over one dim; and the share of the time that each dim more adds
 LAUNCH = (2e-4, 5e-4)  # seconds that Python takes to start a block's kernels, forward and backward
 STEP = 3e-3  # seconds a step in which the device waits for the host: the batch, the loss, the norm
 
@@ -52,7 +52,7 @@ def of(layout: Layout, load: Load, form: Form, device: Device) -> Times:
         for p in layout.model.blocks[0].parameters()
         if p.ndim == 2
     )
-    forward, backward = attention(shape, load, form, 1e12 * device.tflops)
+    forward, backward = attention(shape, load, form, device)
     # bytes of the norms and the residual stream, SwiGLU, and RoPE, each read and written once
     q, kv = shape.heads * shape.head, shape.kv_heads * shape.head
     between = T * (24 * C + 6 * shape.ffn + 8 * (q + kv)) / t
@@ -65,17 +65,18 @@ def of(layout: Layout, load: Load, form: Form, device: Device) -> Times:
         loss=_head(layout, load, rate, moved) if load.learnt else _contrast(layout, load, form, 1e12 * device.tflops),
         table=6 * T * C / t / moved,
         table_backward=((12 * layout.table if layout.table_trained else 0) + 6 * T * C / t) / moved,
-        optimizer=STEP + (4 + 46 / form.data) * layout.trained / moved,
+        optimizer=STEP + (4 + 30 / form.data) * layout.trained / (moved / MEMORY * OPTIMIZER),
     )
 
 
-def attention(shape: ModelSettings, load: Load, form: Form, peak: float) -> tuple[float, float]:
-    """Seconds of one layer's attention, (forward, backward), over one part. peak: the device's, in FLOP/s."""
-    padded, half = 1 << (shape.head - 1).bit_length(), HALF_OPEN if load.both_ways else HALF_CAUSAL
+def attention(shape: ModelSettings, load: Load, form: Form, device: Device) -> tuple[float, float]:
+    """Seconds of one layer's attention, (forward, backward), over one part."""
+    forward, backward, causal, open_ = HOPPER if device.hopper else PLAIN
+    padded, half = 1 << (shape.head - 1).bit_length(), open_ if load.both_ways else causal
     flop = 4 * padded * shape.heads / form.tensor * load.pairs / load.parts
     length = load.pairs / load.tokens * (1 if load.both_ways else 2)
-    reached = peak * length / (length + half)
-    return flop / (FORWARD * reached), 2.5 * flop / (BACKWARD * reached)
+    reached = 1e12 * device.tflops * length / (length + half)
+    return flop / (forward * reached), 2.5 * flop / (backward * reached)
 
 
 def _head(layout, load, rate, moved):
