@@ -12,7 +12,6 @@ Prints a table; writes infonce.json and infonce.png. --forms: these, beside GEMM
 
 import ctypes
 import gc
-import json
 import time
 from pathlib import Path
 
@@ -161,21 +160,24 @@ def main():
     parser.add_argument("--forms", nargs="+", metavar="NAME")
     options = parser.parse_args()
     seven = tuple(options.width * dim // 3584 for dim in PAPER_DIMS)
-    rows = []
+    about = {"machine": measured.machine("cuda" if CUDA else "cpu"), "torch": torch.__version__}
+    about |= {"commit": measured.commit(), "width": options.width}
+    rows = measured.Rows(options.out / "infonce.json", about)
     print(f"{'form':24}{'dims':>5}{'N = M':>9}{'ms':>12}{'MiB':>10}{'of GEMM rate':>14}")
     to_measure = {name: form for name, form in forms().items() if not options.forms or name in ("GEMM", *options.forms)}
     for N in options.sizes:
         for name, form in to_measure.items():
             for dims in ((options.width,),) if name == "GEMM" else ((options.width,), seven):
-                if form is None or not fits(name, N, options.width, dims):
+                row = {"form": name, "dims": len(dims), "N": N}
+                if form is None or rows.find(**row) or not fits(name, N, options.width, dims):
                     continue
                 try:
                     times, peak = measure(form, N, options.width, dims)
                 except torch.OutOfMemoryError:
                     continue
-                rows.append({"form": name, "dims": len(dims), "N": N, **times, "peak_bytes": peak})
+                rows.add(row | times | {"peak_bytes": peak})
                 products = 1 if name == "GEMM" else 4 if CUDA else 3  # that one pass over the columns needs
-                one = next(row["seconds"] for row in rows if row["N"] == N and row["form"] == "GEMM")
+                one = rows.find(N=N, form="GEMM")["seconds"]
                 print(
                     f"{name:24}{len(dims):5}{N:9,}{1e3 * times['seconds']:12,.1f}"
                     f"{peak / 2**20:10,.0f}{products * one / times['seconds']:14.0%}",
@@ -197,16 +199,10 @@ def main():
         )
         against += f", {cost['textbook', 7] / cost['ours', 7]:.2f} for 7" if ("textbook", 7) in cost else ""
         print(f"N = M = {N:,}: 7 dims take {cost['ours', 7] / cost['ours', 1]:.2f} times as long as 1{against}")
-    write(rows, options.width, options.out)
+    draw(rows, options.out)
 
 
-def write(rows, width, folder):
-    folder.mkdir(parents=True, exist_ok=True)
-    commit = measured.commit()
-    machine = measured.machine("cuda" if CUDA else "cpu")
-    report = {"machine": machine, "torch": torch.__version__, "commit": commit, "width": width, "rows": rows}
-    (folder / "infonce.json").write_text(json.dumps(report, indent=1))
-
+def draw(rows, folder):
     import matplotlib
 
     matplotlib.use("Agg")
@@ -221,7 +217,7 @@ def write(rows, width, folder):
             axis.loglog(*zip(*points), "--" if dims > 1 else "-", marker=".", color=colour[name], label=label)
         axis.set(xlabel="N = M", ylabel=unit)
     axes[0].legend(fontsize=8)
-    figure.suptitle(f"InfoNCE forward and backward, E = {width:,}, {machine}")
+    figure.suptitle(f"InfoNCE forward and backward, E = {rows.report['width']:,}, {rows.report['machine']}")
     figure.savefig(folder / "infonce.png", dpi=120)
     print(f"wrote {folder}/infonce.json and {folder}/infonce.png")
 

@@ -82,6 +82,7 @@ def ours(work, config, mesh):
         optimizer.step(LEARNING_RATE, min(1.0, 1.0 / (norm + 1e-6)))
         optimizer.zero_gradients()
 
+    step.close = optimizer.close  # its hooks hold the model
     return step
 
 
@@ -221,7 +222,7 @@ def main():
     for form in options.forms:  # ours first: what a peer leaves in the device's memory would count as ours
         for name in ("text", "pairs"):
             work = Work(name, config.model, config.tokenizer.vocab_size, options.scale)
-            row = {"form": form, "work": name, "tokens": work.tokens}
+            row, step = {"form": form, "work": name, "tokens": work.tokens}, None
             try:
                 if cuda:
                     torch.cuda.reset_peak_memory_stats()
@@ -246,6 +247,7 @@ def main():
                     sep="\n",
                     flush=True,
                 )
+            getattr(step, "close", lambda: None)()
             step = None  # with it, its model leaves the memory
             report["rows"].append(row)
             (options.out / "step.json").write_text(json.dumps(report, indent=1))

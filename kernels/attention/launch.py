@@ -41,7 +41,7 @@ def _blocks(device, D, dtype):
 
 def empty_plan(cu_seqlens: Tensor, T: int, D: int, dtype: torch.dtype) -> list[Tensor]:
     """The tensors that `plan` fills: bias fp32 [T], then of the plain kernels the slots [S, 4] of each size of block;
-    of Hopper's slots [S, 4], order [S + 1] and pieces [S * BLOCK, 16].
+    of Hopper's slots [S, 4], order [S + 1], closed_bias fp32 [S * BLOCK] and pieces [S * BLOCK, 16].
     """
     B = len(cu_seqlens) - 1
     bias = torch.empty(T, dtype=torch.float32, device=cu_seqlens.device)
@@ -49,7 +49,8 @@ def empty_plan(cu_seqlens: Tensor, T: int, D: int, dtype: torch.dtype) -> list[T
     if not hopper.runs(cu_seqlens.device, D, dtype):
         return [bias, *(empty(T // block + B, 4) for block in _blocks(cu_seqlens.device, D, dtype))]
     slots = T // BLOCK + B
-    return [bias, empty(slots, 4), empty(slots + 1), bias.new_empty(slots * BLOCK, PIECES.value, dtype=dtype)]
+    closed_bias, pieces = bias.new_empty(slots * BLOCK), bias.new_empty(slots * BLOCK, PIECES.value, dtype=dtype)
+    return [bias, empty(slots, 4), empty(slots + 1), closed_bias, pieces]
 
 
 def plan(
@@ -60,11 +61,11 @@ def plan(
     bias, *of_kernels = made
     with torch.cuda.device_of(cu_seqlens):
         if hopper.runs(cu_seqlens.device, D, dtype):
-            slots, order, pieces = of_kernels
+            slots, order, closed_bias, pieces = of_kernels
             hopper.check(slots)
             valid = slots_of(cu_seqlens, alpha, bias, slots, mask, BLOCK)
             fill_order(slots, order, mask)
-            split(bias, slots, pieces, mask, scale)
+            split(bias, slots, closed_bias, pieces, mask, scale)
         else:
             for slots, block in zip(of_kernels, _blocks(cu_seqlens.device, D, dtype)):
                 valid = slots_of(cu_seqlens, alpha, bias, slots, mask, block)
@@ -78,10 +79,10 @@ def fill_order(slots: Tensor, order: Tensor, mask: str) -> None:
     order_slots[(grid,)](slots, order, len(slots), BLOCK=BLOCK, BY_ROW=mask != "column", **FUSION)
 
 
-def split(bias: Tensor, slots: Tensor, pieces: Tensor, mask: str, scale: float) -> None:
-    """Fill `pieces`, the bias as a matrix product can add it."""
-    by_row = mask != "column"
-    split_bias[(len(slots),)](bias, slots, pieces, scale * LOG2_E.value, BLOCK=BLOCK, BY_ROW=by_row, **FUSION)
+def split(bias: Tensor, slots: Tensor, closed_bias: Tensor, pieces: Tensor, mask: str, scale: float) -> None:
+    """Fill closed_bias and pieces, the bias of each column in blocks, and as a matrix product can add it."""
+    arguments = bias, slots, pieces, closed_bias, scale * LOG2_E.value
+    split_bias[(len(slots),)](*arguments, BLOCK=BLOCK, BY_ROW=mask != "column", **FUSION)
 
 
 def sums_of_rows(out: Tensor, dout: Tensor, lse: Tensor, plan: Tensor, bias: Tensor, mask: str) -> dict[str, Tensor]:
@@ -90,7 +91,6 @@ def sums_of_rows(out: Tensor, dout: Tensor, lse: Tensor, plan: Tensor, bias: Ten
     padded_rows = len(plan) * BLOCK
     log_sums, deltas, future = (lse.new_empty(H, padded_rows) for _ in range(3))
     sums = {"log_sums": log_sums, "future_log_sums": future if by_row else log_sums, "deltas": deltas}
-    sums["closed_bias"] = lse.new_empty(padded_rows)
     shape = {"H": H, "D": D, "W": triton.next_power_of_2(D), "BLOCK": BLOCK, "BY_ROW": by_row}
     row_sums[(len(plan), H)](out, dout, lse, bias, plan, **sums, T=T, padded_rows=padded_rows, **shape, **FUSION)
     return sums
@@ -127,9 +127,9 @@ def backward(
     dq, dk, dv = q.new_empty(T, H, D), k.new_empty(T, G, D), v.new_empty(T, G, D)
     with torch.cuda.device_of(q):
         if hopper.runs(q.device, D, q.dtype):
-            bias, slots, order, _ = plan
+            bias, slots, order, closed_bias, _ = plan
             gradients = {"dq": dq, "dk": dk, "dv": dv}
-            sums = sums_of_rows(out, dout, lse, slots, bias, mask)
+            sums = sums_of_rows(out, dout, lse, slots, bias, mask) | {"closed_bias": closed_bias}
             hopper.backward(q, k, v, dout, gradients, sums, slots, order, bias, mask, scale)
             return dq, dk, dv
         bias, slots = plan[0], plan[-1]

@@ -1,5 +1,6 @@
-"""What the kernels for Hopper need beside the plan, in plain Triton: an order of its slots; for the forward kernel the
-bias in pieces that a matrix product can add; for the backward kernels what the weights need of each row.
+"""What the kernels for Hopper need beside the plan, in plain Triton: an order of its slots; the bias of each column in
+blocks of whole tiles, and in pieces that a matrix product can add; for the backward kernels what the weights need of
+each row.
 """
 
 import triton
@@ -52,8 +53,9 @@ def padded_row(slot, length, first, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def split_bias(bias, plan, pieces, scale, BLOCK: tl.constexpr, BY_ROW: tl.constexpr):
-    """pieces [slots * BLOCK, 16]: three numbers of the inputs' dtype whose sum is bias / scale, then zeros.
+def split_bias(bias, plan, pieces, closed_bias, scale, BLOCK: tl.constexpr, BY_ROW: tl.constexpr):
+    """closed_bias [slots * BLOCK]: the bias of a column (BY_ROW: 0), -inf past the end. pieces [slots * BLOCK, 16]:
+    three numbers of the inputs' dtype whose sum is bias / scale, then zeros.
 
     A slot's rows hold the columns of its own block, so that those past the end of a sequence have a place too: -inf.
     Where the bias is one number a row (BY_ROW), the rest are zeros.
@@ -66,9 +68,10 @@ def split_bias(bias, plan, pieces, scale, BLOCK: tl.constexpr, BY_ROW: tl.conste
     if length == 0:
         return
     columns = first + tl.arange(0, BLOCK)
-    left = tl.zeros((BLOCK,), tl.float32)
+    column_bias = tl.zeros((BLOCK,), tl.float32)
     if not BY_ROW:
-        left = tl.load(bias + start + columns, mask=columns < length, other=0.0) / scale
+        column_bias = tl.load(bias + start + columns, mask=columns < length, other=0.0)
+    left = column_bias / scale
     dtype = pieces.dtype.element_ty
     first_piece = left.to(dtype)
     second_piece = (left - first_piece.to(tl.float32)).to(dtype)
@@ -77,19 +80,20 @@ def split_bias(bias, plan, pieces, scale, BLOCK: tl.constexpr, BY_ROW: tl.conste
     piece = tl.arange(0, PIECES)[None, :]
     tile = tl.where(piece == 1, second_piece[:, None], tl.where(piece == 2, third_piece[:, None], 0.0))
     tile = tl.where(piece == 0, first_piece[:, None], tile)
-    row = (padded_row(tl.program_id(0), length, first, BLOCK) + first).to(tl.int64)
-    tl.store(pieces + (row + tl.arange(0, BLOCK))[:, None] * PIECES + piece, tile.to(dtype))
+    row = (padded_row(tl.program_id(0), length, first, BLOCK) + first).to(tl.int64) + tl.arange(0, BLOCK)
+    tl.store(pieces + row[:, None] * PIECES + piece, tile.to(dtype))
+    tl.store(closed_bias + row, tl.where(columns < length, column_bias, float("-inf")))
 
 
 @triton.jit(do_not_specialize=["T", "padded_rows"])
 def row_sums(
-    out, dout, lse, bias, plan, log_sums, future_log_sums, deltas, closed_bias, T, padded_rows,
+    out, dout, lse, bias, plan, log_sums, future_log_sums, deltas, T, padded_rows,
     H: tl.constexpr, D: tl.constexpr, W: tl.constexpr, BLOCK: tl.constexpr, BY_ROW: tl.constexpr,
 ):  # fmt: skip
-    """What the backward kernels need of the rows and columns of a slot, in blocks of whole tiles [slots * BLOCK].
+    """What the backward kernels need of the rows of a slot, in blocks of whole tiles [H, slots * BLOCK].
 
-    log_sums [H, ...]: lse in log2, inf past the end; future_log_sums: less the bias of the future of a row (BY_ROW);
-    deltas: sum_d out * dout. closed_bias [...]: the bias of a column (BY_ROW: 0), -inf past the end.
+    log_sums: lse in log2, inf past the end; future_log_sums: less the bias of the future of a row (BY_ROW); deltas:
+    sum_d out * dout.
     """
     slot, head = plan + tl.program_id(0) * 4, tl.program_id(1)
     start, length, first, _ = load_slot(slot)
@@ -98,9 +102,6 @@ def row_sums(
     rows = first + tl.arange(0, BLOCK)
     inside = rows < length
     padded = padded_row(tl.program_id(0), length, first, BLOCK) + first + tl.arange(0, BLOCK)
-    row_bias = tl.load(bias + start + rows, mask=inside, other=0.0)
-    if head == 0:
-        tl.store(closed_bias + padded, tl.where(inside, 0.0 if BY_ROW else row_bias, float("-inf")))
     log_sum = tl.load(lse + head.to(tl.int64) * T + start + rows, mask=inside, other=float("inf")) * LOG2_E
     columns = tl.arange(0, W)[None, :]
     at = (start + rows)[:, None] * (H * D) + head * D + columns
@@ -111,4 +112,5 @@ def row_sums(
     tl.store(log_sums + own, log_sum)
     tl.store(deltas + own, delta)
     if BY_ROW:
+        row_bias = tl.load(bias + start + rows, mask=inside, other=0.0)
         tl.store(future_log_sums + own, log_sum - row_bias)

@@ -31,11 +31,11 @@ def forward(q, k, v, cu_seqlens, alpha, mask="column", scale=None, programs=3, r
     """soft_mask_attention's out and lse by the simulated kernel, whose every number is NaN before."""
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     plan, bias = plan_of(cu_seqlens, alpha, mask)
-    order, pieces = order_of(plan, mask), pieces_of(plan, bias, q.dtype, mask, scale)
+    order, of_columns = order_of(plan, mask), pieces_of(plan, bias, q.dtype, mask, scale)
     out = torch.full(q.shape, torch.nan, dtype=q.dtype)
     lse = torch.full((q.shape[1], len(q)), torch.nan)
     with gluon_simulator.in_place_of_gluon():
-        arguments = launch.forward_arguments(q, k, v, out, lse, plan, order, pieces, bias, mask, scale)
+        arguments = launch.forward_arguments(q, k, v, out, lse, plan, order, *of_columns, bias, mask, scale)
     run(kernel("forward.py", "forward_blocks", replaced), programs, arguments)
     return out, lse
 
@@ -46,6 +46,7 @@ def backward(q, k, v, dout, cu_seqlens, alpha, out, lse, mask="column", scale=No
     plan, bias = plan_of(cu_seqlens, alpha, mask)
     gradients = {name: torch.full(x.shape, torch.nan, dtype=x.dtype) for name, x in (("dq", q), ("dk", k), ("dv", v))}
     sums, order = sums_of_rows(out, dout, lse, plan, bias, mask), order_of(plan, mask)
+    sums["closed_bias"], _ = pieces_of(plan, bias, q.dtype, mask, scale)
     with gluon_simulator.in_place_of_gluon():
         of_dq, of_dk = launch.backward_arguments(q, k, v, dout, gradients, sums, plan, order, bias, mask, scale)
     run(kernel("dq.py", "dq_blocks", replaced), programs, of_dq)

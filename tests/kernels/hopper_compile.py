@@ -37,11 +37,14 @@ def launches(D, dtype, mask):
     pieces = torch.zeros(slots * BLOCK, 16, dtype=dtype)
     out, lse = torch.zeros(T, H, D, dtype=dtype), torch.zeros(H, T)
     sums = {name: torch.zeros(H, slots * BLOCK) for name in ("log_sums", "future_log_sums", "deltas")}
-    sums["closed_bias"] = torch.zeros(slots * BLOCK)
+    sums["closed_bias"] = closed_bias = torch.zeros(slots * BLOCK)
     gradients = {name: torch.zeros(T, heads, D, dtype=dtype) for name, heads in (("dq", H), ("dk", G), ("dv", G))}
     common = mask, D**-0.5
     of_dq, of_dk = launch.backward_arguments(*qkv, out, gradients, sums, plan, order, bias, *common)
-    yield forward.forward_blocks, launch.forward_arguments(*qkv, out, lse, plan, order, pieces, bias, *common)
+    yield (
+        forward.forward_blocks,
+        launch.forward_arguments(*qkv, out, lse, plan, order, closed_bias, pieces, bias, *common),
+    )
     yield dq.dq_blocks, of_dq
     yield dk_dv.dk_dv_blocks, of_dk
 

@@ -46,10 +46,11 @@ def order_of(slots, mask):
 
 
 def pieces_of(slots, bias, dtype, mask, scale):
-    """[S * BLOCK, 16] of dtype, as split_bias fills it."""
+    """(closed_bias fp32 [S * BLOCK], pieces [S * BLOCK, 16] of dtype) as split_bias fills them."""
+    closed_bias = bias.new_empty(len(slots) * BLOCK)
     pieces = bias.new_empty(len(slots) * BLOCK, PIECES.value, dtype=dtype)
-    launch.split(bias, slots, pieces, mask, scale)
-    return pieces
+    launch.split(bias, slots, closed_bias, pieces, mask, scale)
+    return closed_bias, pieces
 
 
 def results_and_gradients(form, arguments, *options, dtype=None, **named):

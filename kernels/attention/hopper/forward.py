@@ -71,7 +71,7 @@ def bring(
 
 @gluon.jit
 def produce(
-    q, sources, plan, order, heads_q, queries, rings,
+    q, closed_bias, sources, plan, order, heads_q, queries, rings,
     H: gl.constexpr, G: gl.constexpr, BLOCK: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr, BY_ROW: gl.constexpr,
 ):  # fmt: skip
     HALF: gl.constexpr = BLOCK // 2
@@ -81,9 +81,10 @@ def produce(
         head, start, length, first_row, ones, row_of_pieces = block_of(number, order, plan, H, BLOCK)
         plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
         first, begin = first_tile(plain, mixed, BLOCK)
-        tiles, full, empty = queries
+        tiles, first_biases, full, empty = queries
         mbarrier.wait(empty.index(turn % 2), turn // 2 & 1 ^ 1)
-        mbarrier.expect(full.index(turn % 2), BLOCK * W * 2)
+        mbarrier.expect(full.index(turn % 2), BLOCK * W * 2 + BLOCK * 4)
+        read(closed_bias, [row_of_pieces + first], full.index(turn % 2), first_biases.index(turn % 2))
         for half in gl.static_range(2):
             coordinates = place(start, length, first_row + half * HALF, head, heads_q)
             read(q, coordinates, full.index(turn % 2), tiles.index(turn % 2 * 2 + half))
@@ -146,19 +147,20 @@ def attend(
 
 @gluon.jit
 def attend_first(
-    n, first, length, rows, q, keys, bias, row_bias, scale,
+    n, first, rows, q, keys, first_bias, row_bias, scale,
     BY_ROW: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """The softmax over a block's first tile, whose columns begin at `first` -> p, peak, total."""
     mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1)
     k = keys[0].index(n % STAGES).reshape([BLOCK, W])
-    s = warpgroup_mma_wait(0, deps=[inner_products(parts(q, D), parts(k, D), BLOCK // 2, BLOCK)])
-    mbarrier.arrive(keys[2].index(n % STAGES))
-    columns = first + gl.arange(0, BLOCK, gl.SliceLayout(0, sums(BLOCK)))
+    s = inner_products(parts(q, D), parts(k, D), BLOCK // 2, BLOCK)
+    COLUMNS: gl.constexpr = gl.SliceLayout(0, sums(BLOCK))
+    columns = first + gl.arange(0, BLOCK, COLUMNS)
+    tile = first_bias.load(COLUMNS)[None, :]  # -inf past the end
     if BY_ROW:
-        tile = gl.where((columns < length)[None, :], row_bias[:, None], float("-inf"))
-    else:
-        tile = gl.load(bias + columns, mask=columns < length, other=float("-inf"))[None, :]
+        tile = tile + row_bias[:, None]
+    s = warpgroup_mma_wait(0, deps=[s])
+    mbarrier.arrive(keys[2].index(n % STAGES))
     s = s * scale + gl.where(columns[None, :] <= rows[:, None], 0.0, tile)
     peak = gl.max(s, 1)
     weights = gl.exp2(s - peak[:, None])
@@ -167,14 +169,14 @@ def attend_first(
 
 @gluon.jit
 def attend_block(
-    n, columns, rows, of_block, bias,
+    n, columns, rows, of_block, first_bias,
     BY_ROW: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
 ):  # fmt: skip
     """All tiles of a block -> the next tile's number, sums of weights times values [64, W], peak, total."""
     first, begin, plain, mixed, future, length = columns
     q, rings, ones_tile, row_bias, scale = of_block
     keys, values = rings[0], rings[1]
-    p, peak, total = attend_first(n, first, length, rows, q, keys, bias, row_bias, scale, BY_ROW, BLOCK, D, W, STAGES)
+    p, peak, total = attend_first(n, first, rows, q, keys, first_bias, row_bias, scale, BY_ROW, BLOCK, D, W, STAGES)
     n += 1
     mbarrier.wait(keys[1].index(n % STAGES), n // STAGES & 1, (begin < plain) | (mixed < future))
     state = gl.zeros([BLOCK // 2, W], gl.float32, sums(W)), p, peak, total
@@ -213,7 +215,7 @@ def consume(
     """Rows 64 * CONSUMER to 64 * CONSUMER + 63 of every block."""
     HALF: gl.constexpr = BLOCK // 2
     LOGITS: gl.constexpr = sums(BLOCK)
-    tiles, full, empty = queries
+    tiles, first_biases, full, empty = queries
     n, turn = 0, 0
     number, ahead, back, blocks = blocks_of_program(order, H)
     block_now = block_ahead(number, blocks, order, plan, H, BLOCK)
@@ -237,7 +239,7 @@ def consume(
         if first_row + CONSUMER * HALF < length:
             of_block = q, rings, ones_tile, row_bias, scale
             n, sums_of_values, peak, total = attend_block(
-                n, columns, rows, of_block, bias + start, BY_ROW, BLOCK, D, W, STAGES
+                n, columns, rows, of_block, first_biases.index(turn % 2), BY_ROW, BLOCK, D, W, STAGES
             )
             # out leaves through the memory of q
             q.store((sums_of_values * gl.convert_layout(1 / total, gl.SliceLayout(1, sums(W)))[:, None]).to(q.dtype))
@@ -254,7 +256,7 @@ def consume(
 
 @gluon.jit(do_not_specialize=["T"])
 def forward_blocks(
-    q, k, v, pieces, out, lse, plan, order, bias, T, heads_q, heads_k, heads_v, scale,
+    q, k, v, pieces, closed_bias, out, lse, plan, order, bias, T, heads_q, heads_k, heads_v, scale,
     H: gl.constexpr, G: gl.constexpr, BLOCK: gl.constexpr, D: gl.constexpr, W: gl.constexpr, STAGES: gl.constexpr,
     BY_ROW: gl.constexpr,
 ):  # fmt: skip
@@ -262,6 +264,7 @@ def forward_blocks(
     DTYPE: gl.constexpr = q.dtype
     queries = (
         gl.allocate_shared_memory(DTYPE, [4, 1, 1, BLOCK // 2, W], q.layout),
+        gl.allocate_shared_memory(gl.float32, [2, BLOCK], closed_bias.layout),
         barriers(2, 1),
         barriers(2, 2),  # both consumers leave
     )
@@ -288,7 +291,7 @@ def forward_blocks(
         [
             (consume, (0, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, D, W, STAGES, BY_ROW)),
             (consume, (1, out, lse, plan, order, bias, T, scale, queries, rings, ones, H, BLOCK, D, W, STAGES, BY_ROW)),
-            (produce, (q, sources, plan, order, heads_q, queries, rings, H, G, BLOCK, W, STAGES, BY_ROW)),
+            (produce, (q, closed_bias, sources, plan, order, heads_q, queries, rings, H, G, BLOCK, W, STAGES, BY_ROW)),
         ],
         [4, 1],  # warps of the second consumer and of the producer
         [240, 24],  # registers of their threads

@@ -100,15 +100,16 @@ def forward_arguments(
     lse: Tensor,
     plan: Tensor,
     order: Tensor,
+    closed_bias: Tensor,
     pieces: Tensor,
     bias: Tensor,
     mask: str,
     scale: float,
 ) -> dict[str, Any]:
-    """The arguments of forward.forward_blocks, by name. plan and bias: as in ../launch.py, for blocks of BLOCK rows."""
+    """The arguments of forward.forward_blocks, by name. plan to bias: those of ../launch.py's empty_plan."""
     q, k, v = map(rows, (q, k, v))
     maps = {"q": descriptor(q, BLOCK // 2), "k": descriptor(k, BLOCK), "v": descriptor(v, BLOCK)}
-    maps["out"] = descriptor(out, BLOCK // 2)
+    maps |= {"out": descriptor(out, BLOCK // 2), "closed_bias": flat_descriptor(closed_bias, BLOCK)}
     columns = pieces.shape[1]
     maps["pieces"] = _tensor_map(pieces, list(pieces.shape), [columns, 1], [BLOCK, columns], _layout(32, 16, 2))
     memory = {"lse": lse, "plan": plan, "order": order, "bias": bias, "T": len(q)}
@@ -134,7 +135,9 @@ def backward_arguments(
     mask: str,
     scale: float,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The arguments of dq.dq_blocks and of dk_dv.dk_dv_blocks, by name. sums: sums_of_rows of ../launch.py."""
+    """The arguments of dq.dq_blocks and of dk_dv.dk_dv_blocks, by name. sums: sums_of_rows of ../launch.py
+    and the plan's closed_bias.
+    """
     q, k, v, dout = map(rows, (q, k, v, dout))
     HALF = BLOCK // 2
     inputs = {"q": q, "k": k, "v": v, "dout": dout} | gradients

@@ -272,6 +272,10 @@ def test_on_the_gpu_nothing_waits_and_a_changed_alpha_or_batch_compiles_nothing(
 
     def compiled():
         kernels = tiles.plan_blocks, tiles.forward_block, gradients.dq_block, gradients.dk_dv_block
+        if launch.hopper.runs(torch.device("cuda"), 112, torch.bfloat16):
+            from conan_kernels.attention.hopper import dk_dv, dq, forward
+
+            kernels = tiles.plan_blocks, forward.forward_blocks, dq.dq_blocks, dk_dv.dk_dv_blocks
         return [sum(len(caches[0]) for caches in kernel.device_caches.values()) for kernel in kernels]
 
     run(0.3, [100, 7])
