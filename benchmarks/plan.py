@@ -5,8 +5,9 @@
 
 Memory on this machine's CPU: train.py trains each size for a few steps, next tokens (`pretrain`) and pairs (`weak`),
 with a checkpoint after each; the process' peak resident memory stands beside the plan's. Steps on a GPU: time and
-memory of what step.py measured (--step), beside the plan's; memory only if no peer ran before in that process. The
-paper's four stages on H100: predicted hours beside the paper's. Prints a table; writes plan.json.
+memory of what step.py measured (--step), beside the plan's; memory of its first row alone, since what an earlier one
+leaves would count. The paper's four stages on H100: predicted hours beside the paper's. Prints a table; writes
+plan.json.
 """
 
 import json
@@ -118,9 +119,7 @@ def on_gpu(path):
     name = report["machine"].removeprefix("NVIDIA ")
     machines = predicting.Machines(devices.named(name.split(" ")[0]), 1, replay.Links(450, 50, 8))
     form = memory.Form("cuda", True)
-    alone = True
     for row in report["rows"]:
-        alone = alone and row["form"] == "ours"
         if row["form"] != "ours" or "seconds" not in row:
             continue
         stage, load = of_step(row["work"], config)
@@ -130,7 +129,7 @@ def on_gpu(path):
         seconds = replay.of(schedule.step(layout, load, form, times), form, machines.links).step
         yield {
             "form": f"{name}, 1.4B", "work": row["work"], "planned": planned,
-            "peak_bytes": row["peak_bytes"] if alone else None,
+            "peak_bytes": row["peak_bytes"] if row is report["rows"][0] else None,
             "planned_seconds": seconds, "seconds": row["seconds"], "file": Path(path).name,
         }  # fmt: skip
 

@@ -14,24 +14,56 @@ def test_the_pages_hold_what_is_made():
 
 def test_attention_gives_a_line_a_batch_and_a_column_a_form(tmp_path, monkeypatch):
     monkeypatch.setattr(tables, "RESULTS", tmp_path)
-    rows = [
-        {"form": form, "batch": batch, "tokens": 4096, "alpha": alpha, "D": 112}
-        | ({"forward": 1e-3, "both": both} if both else {"left_out": "no"})
-        for form, batch, alpha, both in (
+    measured = {
+        "old": (
+            ("ours", "L = 2048", 0.3, 9e-3),
+            ("ours", "L = 2048", 1.0, 9e-3),
+            ("SDPA cuDNN", "L = 2048", 1.0, 5e-3),
+            ("varlen", "log-normal", 1.0, 0.0205),
+        ),
+        "new": (
             ("ours", "L = 2048", 0.3, 3e-3),
             ("SDPA cuDNN", "L = 2048", 0.3, None),
             ("SDPA cuDNN", "L = 2048", 1.0, 2e-3),
-            ("varlen", "log-normal", 1.0, 0.0205),
-        )
+            ("ours", "log-normal", 1.0, 6e-3),
+        ),
+    }
+    for name, found in measured.items():
+        rows = [
+            {"form": form, "batch": batch, "tokens": 4096, "alpha": alpha, "D": 112}
+            | ({"forward": 1e-3, "both": both} if both else {"left_out": "no"})
+            for form, batch, alpha, both in found
+        ]
+        (tmp_path / f"{name}.json").write_text(json.dumps({"rows": rows}))
+    head = "| batch | D | alpha | ours | flash-attention 2 |\n| --- | --- | --- | --- | --- |\n"
+    lines = "| 2 x 2,048 | 112 | 0.3 | 1 / 2 |  |\n| log-normal, 4,096 tokens | 112 | 1 | 1 / 5 | 1 / 19.5 |\n"
+    mark = "<!-- table attention old.json new.json -->\n"
+    assert tables.made(f"x\n{mark}old\n<!-- end -->\ny") == f"x\n{mark}\n{head}{lines}\n<!-- end -->\ny"
+
+
+def test_steps_and_infonce_take_ours_from_the_last_file_and_peers_from_the_last_that_has_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    step = lambda form, seconds: {
+        "form": form, "work": "text", "tokens": 2000, "seconds": seconds, "tokens_per_s": 2000 / seconds, "share": 0.5,
+        "peak_bytes": 2**30,
+    }  # fmt: skip
+    pairs = lambda form, seconds: [{"form": form, "N": 4096, "dims": d, "seconds": d * seconds} for d in (1, 7)]
+    rows = {
+        "old": [step("ours", 2), step("transformers", 4), *pairs("ours", 2e-3), *pairs("textbook", 3e-3)],
+        "new": [step("ours", 1), *pairs("ours", 1e-3)],
+    }
+    for name, found in rows.items():
+        for kind, key in (("step", "work"), ("infonce", "N")):
+            of_kind = [row for row in found if key in row]
+            (tmp_path / f"{kind}-{name}.json").write_text(json.dumps({"rows": of_kind}))
+    assert tables.steps("step-old.json", "step-new.json").splitlines()[2:] == [
+        "| next token, 2,000 tokens | ours | 1000 | 2,000 | 50% | 1 |",
+        "| next token, 2,000 tokens | transformers | 4000 | 500 | 50% | 1 |",
     ]
-    (tmp_path / "a.json").write_text(json.dumps({"rows": rows}))
-    assert tables.made("x\n<!-- table attention a.json -->\nold\n<!-- end -->\ny") == (
-        "x\n<!-- table attention a.json -->\n\n"
-        "| batch | D | alpha | ours | cuDNN | flash-attention 2 |\n| --- | --- | --- | --- | --- | --- |\n"
-        "| 2 x 2,048 | 112 | 0.3 | 1 / 2 |  |  |\n| 2 x 2,048 | 112 | 1 |  | 1 / 1 |  |\n| log-normal, "
-        "4,096 tokens | 112 | 1 |  |  | 1 / 19.5 |\n"
-        "\n<!-- end -->\ny"
-    )
+    assert tables.infonce("infonce-old.json", "infonce-new.json").splitlines()[::2] == [
+        "| N = M | ours, 1 / 7 dims | textbook |",
+        "| 4,096 | 1 / 7 | 3 / 21 |",
+    ]
 
 
 def test_scores_stand_a_task_a_line_and_a_model_a_column(tmp_path, monkeypatch):
