@@ -1,13 +1,15 @@
 """What do seven Matryoshka dims cost, beside one, and beside the textbook? And both ways beside one? Time and peak
 memory of InfoNCE, forward and backward.
 
-    python benchmarks/infonce.py [--sizes 1024 2048 ...] [--width 3584] [--forms ours ...] [--out runs/benchmarks]
+    python benchmarks/infonce.py [--sizes 1024 2048 ...] [--width 3584] [--forms ours ...] [--profile]
+        [--out runs/benchmarks]
 
 On CUDA in bf16 (the Triton form), else in fp32 on the CPU (the chunked form). N = M = each size; one dim is the whole
 width, seven are the paper's at 3,584 and in proportion at other widths. Memory is the peak beyond the inputs. Peers:
 the textbook form, the same under torch.compile, and sentence-transformers' CachedMultipleNegativesRankingLoss, under
 its MatryoshkaLoss for seven dims, where it is installed. "GEMM" is one product of N x M x E, the measure of the rest.
-Prints a table; writes infonce.json and infonce.png. --forms: these, beside GEMM, alone.
+Prints a table; writes infonce.json row by row, and infonce.png. --forms: these, beside GEMM, alone. On a GPU, times are
+those of the GPU alone, in the JSON those of whole calls too; --profile: there also ours kernel by kernel.
 """
 
 import ctypes
@@ -105,7 +107,7 @@ def fits(name, N, E, dims):
     )
 
 
-def measure(form, N, E, dims):
+def measure(form, N, E, dims, profile=False):
     """({"seconds": of the GPU once all is queued, on a CPU the best, "seconds_called": the best of whole calls}, peak
     memory beyond the inputs in bytes), after a run to warm up."""
     dtype, device = (torch.bfloat16, "cuda") if CUDA else (torch.float32, "cpu")
@@ -129,7 +131,8 @@ def measure(form, N, E, dims):
         run()
         seconds.append(time.perf_counter() - start)
     called = min(seconds)
-    return {"seconds": measured.queued_seconds(queue) if CUDA else called, "seconds_called": called}, peak
+    times = {"seconds": measured.queued_seconds(queue) if CUDA else called, "seconds_called": called}
+    return times | ({"kernels": measured.kernels_of(queue)} if profile and CUDA else {}), peak
 
 
 def peak_memory(run, *leaves):
@@ -158,6 +161,7 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="+", default=sizes, metavar="N")
     parser.add_argument("--width", type=int, default=3584, metavar="E")
     parser.add_argument("--forms", nargs="+", metavar="NAME")
+    parser.add_argument("--profile", action="store_true", help="also the kernels of ours, on a GPU")
     options = parser.parse_args()
     seven = tuple(options.width * dim // 3584 for dim in PAPER_DIMS)
     about = {"machine": measured.machine("cuda" if CUDA else "cpu"), "torch": torch.__version__}
@@ -172,7 +176,7 @@ def main():
                 if form is None or rows.find(**row) or not fits(name, N, options.width, dims):
                     continue
                 try:
-                    times, peak = measure(form, N, options.width, dims)
+                    times, peak = measure(form, N, options.width, dims, options.profile and name == "ours")
                 except torch.OutOfMemoryError:
                     continue
                 rows.add(row | times | {"peak_bytes": peak})

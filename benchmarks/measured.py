@@ -102,6 +102,20 @@ def queued_seconds(run):
     return statistics.median(seconds)
 
 
+def kernels_of(run, steps=3):
+    """[(kernel, calls a run, seconds a run), ...] on the GPU, the longest first."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
+        for _ in range(steps):
+            run()
+        torch.cuda.synchronize()
+    found = [
+        (event.key, event.count / steps, event.self_device_time_total / 1e6 / steps)
+        for event in profiler.key_averages()
+        if event.self_device_time_total
+    ]
+    return sorted(found, key=lambda kernel: -kernel[2])
+
+
 class Memory:
     """Within it, how much memory of its own this process has: `before` and `peak`, bytes, without what it maps."""
 

@@ -164,20 +164,6 @@ def seconds_of(run, device, least=1.5):
     return statistics.median(found)
 
 
-def kernels_of(run, device, steps=3):
-    """[(kernel, calls a step, seconds a step), ...], the longest first."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profiler:
-        for _ in range(steps):
-            run()
-        wait(device)
-    found = [
-        (event.key, event.count / steps, event.self_device_time_total / 1e6 / steps)
-        for event in profiler.key_averages()
-        if event.self_device_time_total
-    ]
-    return sorted(found, key=lambda kernel: -kernel[2])
-
-
 def wait(device):
     if device.type == "cuda":
         torch.cuda.synchronize()
@@ -230,7 +216,7 @@ def main():
                 row["seconds"] = seconds_of(step, mesh.device)
                 row["peak_bytes"] = torch.cuda.max_memory_allocated() if cuda else None
                 if options.profile and cuda and form == "ours":
-                    row["kernels"] = kernels_of(step, mesh.device)
+                    row["kernels"] = measured.kernels_of(step)
             except Exception as error:  # a peer may lack the memory, or a compiler; the row says it
                 row["left_out"] = f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:200]}"
                 print(f"{form:26}{name:>8}  left out: {row['left_out']}", flush=True)

@@ -20,7 +20,7 @@ MOST=200 step attention "$PYTHON" benchmarks/attn.py --quick --out "$OUT" --form
 MOST=60 step step "$PYTHON" benchmarks/step.py --forms ours --profile --out "$OUT"
 CONAN_HOPPER=0 MOST=60 step step-plain "$PYTHON" benchmarks/step.py --forms ours --out "$OUT/plain"
 [[ ! -e "$OUT/plain/step.json" ]] || cp "$OUT/plain/step.json" "$OUT/step-plain.json"
-MOST=90 step infonce "$PYTHON" benchmarks/infonce.py --sizes 4096 16384 --out "$OUT" --forms ours "ours, both ways" "textbook, compiled"
+MOST=90 step infonce "$PYTHON" benchmarks/infonce.py --sizes 4096 16384 --out "$OUT" --forms ours "ours, both ways" "textbook, compiled" --profile
 if command -v compute-sanitizer > /dev/null; then
     MOST=90 step sanitizer compute-sanitizer --error-exitcode 1 "$PYTHON" -m pytest -q -m gpu $hopper -k opcheck
 fi

@@ -51,7 +51,12 @@ def blocks_of_program(order, H: gl.constexpr):
 def block_of(number, order, plan, H: gl.constexpr, BLOCK: gl.constexpr):
     """Block `number` of all heads' -> (head, start, length, first row, ones, where its sequence begins if every
     slot has BLOCK rows)."""
-    place = gl.load(order + 1 + number // H)
+    return block_at(gl.load(order + 1 + number // H), number, plan, H, BLOCK)
+
+
+@gluon.jit
+def block_at(place, number, plan, H: gl.constexpr, BLOCK: gl.constexpr):
+    """block_of, whose slot in the plan is `place`."""
     slot = plan + place * 4
     length, first_row = gl.load(slot + 1), gl.load(slot + 2)
     first_slot = place - (gl.cdiv(length, BLOCK) - 1 - first_row // BLOCK)
@@ -59,9 +64,16 @@ def block_of(number, order, plan, H: gl.constexpr, BLOCK: gl.constexpr):
 
 
 @gluon.jit
+def place_ahead(number, blocks, order, H: gl.constexpr):
+    """The slot of a block that may be past the end. Loaded a block ahead, since it takes hundreds of cycles to come."""
+    return gl.load(order + 1 + gl.minimum(number, blocks - 1) // H)
+
+
+@gluon.jit
 def block_ahead(number, blocks, order, plan, H: gl.constexpr, BLOCK: gl.constexpr):
-    """block_of a block that may be past the end. Loaded a block ahead: each number takes some 1000 cycles to come."""
-    return block_of(gl.minimum(number, blocks - 1), order, plan, H, BLOCK)
+    """block_of a block that may be past the end, for whom has the registers to load all of it a block ahead."""
+    last = gl.minimum(number, blocks - 1)
+    return block_at(place_ahead(number, blocks, order, H), last, plan, H, BLOCK)
 
 
 @gluon.jit

@@ -25,7 +25,7 @@ from conan_kernels.attention.hopper.blocks import (
     LOG2_E,
     barrier,
     barriers,
-    block_ahead,
+    block_at,
     block_of,
     blocks_of_program,
     factors,
@@ -33,6 +33,7 @@ from conan_kernels.attention.hopper.blocks import (
     inner_products,
     parts,
     place,
+    place_ahead,
     read,
     room,
     sums,
@@ -218,12 +219,12 @@ def consume(
     tiles, first_biases, full, empty = queries
     n, turn = 0, 0
     number, ahead, back, blocks = blocks_of_program(order, H)
-    block_now = block_ahead(number, blocks, order, plan, H, BLOCK)
+    place_now = place_ahead(number, blocks, order, H)
     while number < blocks:
-        head, start, length, first_row, ones, _ = block_now
+        head, start, length, first_row, ones, _ = block_at(place_now, number, plan, H, BLOCK)
         number += ahead
         ahead, back = back, ahead
-        block_now = block_ahead(number, blocks, order, plan, H, BLOCK)
+        place_now = place_ahead(number, blocks, order, H)
         plain, mixed, future = tiles_of(first_row, length, ones, BLOCK, BY_ROW)
         first, begin = first_tile(plain, mixed, BLOCK)
         rows = first_row + CONSUMER * HALF + gl.arange(0, HALF, gl.SliceLayout(1, LOGITS))
