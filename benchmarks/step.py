@@ -82,7 +82,7 @@ def ours(work, config, mesh):
         optimizer.step(LEARNING_RATE, min(1.0, 1.0 / (norm + 1e-6)))
         optimizer.zero_gradients()
 
-    step.close = optimizer.close  # its hooks hold the model
+    step.close = optimizer.close  # until then its hooks keep it in memory
     return step
 
 

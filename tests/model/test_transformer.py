@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+import conan_kernels
 from conan_engine.config import Model
 from conan_engine.model import attention
 from conan_engine.model.attention import Attention
@@ -50,6 +51,23 @@ def test_packed_attention_is_the_textbook_soft_mask(mask, alpha):
     q, k, v = random_qkv(sum(LENGTHS))
     expected = textbook(q, k, v, cu_seqlens, alpha, mask)
     torch.testing.assert_close(Attention(cu_seqlens, alpha, mask)(q, k, v), expected, rtol=1e-6, atol=1e-6)
+
+
+def test_where_the_kernel_runs_the_layers_of_a_batch_share_one_plan(monkeypatch):
+    _, cu_seqlens = packed(LENGTHS)
+    q, k, v = (torch.randn(sum(LENGTHS), heads, 16) for heads in (4, 2, 2))
+    attend = Attention(cu_seqlens, 0.5, "row")
+    expected = attend(q, k, v)
+    plans, given = [], []
+    of_batch, of_layer = conan_kernels.soft_mask_plan, conan_kernels.soft_mask_attention
+    monkeypatch.setattr(conan_kernels, "soft_mask_plan", lambda *a: plans.append(of_batch(*a)) or plans[-1])
+    monkeypatch.setattr(
+        conan_kernels, "soft_mask_attention", lambda *a, plan, **n: given.append(plan) or of_layer(*a, plan=plan, **n)
+    )
+    attend.runs = None  # as on CUDA
+    for _ in range(2):
+        torch.testing.assert_close(attend(q, k, v), expected)
+    assert len(plans) == 1 and all(plan is plans[0] for plan in given) and len(given) == 2
 
 
 @pytest.mark.parametrize("mask", ["column", "row", "uniform"])
