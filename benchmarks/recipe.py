@@ -5,12 +5,12 @@
 
 An arm is the config with some settings changed. The arms of a seed share what they have in common: language modelling,
 and the weak stage where only the supervised one differs. configs/recipe.toml starts from nothing, for CPUs;
-configs/recipe-smollm.toml from a real language model, for a GPU. Each arm's row goes to --out (benchmarks/results/,
-named as the config) as it comes; after --hours no new arm begins, and the same command goes on behind the rows that are
-there. --teacher: a sentence-transformers model, of whose arms there are three more, with as many texts' vectors as
-pairs a step, and its scores of docstrings alone. --tasks: a file of gpu/pack.py, where the packages with the texts are
-not installed; --seeds 0: write the files of pairs that the config names, and train nothing. Ends with what the rows say
-so far, a .md and a .png.
+configs/recipe-smollm.toml from a real language model, for a GPU; configs/recipe-smollm-cpu.toml from its first layers.
+Each arm's row goes to --out (benchmarks/results/, named as the config) as it comes; after --hours no new arm begins,
+and the same command goes on behind the rows that are there. --teacher: a sentence-transformers model, of whose arms
+there are three more, with as many texts' vectors as pairs a step, and its scores of docstrings alone. --tasks: a file
+of gpu/pack.py, where the packages with the texts are not installed; --seeds 0: write the files of pairs that the config
+names, and train nothing. Ends with what the rows say so far, a .md and a .png.
 """
 
 import hashlib

@@ -90,8 +90,9 @@ def small(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_config_trains_in_small(small, tmp_path):
-    code, out, err = train(ROOT / "configs/smollm.toml", tmp_path / "run", *small)
+@pytest.mark.parametrize(("name", "batch"), [("smollm", []), ("smollm-cpu", ["--weak.batch_tokens=320"])])
+def test_the_config_trains_in_small(small, name, batch, tmp_path):
+    code, out, err = train(ROOT / f"configs/{name}.toml", tmp_path / "run", *small, *batch)
     assert code == 0, err
     encoder = Encoder.load(tmp_path / "run")
     assert (encoder.dims, len(encoder.model.blocks), encoder.max_tokens) == ([32, 64, 128, 256, 384, 576], 2, 512)

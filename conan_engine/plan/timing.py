@@ -11,6 +11,7 @@ import math
 from typing import TYPE_CHECKING, NamedTuple
 
 from conan_engine.model.lm_head import CHUNK_LOGITS
+from conan_kernels.attention import hopper
 
 if TYPE_CHECKING:
     from conan_engine.config import Model as ModelSettings
@@ -71,7 +72,7 @@ def of(layout: Layout, load: Load, form: Form, device: Device) -> Times:
 
 def attention(shape: ModelSettings, load: Load, form: Form, device: Device) -> tuple[float, float]:
     """Seconds of one layer's attention, (forward, backward), over one part."""
-    forward, backward, causal, open_ = HOPPER if device.hopper else PLAIN
+    forward, backward, causal, open_ = HOPPER if device.hopper and shape.head in hopper.DIMS else PLAIN
     padded, half = 1 << (shape.head - 1).bit_length(), open_ if load.both_ways else causal
     flop = 4 * padded * shape.heads / form.tensor * load.pairs / load.parts
     length = load.pairs / load.tokens * (1 if load.both_ways else 2)

@@ -18,13 +18,13 @@ SOURCES = {"a": Source(), "catalogues": Source()}
 PARTS = {"weak": Weak(data=SOURCES, dims=[4]), "supervised": Supervised(data=SOURCES, sts=SOURCES)}
 
 
-CONFIGS = [recipe.ROOT / "configs" / f"{name}.toml" for name in ("recipe", "recipe-smollm")]
+CONFIGS = [recipe.ROOT / "configs" / f"{name}.toml" for name in ("recipe", "recipe-smollm", "recipe-smollm-cpu")]
 DIMS = (32, 64, 128, 256)
 
 
 @pytest.fixture(params=CONFIGS, ids=lambda path: path.stem)
 def config(request, monkeypatch):
-    """Of both configs, (path, settings over it). The language model that the one starts from need not be here."""
+    """Of each config, (path, settings over it). The language model that the one starts from need not be here."""
     monkeypatch.setattr("conan_engine.model.pretrained.adopt", lambda *_: None)
     return request.param, [
         "--model.width=576",

@@ -7,7 +7,7 @@ from pathlib import Path
 import plan as benchmark
 import pytest
 
-from conan_engine.config import Config
+from conan_engine.config import Config, Model
 from conan_engine.plan import devices, timing
 from conan_engine.plan.layout import Layout
 from conan_engine.plan.loads import Load
@@ -76,3 +76,12 @@ def test_infonce_grows_with_the_ranks_and_the_dims():
     one, many = (timing.of(layout, work, ONE._replace(data=data), H200).loss for data in (1, 64))
     assert many == pytest.approx(64 * one)
     assert timing.of(layout, work._replace(dims=7), ONE, H200).loss == pytest.approx(one * (1 + 6 * timing.OF_DIM))
+
+
+def test_a_head_dim_that_the_kernels_for_hopper_do_not_take_is_planned_as_on_other_gpus():
+    plain = dataclasses.replace(H200, hopper=False)
+    for head, as_plain in ((48, True), (128, False)):
+        shape = Layout(Config(model=Model(head_dim=head)), "weak", 150_000).shape
+        work = load(16384, 2048, both_ways=True)
+        times = [timing.attention(shape, work, ONE, device) for device in (H200, plain)]
+        assert (times[0] == times[1]) == as_plain, head

@@ -5,6 +5,7 @@ The plain kernels one folder up stay for every other GPU, for Triton's interpret
 
 import math
 
+DIMS = (64, 80, 96, 112, 128)  # the head dims that they take
 BLOCK = 128  # rows of a block, columns of a tile of the forward kernel
 STAGES = 2  # forward: tiles of keys in shared memory, and tiles of values
 PAIRS = {64: 4, 128: 3}  # backward, by columns of a tile: pairs of tiles of the other axis

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from conan_kernels.architecture import FUSION, architecture
-from conan_kernels.attention.hopper import BLOCK, LIMIT, LOG2_E, PAIRS, STAGES
+from conan_kernels.attention.hopper import BLOCK, DIMS, LIMIT, LOG2_E, PAIRS, STAGES
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-DIMS = (64, 80, 96, 112, 128)
 
 
 def runs(device: torch.device, D: int, dtype: torch.dtype) -> bool:
