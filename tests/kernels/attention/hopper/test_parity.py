@@ -152,7 +152,11 @@ WRONG = {  # a file, what stands there, what instead, and what the simulator say
 
 
 @simulated
-@pytest.mark.parametrize("wrong", WRONG)
+@pytest.mark.parametrize(
+    # those of dk_dv.py, slow, are much like those of dq.py
+    "wrong",
+    [pytest.param(wrong, marks=[pytest.mark.slow] * wrong.startswith("dk: ")) for wrong in WRONG],
+)
 def test_a_planted_error_is_found(wrong, tmp_path):
     file, before, after, message = WRONG[wrong]
     source = (SOURCES / file).read_text(encoding="utf-8")
