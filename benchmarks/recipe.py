@@ -200,6 +200,7 @@ def some_pairs(config, work):
 def scores(run, given, dims):
     """Of a trained run, the numbers of a row."""
     encoder = Encoder.load(run)
+    encoder.model.precision = checkpoint.newest(run)[1]["precision"]  # as trained: float32 takes longer on some CPUs
     found = tasks.measure(tasks.Embedded(encoder.encode, given), given, dims)
     for prefix in ("", *(f"dims.{dim}." for dim in dims)):
         found[f"{prefix}cross_lingual.recall@20"] = sum(
