@@ -44,7 +44,7 @@ LORA = ["--lora.rank=64", "--lora.alpha=64"]  # the paper's rank (table 6)
 FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, False), repeat=3)}
 # What is trained first, on all seeds, most telling first; the arms that are in none come last.
 ROUNDS = [
-    [recipe_report.ALL, "CLR + DHNM", "LLM2Vec", "causal"],
+    [recipe_report.ALL, "CLR + DHNM", "LLM2Vec", "LLM2Vec, soft mask", "causal"],
     [
         "SM + CLR",
         "no hard negatives",
@@ -121,7 +121,8 @@ def arms(config, teacher=None):
             "vectors": vectors,
         }
     if config.init_from:
-        found |= {"LLM2Vec": ["--pretrain.masked=0.2", *OPEN], "LoRA": LORA, "LoRA, open": [*LORA, *OPEN]}
+        masked = ["--pretrain.masked=0.2"]
+        found |= {"LLM2Vec": [*masked, *OPEN], "LLM2Vec, soft mask": masked, "LoRA": LORA, "LoRA, open": [*LORA, *OPEN]}
     else:
         found |= {"equal weights": ["--token_weights=equal"]}
     return {arm: found[arm] for arm in sorted(found, key=round_of)}

@@ -57,6 +57,8 @@ COMPARISONS = [
     Comparison("dynamic hard negatives, beside the other two", [(ALL, name_of(True, True, False))], 1.38, 0.72),
     Comparison("all three, else none", [(ALL, "none")]),
     Comparison("soft mask, else bidirectional after masked next tokens (LLM2Vec)", [(ALL, "LLM2Vec")]),
+    Comparison("both after masked next tokens: soft mask, else bidirectional", [("LLM2Vec, soft mask", "LLM2Vec")]),
+    Comparison("masked next tokens before the soft mask, else none", [("LLM2Vec, soft mask", ALL)]),
     Comparison("soft mask, else bidirectional from the start: LoRA", [("LoRA", "LoRA, open")], 0.57),
     Comparison("all weights, else LoRA", [(ALL, "LoRA")], 1.12),
     Comparison("linear schedule, else accelerating", [(ALL, "accelerating")], said="linear is best"),

@@ -69,11 +69,8 @@ def main():
             f"--out_dir={arguments.run}"
         )
     settings = from_dict(found[1]["config"], arguments.run)
-    # it may have been moved, and trained by several ranks; float32, as Encoder.load has it
-    settings, mesh = (
-        dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1, precision="float32"),
-        Mesh(settings.device),
-    )
+    # it may have been moved, and trained by several ranks
+    settings, mesh = dataclasses.replace(settings, out_dir=arguments.run, tensor_parallel=1), Mesh(settings.device)
     steps = [json.loads(line) for line in Path(arguments.run, "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     given = tasks.load(arguments.tasks)
     about = {"commit": measured.commit(), "machine": measured.machine(mesh.device.type), "run": arguments.run}
@@ -91,6 +88,7 @@ def main():
             silence(encoder.model, SILENT.get(stage, ()))
             if stage in whole:
                 unblend(encoder, arguments.run, settings, mesh)
+        encoder.model.precision = found[1]["precision"]  # as trained: float32 takes longer on some CPUs
         mine = [step for step in steps if step["stage"] == stage]
         row = {
             "stage": stage,
