@@ -24,7 +24,8 @@ from conan_engine.parallel.sharded_adamw import ShardedAdamW
 from conan_engine.plan import memory
 from conan_engine.plan.layout import Layout
 from conan_engine.plan.loads import Load
-from conan_engine.stages import Packed, embed_and_backward
+from conan_engine.stages.contrastive import embed_and_backward
+from conan_engine.stages.packed import Packed
 
 VOCABULARY, STEPS = 32_768, 3
 

@@ -24,8 +24,9 @@ import torch.distributed as dist
 import training
 from where import marked
 
-from conan_engine import stages, train
+from conan_engine import train
 from conan_engine.parallel import mesh as meshes
+from conan_engine.stages.weak import Weak
 
 CONFIG = """
 out_dir = "{out}"
@@ -170,7 +171,7 @@ def overlap(options):
         for owner, name, form in [
             (meshes.Group, "start_reduce_scatter", send(meshes._reduce_scatter)),
             (meshes.Group, "start_gather", send(meshes._all_gather)),
-            (stages.Weak, "backward", backward(stages.Weak.backward)),
+            (Weak, "backward", backward(Weak.backward)),
         ]:
             stack.callback(setattr, owner, name, getattr(owner, name))
             setattr(owner, name, form)

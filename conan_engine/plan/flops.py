@@ -27,7 +27,7 @@ class Work:
         self.devices, self.peak = devices, device.tflops if device and model.in_bfloat16() else None
 
     def flop(self, sizes: dict[str, Any]) -> int:
-        """The FLOP of a step. sizes: what stages.sizes counted."""
+        """The FLOP of a step. sizes: what stages.packed.sizes counted."""
         return self.of_token * sizes["tokens"] + self.of_learnt * sizes["learnt"] + self.of_pair * sizes["pairs"]
 
     def rate(self, sizes: dict[str, Any], seconds: float) -> dict[str, float]:

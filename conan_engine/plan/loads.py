@@ -32,7 +32,7 @@ class Load(NamedTuple):
     dims: int = 0
 
     def sizes(self, ranks: int) -> dict[str, float]:
-        """What stages.sizes counts in a step of all ranks."""
+        """What stages.packed.sizes counts in a step of all ranks."""
         return {"tokens": ranks * self.tokens, "pairs": ranks * self.pairs, "learnt": ranks * self.learnt}
 
 

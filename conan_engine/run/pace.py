@@ -27,7 +27,7 @@ class Pace:
         self.waited = time.perf_counter() - self.began
 
     def end(self, sizes: dict[str, Any]) -> dict[str, float]:
-        """The numbers of a step for metrics.jsonl. sizes: what stages.sizes counted.
+        """The numbers of a step for metrics.jsonl. sizes: what stages.packed.sizes counted.
 
         sent_ms, with several ranks: how long this rank's device waited for what others send.
         """

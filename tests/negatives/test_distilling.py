@@ -9,13 +9,15 @@ import pytest
 import torch
 from runs import losses, one_line, shards_of, small_tokenizer, start, train, untimed, write_lines
 
-from conan_engine import stages
 from conan_engine.config import Source
 from conan_engine.errors import UserError
 from conan_engine.model.transformer import Transformer
 from conan_engine.negatives import distilling
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.settings import load
+from conan_engine.stages.packed import Packed, concatenate, packed
+from conan_engine.stages.supervised import Supervised
+from conan_engine.stages.weak import Weak
 from conan_engine.vectors.blocks import Blocks
 
 RECORDS = [
@@ -87,7 +89,7 @@ def make(tiny, tmp_path):
         tokenizer = small_tokenizer(tmp_path)
         model = Transformer(config.model, tokenizer.vocab_size, "float32").init_weights(0)
         shards = {str(path): shards_of(path, "supervised", config.supervised, tokenizer, tmp_path / "data")}
-        stage = stages.Supervised(config, shards, {}, Mesh("cpu"))
+        stage = Supervised(config, shards, {}, Mesh("cpu"))
         stage.mine(model, Mesh("cpu"))
         stage.teach(Mesh("cpu"))
         return stage, model, tokenizer, stage.pools[str(path)]
@@ -207,8 +209,8 @@ def test_a_step_is_the_textbooks_also_when_negatives_are_replaced(make, teacher,
     for step in range(4):
         batch, _ = stage.draw()
         record, field, _ = pools.draw(batch.records)
-        hard = stages.Packed(*map(torch.from_numpy, stage.shards[name].gather(record, field, 32)))
-        everything = stages.concatenate(stages.packed(batch), hard)
+        hard = Packed(*map(torch.from_numpy, stage.shards[name].gather(record, field, 32)))
+        everything = concatenate(packed(batch), hard)
         embeddings = model.embed(everything.tokens, everything.cu_seqlens, 1.0, "column")
         texts = [
             tokenizer.decode(everything.tokens[a:b].tolist())
@@ -276,7 +278,7 @@ def test_a_text_without_a_pair_is_to_be_where_the_teacher_has_it(tiny, tmp_path,
     for path in alone:
         texts[str(path)] = shards_of(path, "texts", config.weak, tokenizer, tmp_path / "data")
     assert [len(s) for s in texts.values()] == [30, 3 * 5]
-    stage = stages.Weak(config, shards, texts, Mesh("cpu"))
+    stage = Weak(config, shards, texts, Mesh("cpu"))
     stage.teach(Mesh("cpu"))
     for step in range(4):
         batch, some = stage.draw()

@@ -11,7 +11,7 @@ from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh, waiting
 from conan_engine.plan import devices
 from conan_engine.plan.flops import Work
-from conan_engine.stages import Packed, sizes
+from conan_engine.stages.packed import Packed, sizes
 
 SHAPE = Model(layers=2, width=64, ffn=96, heads=4, kv_heads=2, head_dim=16)
 

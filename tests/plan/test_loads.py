@@ -10,7 +10,7 @@ from conan_engine.config import Config, Source
 from conan_engine.plan import lengths, loads
 from conan_engine.plan.lengths import Texts
 from conan_engine.settings.reading import from_dict
-from conan_engine.stages import Packed
+from conan_engine.stages.packed import Packed
 
 
 def known(name, mean, square=None):
