@@ -17,7 +17,7 @@ from runs import small_tokenizer, write_lines
 
 from conan_engine.config import Pretrain, Supervised
 from conan_engine.data import build, units
-from conan_engine.data.sources import files, paths
+from conan_engine.data.sources import files, one_file, paths
 from conan_engine.errors import UserError
 
 
@@ -61,7 +61,7 @@ def write(path, texts):
     "name", ["x.jsonl", "x.txt", "x.jsonl.gz", "x.txt.zst", "x.csv", "x.csv.gz", "x.json", "x.parquet"]
 )
 def test_the_parts_of_a_file_are_the_file(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(files._File, "STRIPE", 3)
+    monkeypatch.setattr(one_file.File, "STRIPE", 3)
     chance = random.Random()
     for count in (1, 2, chance.randrange(3, 200)):
         texts = [text or "x" for text in some_texts(chance, count)]  # an empty cell of a table would be none
