@@ -15,6 +15,7 @@ import multiprocessing
 import os
 
 import attn
+import attn_forms
 import measured
 import torch
 
@@ -69,7 +70,7 @@ def compiled(job):
     processes."""
     kernel, size, D, width = job
     try:
-        found = launcher(kernel, size, attn.Problem([256], 1.0, 32, 8, D, "cuda", torch.bfloat16), width)()
+        found = launcher(kernel, size, attn_forms.Problem([256], 1.0, 32, 8, D, "cuda", torch.bfloat16), width)()
         torch.cuda.synchronize()
         return found.n_regs, found.n_spills
     except Exception as error:  # too much shared memory, or whatever a compiler says
@@ -98,7 +99,7 @@ def main():
     )
     for (D, W), alpha in itertools.product(widths, attn.ALPHAS):
         torch.manual_seed(0)
-        problem = attn.Problem([options.length], alpha, H, G, D, options.device, dtype)
+        problem = attn_forms.Problem([options.length], alpha, H, G, D, options.device, dtype)
         for kernel, size in ((kernel, size) for kernel, sizes in SIZES.items() for size in sizes):
             row = {"kernel": kernel, "size": size, "D": D, "W": W, "alpha": alpha}
             found = used[kernel, size, D, W]

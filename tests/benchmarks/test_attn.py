@@ -3,6 +3,7 @@
 import json
 
 import attn
+import attn_forms
 import measured
 import pytest
 import torch
@@ -13,9 +14,13 @@ import torch
 @pytest.mark.parametrize("form", ["FlexAttention", "SDPA"])
 def test_a_peer_computes_what_ours_does(monkeypatch, form, lengths, alpha):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)  # FlexAttention compiled is for a GPU
-    problem = attn.Problem(lengths, alpha, 4, 2, 16, "cpu", torch.float32)
-    expected = attn.reference(problem)
-    found = attn.flex("AUTO")(problem) if form == "FlexAttention" else attn.sdpa(attn.SDPBackend.MATH)(problem)
+    problem = attn_forms.Problem(lengths, alpha, 4, 2, 16, "cpu", torch.float32)
+    expected = attn_forms.reference(problem)
+    found = (
+        attn_forms.flex("AUTO")(problem)
+        if form == "FlexAttention"
+        else attn_forms.sdpa(attn_forms.SDPBackend.MATH)(problem)
+    )
     if form == "FlexAttention":  # which has no backward on a CPU
         for leaf in found.leaves:
             leaf.requires_grad_(False)
