@@ -268,6 +268,9 @@ class Config:
     init_from: str = ""
     # which layers of init_from: "first:8", or a list of layer numbers from 0 on, in their new order; empty: all
     init_layers: str | list[int] = ""
+    # ours: even out the directions of init_from's last hidden states, for weak and supervised: divide each by this
+    # power of its mean square. 0 = leave them, 0.5 = all alike
+    init_whiten: float = within("[0, 1]", 0.0)
     token_vectors: str = "spelling"  # ours: a new token table starts with similar spellings alike; or "random"
     token_weights: str = "rarity"  # ours: rare tokens start with a larger weight in the mean; or "equal"
     seed: int = within("[0, 2**31)", 1)  # of all random numbers

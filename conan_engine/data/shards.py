@@ -260,6 +260,12 @@ class Shards:
         """
         return self.mapped.gather(records, np.broadcast_to(fields, np.shape(records)), limit)
 
+    def gather_records(self, records: np.ndarray, limit: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """The tokens of every field of records int64 [n], end to end; the rest as for `gather`."""
+        counts = self.field_counts(records)
+        fields = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        return self.gather(np.repeat(records, counts), fields, limit)
+
     def lengths(self, records: np.ndarray, fields: np.ndarray | int) -> np.ndarray:
         """The tokens of each field, int32 [n]; arguments and errors as for `gather`."""
         return self.mapped.lengths(records, np.broadcast_to(fields, np.shape(records)))

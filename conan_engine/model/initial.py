@@ -111,10 +111,7 @@ def rarity(shards: Iterable[Shards], vocab_size: int) -> Tensor:
         texts, have = 0, np.zeros(vocab_size, np.int64)
         sample = np.arange(0, len(source), max(1, -(-len(source) // RECORDS)))
         for first in range(0, len(sample), AT_ONCE):
-            records = sample[first : first + AT_ONCE]
-            fields = source.field_counts(records)
-            field = np.arange(fields.sum()) - np.repeat(np.cumsum(fields) - fields, fields)
-            tokens, cu_seqlens = source.gather(np.repeat(records, fields), field, TOKENS)
+            tokens, cu_seqlens = source.gather_records(sample[first : first + AT_ONCE], TOKENS)
             lengths = np.diff(cu_seqlens)
             text = np.repeat(np.arange(len(lengths)), lengths)
             have += np.bincount(np.unique(text * np.int64(vocab_size) + tokens) % vocab_size, minlength=vocab_size)

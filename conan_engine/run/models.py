@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from conan_engine.config import chosen_layers
 from conan_engine.errors import UserError
-from conan_engine.model import initial, lora
+from conan_engine.model import initial, lora, whitening
 from conan_engine.model.transformer import Transformer
 from conan_engine.run import checkpoint
 
@@ -58,6 +58,9 @@ def make(
         lora.adapt(model, config.lora, config.seed)
     elif config.init_from and not found:
         checkpoint.start_from(config.init_from, model, tokenizer, mesh, layers)
+        if config.init_whiten:
+            of_stage = [source for (stage, _), source in shards.items() if stage == first[0]]
+            whitening.start(model, of_stage, tokenizer.vocab_size, config.init_whiten, mesh)
     elif not found:
         model.init_weights(config.seed)
         initial.start(model, tokenizer, shards.values(), config)

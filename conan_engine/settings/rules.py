@@ -85,6 +85,14 @@ def check(config: Config, where: str) -> None:
     require(
         not lora.rank or config.init_from, "lora.rank", lora.rank, "0 without init_from: there are no weights to adapt"
     )
+    if config.init_whiten:
+        for holds, because in (
+            (config.init_from, "init_from is empty"),
+            (not lora.rank, "lora.rank is above 0"),
+            (set(config.stages) <= {"weak", "supervised"}, f"stages holds {config.stages[:1]}"),
+            (model.pooling == "mean", "model.pooling is not 'mean'"),
+        ):
+            require(holds, "init_whiten", config.init_whiten, f"0, since {because}")
     require(set(config.log_to) <= set(LOGGERS), "log_to", config.log_to, f"some of {', '.join(LOGGERS)}")
     one_of("device", config.device, "auto", "cpu", "cuda")
     one_of("token_vectors", config.token_vectors, "spelling", "random")

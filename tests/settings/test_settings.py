@@ -209,6 +209,7 @@ def test_the_papers_own_numbers_are_the_defaults(tmp_path):
             "stages = ['weak']\n[weak]\nsteps = 1\nchunk = 4\nchunk_tokens = 999",
             "weak.chunk_tokens is 999; expected 0, since weak.chunk is 4; one of the two must be 0",
         ),
+        ("init_whiten = 0.25", "init_whiten is 0.25; expected 0, since init_from is empty"),
         ("seed = ", "cannot read this config"),
     ],
 )
