@@ -28,7 +28,8 @@ import numpy as np
 from loader_forms import PAIRS, VOCAB, Alone, forms, write_pairs, write_texts
 
 from conan_engine.data.loader import Loader
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards
 
 
 def rate(batches, seconds):

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from conan_engine.data.loader import Loader
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards
 
 ROWS, BLOCK, PAIRS = 64, 1024, 256
 VOCAB = 50_304  # two bytes a token

@@ -19,11 +19,12 @@ from tqdm import tqdm
 
 from conan_engine.config import TABLES, Source
 from conan_engine.data import teachers, units
+from conan_engine.data.job import Job
 from conan_engine.data.rejects import NAME, TooMany
 from conan_engine.data.sources import files, installed, paths
 from conan_engine.data.sources.processes import Pool
 from conan_engine.data.tokenizer import Tokenizer, train
-from conan_engine.data.units import TAKES, Job
+from conan_engine.data.unit_records import TAKES
 from conan_engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -147,7 +148,7 @@ def make_tokenizer(
 def make_job(
     source: str, use: str, stage: Any, tokenizer: AnyTokenizer, folder: str | Path, max_bad_share: float | None = None
 ) -> Job:
-    """The units.Job of a source for a use. Its shards get a folder under `folder`, and the teacher's scores another."""
+    """The Job of a source for a use. Its shards get a folder under `folder`, and the teacher's scores another."""
     about = getattr(stage, use if use in TABLES else "data").get(source) or Source()
     kind = built_in(source, use)
     reads = str(Path(folder, ".built-in", f"{source}-{kind}.jsonl")) if kind else source
@@ -173,7 +174,7 @@ def make_shards(
     part: tuple[int, int] = (1, 1),
     elsewhere: Callable | None = None,
 ) -> dict[Path, Shards]:
-    """Write the shards of units.Jobs that are not there yet: {a job's folder: Shards} of those that are complete.
+    """Write the shards of Jobs that are not there yet: {a job's folder: Shards} of those that are complete.
 
     Args:
         jobs: what to write.

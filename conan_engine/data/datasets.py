@@ -13,9 +13,9 @@ from conan_engine.data import build
 
 if TYPE_CHECKING:
     from conan_engine.config import Config
+    from conan_engine.data.job import Job
     from conan_engine.data.shards import Shards
     from conan_engine.data.tokenizer import AnyTokenizer
-    from conan_engine.data.units import Job
 
 
 def prepare(
@@ -47,7 +47,7 @@ def prepare(
 
 
 def plan(config: Config) -> tuple[AnyTokenizer, dict[tuple[str, str], Job], dict[str, dict[str, Job]]]:
-    """The tokenizer, made if it is not there, and the units.Jobs: training by (use, source), validation by stage and
+    """The tokenizer, made if it is not there, and the Jobs: training by (use, source), validation by stage and
     source.
     """
     uses = [

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from conan_engine.data import chat_template
-from conan_engine.data.shards import Records
+from conan_engine.data.shard_writer import Records
 
 BATCH = (1024, 2**20)  # a batch ends at so many records, or characters
 

@@ -15,7 +15,7 @@ class Scores:
     """float64 scores, one after another. A teacher scores a query with each of its positives."""
 
     def __init__(self, job: Any, name: str, device: str | None = None) -> None:
-        """job: a units.Job; name: of the unit; device: where a model computes."""
+        """job: a Job; name: of the unit; device: where a model computes."""
         self.teacher, self.path, self.device = job.teacher, job.scores / f"{name}.f64", device
         self.path.parent.mkdir(parents=True, exist_ok=True)
 

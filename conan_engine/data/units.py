@@ -9,21 +9,20 @@ from __future__ import annotations
 import collections
 import contextlib
 import fcntl
-import itertools
 import json
-import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from conan_engine.config import Source
-from conan_engine.data import chat_template, encoding, field_scores, known
+from conan_engine.atomic import write_json
+from conan_engine.data import encoding, field_scores, known
+from conan_engine.data.job import Job, unit_name
 from conan_engine.data.rejects import NAME, Rejects, by_reason, judge
 from conan_engine.data.scores import Scores
-from conan_engine.data.shards import MANIFEST, Shards, ShardWriter, join, write_json
-from conan_engine.data.sources import files, installed, paths
-from conan_engine.data.sources.bad import Bad
+from conan_engine.data.shard_writer import ShardWriter, join
+from conan_engine.data.shards import Shards
+from conan_engine.data.sources import files
+from conan_engine.data.unit_records import kept, records_of, rendered
 from conan_engine.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,75 +30,6 @@ if TYPE_CHECKING:
 
 
 REPORT = "report.json"
-
-# The kinds of records that each use accepts.
-TAKES = {
-    "pretrain": ("text", "instruction", "chat"), "sft": ("instruction", "chat"),
-    "weak": ("pairs", "instruction", "chat"),
-    "supervised": ("pairs", "label", "instruction", "chat"), "sts": ("sts",), "texts": ("pairs", "instruction", "text"),
-}  # fmt: skip
-
-
-class Job(NamedTuple):
-    """The work on a source for a use.
-
-    source: a built-in name, or a path. use: a key of TAKES. stage: that stage's settings. about: the source's. folder:
-    of its shards. scores: the folder of the teacher's scores. reads: the path that is read; a built-in source is
-    written out there first. kind: of a built-in source's records. max_bad_share: leave out bad records up to this
-    share; None: the first one raises UserError.
-    """
-
-    source: str
-    use: str
-    stage: Any
-    about: Source
-    folder: Path
-    scores: Path
-    reads: str
-    kind: str | None
-    max_bad_share: float | None
-
-    @property
-    def shape(self) -> str:
-        """The kind of its shards."""
-        return {"pretrain": "text", "sft": "instruction", "sts": "sts"}.get(self.use, "pairs")
-
-    @property
-    def teacher(self) -> str:
-        """The teacher that scores its pairs, or ""."""
-        return self.stage.teacher if self.use == "weak" else ""
-
-    def unit(self, number: int) -> Path:
-        """The folder of a unit."""
-        return self.folder / name(number)
-
-    def units(self) -> list:
-        """The pieces of files in each unit. For a complete job, empty lists, one per unit folder."""
-        if self.finished():
-            return [[]] * len(list(self.folder.glob("unit-*")))
-        if self.reads != self.source:
-            self._write_out()
-        return paths.cut(self.reads)
-
-    def _write_out(self):
-        """Write the records of a built-in source to a file of lines: read once, for all processes."""
-        path = Path(self.reads)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-            with open(partial, "w", encoding="utf-8") as file:
-                for record in installed.READERS[self.source, self.kind]():
-                    file.write(json.dumps(record) + "\n")
-            partial.replace(path)
-
-    def finished(self, number: int | None = None) -> bool:
-        """Whether it, or one unit of it, is complete."""
-        return ((self.folder if number is None else self.unit(number)) / MANIFEST).exists()
-
-
-def name(number: int) -> str:
-    """The name of a unit's folder."""
-    return f"unit-{number:06d}"
 
 
 def make(tokenizer: Any, job: Job, number: int, pieces: list[Piece], report: Callable) -> None:
@@ -129,12 +59,12 @@ def make(tokenizer: Any, job: Job, number: int, pieces: list[Piece], report: Cal
         with ShardWriter(
             folder, kind=job.shape, tokenizer_hash=tokenizer.hash, vocab_size=tokenizer.vocab_size, may_be_empty=True
         ) as writer:
-            tokens, records = 0, _records(job, reader, about)
+            tokens, records = 0, records_of(job, reader, about)
             if job.use == "sft" and tokenizer.template:
-                records = _rendered(records, reader, tokenizer)
+                records = rendered(records, reader, tokenizer)
             records = _counted(records, rejects, about)
             if job.use == "weak":
-                records = _kept(records, job, about, Scores(job, name(number)) if job.teacher else None)
+                records = kept(records, job, about, Scores(job, unit_name(number)) if job.teacher else None)
             scores = field_scores.FieldScores(folder) if job.use == "supervised" else None
             for batch in encoding.batches(records):
                 encoded = encoding.encode(tokenizer, job.shape, batch, job.stage.max_tokens)
@@ -159,98 +89,12 @@ def _alone(folder, number):
         yield
 
 
-def _records(job, reader, about):
-    """The records of a unit in the form that its use needs; their kind is noted in `about`."""
-    records = _of_kind(job, reader, about)
-    if next(records, None) is None:  # this reads the kind
-        return
-    if about["kind"] == "label":
-        records = _label_pairs(records)
-    elif job.use == "texts":
-        records = _texts(records)
-    elif about["kind"] in ("instruction", "chat") and job.shape == "pairs":
-        records = _instruction_pairs(map(_as_instruction, records), reader)
-    yield from records
-
-
-def _of_kind(job, reader, about):
-    """First the kind, which is noted in `about`; then the records."""
-    for kind, record in reader:
-        if not about["kind"]:
-            if kind not in TAKES[job.use]:
-                raise UserError(f"{job.source}: holds {kind} records; {job.use} takes {' or '.join(TAKES[job.use])}")
-            about["kind"] = kind
-            yield kind
-        yield record
-
-
 def _counted(records, rejects, about):
     for record in records:
         about["read"] += 1
         if rejects:
             rejects.kept += 1
         yield record
-
-
-def _as_instruction(record):
-    """Of a conversation, what comes before the first answer, and that answer."""
-    if "messages" not in record:
-        return record
-    before = list(itertools.takewhile(lambda message: not message["learn"], record["messages"]))
-    said = "\n".join(message["content"] for message in before if message["content"])
-    return {"instruction": "", "input": said, "output": record["messages"][len(before)]["content"]}
-
-
-def _instruction_pairs(records, reader):
-    """Instruction and output as query and positive; a record with an empty side is bad."""
-    for record in records:
-        query = encoding.join(record["instruction"], record["input"])
-        if query.strip() and record["output"].strip():
-            yield {"query": query, "pos": [record["output"]]}
-            continue
-        reader.leave_out(
-            Bad(
-                "empty text",
-                f"its {'output' if query.strip() else 'instruction and input'} is empty; there is nothing to embed "
-                "in it: leave it out",
-            )
-        )
-
-
-def _rendered(records, reader, tokenizer):
-    """Conversations as the chat template writes them; one that it refuses is bad."""
-    for record in records:
-        if "messages" in record:
-            try:
-                record = {**record, "rendered": chat_template.render(tokenizer, record["messages"])}
-            except Bad as bad:
-                reader.leave_out(bad)
-                continue
-        yield record
-
-
-def _texts(records):
-    """Each text of the records by itself; both sides of a pair."""
-    for record in records:
-        if "text" in record:
-            texts = [record["text"]]
-        elif "output" in record:
-            texts = [encoding.join(record["instruction"], record["input"]), record["output"]]
-        else:
-            texts = [record["query"], *record["pos"], *record.get("neg", ())]
-        for text in filter(str.strip, texts):
-            yield {"query": text, "pos": [""], "group": ""}
-
-
-def _kept(records, job, about, scored):
-    """The pairs whose score, by the teacher or their own, is at least `min_score`; a pair without a score stays."""
-    for record, value in (
-        scored(records) if scored else ((record, record.get("score", job.stage.min_score)) for record in records)
-    ):
-        if value >= job.stage.min_score:
-            yield {**record, "score": value}
-        else:
-            about["below_min_score"] += 1
 
 
 def score(device: str | None, job: Job, number: int, pieces: list[Piece], report: Callable) -> None:
@@ -261,23 +105,10 @@ def score(device: str | None, job: Job, number: int, pieces: list[Piece], report
         reader = files.Reader(
             pieces, job.about.columns, (lambda *what: None) if job.max_bad_share is not None else None
         )
-        records = _records(job, reader, {"kind": ""})
-        for done, _ in enumerate(Scores(job, name(number), device)(records)):
+        records = records_of(job, reader, {"kind": ""})
+        for done, _ in enumerate(Scores(job, unit_name(number), device)(records)):
             if done % 256 == 0:
                 report(reader.behind, 0)
-
-
-def _label_pairs(records):
-    """Classification as InfoNCE: the positive of a text is the text of its label, or every other time the last text
-    of the class in the unit.
-
-    The group is the class, so no other member counts as a negative.
-    """
-    last = {}
-    for i, record in enumerate(records):
-        text, label = record["text"], record["label"]
-        yield {"query": text, "pos": [last[label] if i % 2 and label in last else label], "group": label}
-        last[label] = text
 
 
 def finish(job: Job, count: int) -> Shards:
@@ -285,7 +116,7 @@ def finish(job: Job, count: int) -> Shards:
     kinds, too much was left out, or nothing is there.
     """
     if not job.finished():
-        units = [name(number) for number in range(count)]
+        units = [unit_name(number) for number in range(count)]
         report = _joined(job, [json.loads((job.folder / unit / REPORT).read_text(encoding="utf-8")) for unit in units])
         if report["left_out"]:
             if job.max_bad_share is None:

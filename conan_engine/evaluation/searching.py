@@ -8,7 +8,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from conan_engine.data.shards import write_json
+from conan_engine.atomic import write_json
 from conan_engine.errors import UserError
 from conan_engine.parallel.mesh import Group
 from conan_engine.vectors import nearest

@@ -24,8 +24,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from conan_engine.atomic import write_json
 from conan_engine.data.known import ranges
-from conan_engine.data.shards import order, write_json
+from conan_engine.data.shards import order
 from conan_engine.errors import UserError
 from conan_engine.vectors import nearest
 from conan_engine.vectors.blocks import Blocks, put, until

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from conan_engine.data.shards import write_json
+from conan_engine.atomic import write_json
 from conan_engine.errors import UserError
 from conan_engine.vectors.blocks import put, until
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from conan_engine.data.shards import ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
 
 folder = Path(sys.argv[1])
 shutil.rmtree(folder, ignore_errors=True)

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 
 from conan_engine import _loader
 from conan_engine.data.loader import Loader
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards
 from conan_engine.errors import UserError
 
 property_test = settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

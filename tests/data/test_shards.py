@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from conan_engine import _loader
-from conan_engine.data.shards import Shards, ShardWriter, order
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards, order
 from conan_engine.errors import UserError
 
 HASH = "5e" * 31 + "07"
@@ -420,7 +421,7 @@ def test_an_exception_leaves_no_manifest_and_a_second_attempt_works(tmp_path):
 
 WRITE_IN_ANOTHER_PROCESS = """
 import os, resource, signal, sys
-from conan_engine.data.shards import ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
 from conan_engine.command import run
 def main():
     with ShardWriter(sys.argv[1], kind="text", tokenizer_hash="5e" * 32, vocab_size=10, shard_bytes=50_000) as writer:

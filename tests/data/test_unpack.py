@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from conan_engine import _loader
 from conan_engine.data.loader import Loader
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards
 from conan_engine.data.unpack import Unpacker
 from conan_engine.errors import UserError
 

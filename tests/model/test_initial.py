@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from ranked import on_ranks
 
 from conan_engine.config import Config, Model
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards
 from conan_engine.model import initial
 from conan_engine.model.transformer import Transformer
 from conan_engine.run import checkpoint

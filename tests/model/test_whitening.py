@@ -9,7 +9,8 @@ from ranked import on_ranks
 from runs import one_line, train
 
 from conan_engine.config import Model
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards
 from conan_engine.evaluation.encoder import Encoder
 from conan_engine.model import initial, whitening
 from conan_engine.model.transformer import Transformer

@@ -6,7 +6,8 @@ from runs import shards_of
 
 from conan_engine.config import Config, Sft, Source
 from conan_engine.data import build
-from conan_engine.data.shards import Shards, ShardWriter
+from conan_engine.data.shard_writer import ShardWriter
+from conan_engine.data.shards import Shards
 from conan_engine.model.transformer import Transformer
 from conan_engine.parallel.mesh import Mesh
 from conan_engine.settings import load
