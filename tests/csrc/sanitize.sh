@@ -25,7 +25,7 @@ tests() { # name, -fsanitize=, what to preload
         tests=$PWD/tests/data
         cd "$out/$1"
         "${run[@]}" -c "from conan_engine import _loader; assert _loader.__file__.startswith('$out/$1/'), _loader.__file__"
-        "${run[@]}" -m pytest -q -p no:cacheprovider "$tests/test_shards.py" "$tests/test_loader.py"
+        "${run[@]}" -m pytest -q -p no:cacheprovider "$tests"/test_{shards,shard_writer,damaged_shards,loader}.py
     )
 }
 

@@ -2,26 +2,18 @@
 
 import json
 import math
-import signal
 import struct
-import subprocess
-import sys
 import threading
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from shard_records import HASH, VOCAB, assert_same, every_field, random_records, read_all, shard_files, write
 
 from conan_engine import _loader
-from conan_engine.data.shard_writer import ShardWriter
 from conan_engine.data.shards import Shards, order
-from conan_engine.errors import UserError
-
-HASH = "5e" * 31 + "07"
-VOCAB = {2: 60_000, 3: 150_000}  # by the bytes a token takes
 
 
 @st.composite
@@ -33,49 +25,6 @@ def data_sets(draw):
     group = st.integers(-(2**63), 2**63 - 1)
     record = st.tuples(st.lists(field, max_size=6) | st.lists(st.just([0]), min_size=200, max_size=200), score, group)
     return vocab, draw(st.lists(record, min_size=1, max_size=30))
-
-
-def write(folder, records, vocab, **options):
-    with ShardWriter(folder, kind="pairs", tokenizer_hash=HASH, vocab_size=vocab, **options) as writer:
-        for fields, score, group in records:
-            writer.add(fields, score, group)
-    return folder
-
-
-def random_records(rng, vocab, count, longest):
-    return [
-        (
-            [rng.integers(0, vocab, rng.integers(0, longest)).tolist() for _ in range(rng.integers(0, 5))],
-            rng.standard_normal(),
-            int(rng.integers(2**62)),
-        )
-        for _ in range(count)
-    ]
-
-
-def every_field(shards):
-    """(records, fields) that name every field of every record."""
-    counts = shards.field_counts(np.arange(len(shards)))
-    return np.repeat(np.arange(len(shards)), counts), np.concatenate([np.arange(n) for n in counts])
-
-
-def read_all(shards):
-    rows, fields = every_field(shards)
-    tokens, cu_seqlens = shards.gather(rows, fields)
-    everyone = np.arange(len(shards))
-    flat = iter([tokens[a:b].tolist() for a, b in zip(cu_seqlens, cu_seqlens[1:])])
-    counts = shards.field_counts(everyone)
-    return [
-        ([next(flat) for _ in range(n)], score, group)
-        for n, score, group in zip(counts, shards.scores(everyone).tolist(), shards.groups(everyone).tolist())
-    ]
-
-
-def assert_same(found, written):
-    assert len(found) == len(written)
-    for (fields, score, group), (fields_, score_, group_) in zip(found, written):
-        assert fields == fields_ and group == group_
-        np.testing.assert_equal(score, float(np.float32(score_)))  # NaN equals NaN
 
 
 def test_a_hash_stands_for_the_tokens(tmp_path):
@@ -103,10 +52,6 @@ def test_the_fingerprint_stands_for_all_that_is_in_them(tmp_path):
     for name, other in others.items():
         write(tmp_path / name, other, 300)
         assert (Shards(tmp_path / name).fingerprint == first) == (name == "same"), name
-
-
-def shard_files(folder):
-    return sorted(Path(folder).glob("shard-*"))
 
 
 @given(data=data_sets(), shard_bytes=st.sampled_from([1, 400, 1000, 2**20]))
@@ -222,242 +167,6 @@ def test_crc32c_is_castagnolis_on_every_path(data):
             crc = (crc >> 1) ^ (0x82F63B78 if crc & 1 else 0)
     assert _loader.crc32c(data) == _loader.crc32c_portable(data) == crc ^ 0xFFFFFFFF
     assert _loader.crc32c(b"123456789") == 0xE3069283
-
-
-@pytest.mark.parametrize("bad", [-1, 1000, 2**40])
-def test_ids_outside_the_vocabulary_are_refused_and_leave_no_trace(tmp_path, bad):
-    with ShardWriter(tmp_path, kind="text", tokenizer_hash=HASH, vocab_size=1000) as writer:
-        writer.add([[7, 999]])
-        with pytest.raises(ValueError, match=f"0 to 999.*got {bad}"):
-            writer.add([[1], [2, bad]])
-        writer.add([[8]])
-    assert Shards(tmp_path).gather([0, 1], 0)[0].tolist() == [7, 999, 8]
-
-
-@pytest.mark.parametrize("fields", [[[1.5]], [[[1]]], [["a"]], [[]] * 65_536])
-def test_fields_that_are_no_ids_are_refused(tmp_path, fields):
-    with ShardWriter(tmp_path, kind="text", tokenizer_hash=HASH, vocab_size=1000) as writer:
-        with pytest.raises(ValueError, match="field"):
-            writer.add(fields)
-        writer.add([[1]] * 65_535)
-    assert Shards(tmp_path).field_counts([0]) == [65_535]
-
-
-@pytest.mark.parametrize(
-    "bad",
-    [
-        {"kind": "poem"},
-        {"tokenizer_hash": "5e"},
-        {"tokenizer_hash": "x" * 64},
-        {"vocab_size": 0},
-        {"vocab_size": 2**24 + 1},
-    ],
-)
-def test_bad_arguments_are_value_errors(tmp_path, bad):
-    with pytest.raises(ValueError):
-        ShardWriter(tmp_path, **{"kind": "text", "tokenizer_hash": HASH, "vocab_size": 10, **bad})
-
-
-# ---- damage
-
-
-@pytest.fixture(scope="module", params=VOCAB, ids=lambda width: f"{width}-byte tokens")
-def pristine(request, tmp_path_factory):
-    """(folder, the bytes of each of its files): two shards of several token blocks each."""
-    rng = np.random.default_rng()
-    records = [([rng.integers(1, VOCAB[request.param], 3000).tolist() for _ in range(3)], 0.5, 1) for _ in range(8)]
-    folder = write(tmp_path_factory.mktemp("pristine"), records, VOCAB[request.param], shard_bytes=100_000)
-    return folder, {path: path.read_bytes() for path in folder.iterdir()}
-
-
-@pytest.fixture
-def damage(pristine):
-    """damage(path, data): write `data` there; what stood there returns after the test."""
-    _, files = pristine
-    yield lambda path, data: path.write_bytes(data)
-    for path, data in files.items():
-        path.write_bytes(data)
-
-
-def bytes_of(files):
-    """A byte anywhere, or (small parts would seldom be hit) in a shard's header, index or footer."""
-    return st.sampled_from(sorted(files)).flatmap(
-        lambda path: st.tuples(
-            st.just(path), st.integers(0, len(files[path]) - 1) | st.integers(0, 95) | st.integers(-400, -1)
-        )
-    )
-
-
-@given(draw=st.data(), flip=st.integers(1, 255))
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_no_flipped_byte_goes_unnoticed(pristine, draw, flip, damage):
-    folder, files = pristine
-    path, at = draw.draw(bytes_of({p: d for p, d in files.items() if p.suffix == ".tokens"}))
-    data = bytearray(files[path])
-    data[at] ^= flip
-    damage(path, data)
-    with pytest.raises(UserError) as error:
-        read_all(Shards(folder, HASH))
-    damage(path, files[path])
-    message = str(error.value)
-    assert str(path) in message and f"delete {folder} and run again" in message and "\n" not in message
-
-
-@given(draw=st.data(), flip=st.integers(1, 255))
-@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_damaged_manifest_never_gives_other_data(pristine, draw, flip, damage):
-    folder, files = pristine
-    path = folder / "manifest.json"
-    data = bytearray(files[path])
-    data[draw.draw(st.integers(0, len(data) - 1))] ^= flip
-    whole = read_all(Shards(folder, HASH))
-    damage(path, data)
-    try:
-        assert read_all(Shards(folder, HASH)) == whole  # white space, or 1 written as 1.0
-    except UserError as error:
-        assert str(folder) in str(error) and "\n" not in str(error)
-    damage(path, files[path])
-
-
-@given(draw=st.data())
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_a_shard_cut_short_or_too_long_is_refused(pristine, draw, damage):
-    folder, files = pristine
-    path = draw.draw(st.sampled_from(shard_files(folder)))
-    size = len(files[path])
-    cut = draw.draw(st.integers(0, size - 1) | st.integers(0, 200) | st.integers(size - 200, size - 1))
-    for data in (files[path][:cut], files[path] + files[path][cut : cut + 100], files[path][cut + 1 :]):
-        damage(path, data)
-        with pytest.raises(UserError, match=path.name):
-            Shards(folder, HASH)
-    damage(path, files[path])
-
-
-def sign(data):
-    """The shard with every checksum made right again, as far as its footer says where they are."""
-    data = bytearray(data)
-    data[92:96] = struct.pack("<I", _loader.crc32c(bytes(data[:92])))
-    width, (at, _, _, tokens) = struct.unpack_from("<I", data, 12)[0], struct.unpack_from("<QQQQ", data, len(data) - 48)
-    end = 96 + tokens * width
-    if at == end < len(data):
-        blocks = [_loader.crc32c(bytes(data[i : min(i + 16384, end)])) for i in range(96, end, 16384)]
-        data[len(data) - 48 - 4 * len(blocks) : len(data) - 48] = struct.pack(f"<{len(blocks)}I", *blocks)
-        data[-16:-12] = struct.pack("<I", _loader.crc32c(bytes(data[at:-48])))
-    data[-12:-8] = struct.pack("<I", _loader.crc32c(bytes(data[:96] + data[-48:-12])))
-    return data
-
-
-@given(draw=st.data(), flip=st.integers(1, 255))
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_nonsense_under_right_checksums_cannot_lead_outside_the_file(pristine, draw, flip, damage):
-    folder, files = pristine
-    path, at = draw.draw(bytes_of({p: d for p, d in files.items() if p.suffix == ".tokens"}))
-    assert sign(files[path]) == files[path]
-    data = bytearray(files[path])
-    data[at] ^= flip
-    damage(path, sign(data))
-    try:
-        shards = _loader.ShardSet([str(path)])  # without the manifest, which would notice
-        rows, fields = every_field(shards)
-        tokens, _ = shards.gather(rows, fields, None)
-        assert 0 <= tokens.min() and tokens.max() < shards.describe()[0]["vocab_size"]
-        assert len(tokens) <= shards.describe()[0]["tokens"]
-    except UserError as error:
-        assert str(path) in str(error)
-    damage(path, files[path])
-
-
-@pytest.mark.parametrize("more", [1, 2**20, 2**32 - 1, 2**61, 2**64 - 1])
-def test_a_footer_that_counts_more_than_the_file_holds_is_refused(pristine, damage, more):
-    folder, files = pristine
-    path = shard_files(folder)[0]
-    width = struct.unpack_from("<I", files[path], 12)[0]
-    for added in ((0, 1, 0, 0), (0, 0, 1, 0), (width, 0, 0, 1), (0, 0, 0, 1), (1, 0, 0, 0)):
-        data = bytearray(files[path])
-        counts = struct.unpack_from("<QQQQ", data, len(data) - 48)
-        struct.pack_into("<QQQQ", data, len(data) - 48, *((n + a * more) % 2**64 for n, a in zip(counts, added)))
-        damage(path, sign(data))
-        with pytest.raises(UserError, match="footer's counts"):
-            _loader.ShardSet([str(path)])
-
-
-def test_swapped_shards_are_refused(pristine, damage):
-    folder, files = pristine
-    first, second = shard_files(folder)[:2]
-    damage(first, files[second])
-    damage(second, files[first])
-    with pytest.raises(UserError, match="is not the shard that manifest.json describes"):
-        Shards(folder, HASH)
-
-
-def test_a_missing_shard_is_named(tmp_path):
-    write(tmp_path, [([[1]], 0, 0)], 10)
-    (tmp_path / "shard-00000.tokens").unlink()
-    with pytest.raises(UserError, match="shard-00000.tokens: cannot be opened"):
-        Shards(tmp_path)
-
-
-def test_shards_of_another_tokenizer_are_refused_by_both_names(tmp_path):
-    write(tmp_path, [([[1]], 0, 0)], 10)
-    with pytest.raises(UserError, match=f"{HASH[:12]}.*{'ab' * 6}.*delete"):
-        Shards(tmp_path, "ab" * 32)
-
-
-# ---- unfinished
-
-
-def test_an_exception_leaves_no_manifest_and_a_second_attempt_works(tmp_path):
-    with pytest.raises(ZeroDivisionError):
-        with ShardWriter(tmp_path, kind="text", tokenizer_hash=HASH, vocab_size=10, shard_bytes=1) as writer:
-            writer.add([[1]])
-            writer.add([[2]])
-            raise ZeroDivisionError
-    with pytest.raises(UserError, match="manifest.json: is missing"):
-        Shards(tmp_path)
-    write(tmp_path, [([[3]], 0, 0)], 10)
-    assert Shards(tmp_path).gather([0], 0)[0].tolist() == [3]
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["manifest.json", "shard-00000.tokens"]
-
-
-WRITE_IN_ANOTHER_PROCESS = """
-import os, resource, signal, sys
-from conan_engine.data.shard_writer import ShardWriter
-from conan_engine.command import run
-def main():
-    with ShardWriter(sys.argv[1], kind="text", tokenizer_hash="5e" * 32, vocab_size=10, shard_bytes=50_000) as writer:
-        for i in range(100_000):
-            writer.add([[i % 10] * 20])
-            if i == 5000:
-                {at_5000}
-run(main)
-"""
-
-
-def test_a_killed_writer_leaves_no_manifest(tmp_path):
-    code = WRITE_IN_ANOTHER_PROCESS.format(at_5000="os.kill(os.getpid(), signal.SIGKILL)")
-    assert subprocess.run([sys.executable, "-c", code, tmp_path]).returncode == -signal.SIGKILL
-    assert len(shard_files(tmp_path)) > 1
-    with pytest.raises(UserError, match="manifest.json: is missing"):
-        Shards(tmp_path)
-
-
-def test_a_disk_that_takes_no_more_is_one_line(tmp_path):
-    code = WRITE_IN_ANOTHER_PROCESS.format(at_5000="resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))")
-    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True)
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "cannot write it" in done.stderr
-    assert not (tmp_path / "manifest.json").exists()
-
-
-def test_no_records_is_an_error(tmp_path):
-    with pytest.raises(UserError, match="no records"):
-        write(tmp_path, [], 10)
-
-
-def test_finished_shards_are_not_written_over(tmp_path):
-    write(tmp_path, [([[1]], 0, 0)], 10)
-    with pytest.raises(UserError, match="already holds"):
-        write(tmp_path, [([[2]], 0, 0)], 10)
-    assert Shards(tmp_path).gather([0], 0)[0].tolist() == [1]
 
 
 # ---- threads
