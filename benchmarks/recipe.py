@@ -17,6 +17,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import shutil
 import time
 from pathlib import Path
@@ -39,6 +40,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PAIRS = 1500  # of a source, that the supervised stage trains on
 OPEN = ["--weak.alpha=open"]
 NO_DHNM = ["--negatives.low=-1", "--negatives.bound=-1"]  # no cosine is below: the first 7 for ever
+WHITENED = ["--init_whiten=0.25", "--weak.lr=5e-4"]  # the step that an even start bears
 LORA = ["--lora.rank=64", "--lora.alpha=64"]  # the paper's rank (table 6)
 
 FACTORS = {recipe_report.name_of(*on): on for on in itertools.product((True, False), repeat=3)}
@@ -56,10 +58,20 @@ ROUNDS = [
         "translations",
         "light translations",
     ],
-    ["LoRA", "LoRA, open", "no Matryoshka", "SM + DHNM", "margin", "symmetric", "symmetric, same side", "same side"],
+    [
+        "whitened",
+        "LoRA",
+        "LoRA, open",
+        "no Matryoshka",
+        "SM + DHNM",
+        "margin",
+        "symmetric",
+        "symmetric, same side",
+        "same side",
+    ],
     ["row", "uniform", "accelerating", "decelerating"],
 ]
-STAGES = {"weak": ("weak",), "supervised": ("supervised", "negatives")}  # what changes what
+STAGES = {"weak": ("weak", "init_whiten"), "supervised": ("supervised", "negatives")}  # what changes what
 
 
 def arms(config, teacher=None):
@@ -123,6 +135,7 @@ def arms(config, teacher=None):
     if config.init_from:
         masked = ["--pretrain.masked=0.2"]
         found |= {"LLM2Vec": [*masked, *OPEN], "LLM2Vec, soft mask": masked, "LoRA": LORA, "LoRA, open": [*LORA, *OPEN]}
+        found |= {"whitened": WHITENED}
     else:
         found |= {"equal weights": ["--token_weights=equal"]}
     return {arm: found[arm] for arm in sorted(found, key=round_of)}
@@ -153,7 +166,7 @@ def legs(changes, config, work, seed):
         split = [(["weak", "supervised"], rest)]
     else:
         split = [
-            ([stage], [change for change in rest if change[2:].partition(".")[0] in keys])
+            ([stage], [change for change in rest if re.split("[.=]", change[2:])[0] in keys])
             for stage, keys in STAGES.items()
         ]
     if not config.init_from:

@@ -60,6 +60,7 @@ COMPARISONS = [
     Comparison("both after masked next tokens: soft mask, else bidirectional", [("LLM2Vec, soft mask", "LLM2Vec")]),
     Comparison("masked next tokens before the soft mask, else none", [("LLM2Vec, soft mask", ALL)]),
     Comparison("soft mask, else bidirectional from the start: LoRA", [("LoRA", "LoRA, open")], 0.57),
+    Comparison("hidden states evened out at the start (init_whiten), else as they came", [("whitened", ALL)]),
     Comparison("all weights, else LoRA", [(ALL, "LoRA")], 1.12),
     Comparison("linear schedule, else accelerating", [(ALL, "accelerating")], said="linear is best"),
     Comparison("linear schedule, else decelerating", [(ALL, "decelerating")], said="linear is best"),
