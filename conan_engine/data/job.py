@@ -16,9 +16,9 @@ class Job(NamedTuple):
     """The work on a source for a use.
 
     source: a built-in name, or a path. use: a key of unit_records.TAKES. stage: that stage's settings. about: the
-    source's. folder: of its shards. scores: the folder of the teacher's scores. reads: the path that is read; a built-
-    in source is written out there first. kind: of a built-in source's records. max_bad_share: leave out bad records up
-    to this share; None: the first one raises UserError.
+    source's. folder: of its shards. scores: the folder of the teacher's scores. reads: the path that is read; a
+    built-in source is written out there first. kind: of a built-in source's records. max_bad_share: leave out bad
+    records up to this share; None: the first one raises UserError.
     """
 
     source: str

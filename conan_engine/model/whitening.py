@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from conan_engine.data.shards import Shards
     from conan_engine.model.transformer import Transformer
-    from conan_engine.parallel.mesh import Mesh
+    from conan_engine.parallel.mesh import Group, Mesh
 
 
 RECORDS, TOKENS = 400, 128  # records of each source, and tokens of each of their texts, that are read
@@ -47,7 +47,7 @@ def start(model: Transformer, shards: Iterable[Shards], vocab_size: int, exponen
     model.norm.copy_(scale / (squares * scale**2).mean().sqrt())  # the states keep a root mean square of 1
 
 
-def moments(model: Transformer, shards: list[Shards], vocab_size: int, data: Mesh) -> Tensor:
+def moments(model: Transformer, shards: list[Shards], vocab_size: int, data: Group) -> Tensor:
     """The second moments of the last hidden states over a sample of texts, causal: float64 [C, C].
 
     Each token counts by its rarity: otherwise a few frequent ones decide.
